@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What every bpfkit program starts from: SEC, LICENSE and LOAD_CONST.
+ *
+ * A source says with SEC() what its programs are, in libbpf's words; bpfkit
+ * reads that from the text, so for the compiler the macros are nothing:
+ *
+ *	SEC("socket")
+ *	int count(struct __sk_buff *skb)
+ *
+ *	LICENSE("Dual BSD/GPL");
+ *
+ * Without LICENSE a program is "GPL".
+ */
+#ifndef __BPFKIT_H
+#define __BPFKIT_H
+
+#define SEC(name)
+#define LICENSE(name) struct __bpfkit_license
+
+#ifndef __always_inline
+#define __always_inline inline __attribute__((always_inline))
+#endif
+#ifndef __noinline
+#define __noinline __attribute__((__noinline__))
+#endif
+#ifndef __maybe_unused
+#define __maybe_unused __attribute__((unused))
+#endif
+#ifndef __packed
+#define __packed __attribute__((packed))
+#endif
+#ifndef __aligned
+#define __aligned(n) __attribute__((aligned(n)))
+#endif
+#ifndef likely
+#define likely(x) __builtin_expect(!!(x), 1)
+#endif
+#ifndef unlikely
+#define unlikely(x) __builtin_expect(!!(x), 0)
+#endif
+
+/*
+ * A constant that the loader fills in: LOAD_CONST(index, name, default)
+ * declares u64 name(void).  The verifier sees a number, so it removes the
+ * branches that this value rules out; changing it needs no new compile.
+ * Indices count from 0 and are the program's own.
+ *
+ * It is a 64-bit load whose source register, 15, exists nowhere else: the
+ * loader finds it by that and puts the value in (libbpf's way, a frozen
+ * .rodata map, is not open to BCC).
+ */
+#define LOAD_CONST(index, name, def)                                         \
+	static __always_inline __maybe_unused u64 name(void)                 \
+	{                                                                    \
+		return bpf_pseudo_fd(15, index);                             \
+	}                                                                    \
+	struct __bpfkit_const_##name
+
+#endif /* __BPFKIT_H */

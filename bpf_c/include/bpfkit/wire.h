@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What a socket buffer is on the wire: how many frames, how many bytes.
+ *
+ * With GSO, TSO and GRO one socket buffer stands for many frames: the payload is cut into pieces of
+ * gso_size bytes, each behind its own copy of all headers. A packet tap sees the socket buffer.
+ */
+#ifndef BPFKIT_WIRE_H
+#define BPFKIT_WIRE_H
+
+#include <uapi/linux/if_packet.h>
+#include <bpfkit/ip.h>
+
+#define DIRECTION_IN  1
+#define DIRECTION_OUT 2
+#define GSO_BY_FRAGS  0xffff /* SCTP: segments have sizes of their own, gso_segs counts them */
+
+/* One row of every counting map. */
+struct traffic {
+	u64 packets; /* frames on the wire */
+	u64 bytes; /* from the Ethernet header on, tags included, checksum (FCS) not */
+};
+
+/* Every frame is in `seen`, and in one of the program's rows, nonip or unattributed. */
+struct totals {
+	struct traffic seen;
+	struct traffic nonip;
+	struct traffic unattributed; /* no place in the table */
+};
+
+/* Taps on loopback see each frame twice, outgoing and incoming: `direction` says which to count. */
+static __always_inline bool wanted(struct __sk_buff *skb, u32 direction)
+{
+	u32 is = skb->pkt_type == PACKET_OUTGOING ? DIRECTION_OUT : DIRECTION_IN;
+
+	return direction & is;
+}
+
+/*
+ * Length of the frame in a capture, which a snap length may have cut: put there by who replays the
+ * capture. On a live socket the kernel clears cb[], and skb->len is the length.
+ */
+static __always_inline u32 captured_len(struct __sk_buff *skb)
+{
+	return skb->cb[4];
+}
+
+static __always_inline u32 frame_len(struct __sk_buff *skb)
+{
+	u32 len = captured_len(skb);
+
+	return len ? len : skb->len;
+}
+
+/* More than one frame? Cheap enough to ask for every packet. */
+static __always_inline bool is_super_frame(struct __sk_buff *skb)
+{
+	return skb->gso_segs > 1 || (skb->gso_size && !captured_len(skb));
+}
+
+/* Header bytes each segment repeats, given the transport header at the cursor. */
+static __always_inline u32 segment_header_len(struct __sk_buff *skb, const struct cursor *cur,
+					      u8 proto)
+{
+	u8 doff;
+
+	switch (proto) {
+	case IPPROTO_TCP:
+		if (cur->off + 20 <= cur->end && !bpf_skb_load_bytes(skb, cur->off + 12, &doff, 1))
+			return cur->off + (doff >> 4) * 4;
+		return cur->off + 20;
+	case IPPROTO_UDP:
+		return cur->off + 8;
+	case IPPROTO_SCTP:
+		return cur->off + 12;
+	}
+	return cur->off;
+}
+
+/*
+ * Frames and bytes of this socket buffer. `header_len`: bytes from skb->data up to and including the
+ * innermost transport header (see segment_header_len()); only used for super-frames.
+ */
+static __always_inline struct traffic wire_traffic(struct __sk_buff *skb, u32 header_len)
+{
+	u32 len = frame_len(skb), segs = 1;
+
+	if (is_super_frame(skb)) {
+		u32 size = skb->gso_size;
+
+		segs = skb->gso_segs;
+		/* virtio leaves gso_segs at 0 */
+		if (!segs && size != GSO_BY_FRAGS && len > header_len)
+			segs = (len - header_len + size - 1) / size;
+		if (!segs)
+			segs = 1;
+		len += (segs - 1) * header_len;
+	}
+	/* the outermost tag may be kept beside the packet instead of in it */
+	if (skb->vlan_present)
+		len += segs * VLAN_HLEN;
+	return (struct traffic){ .packets = segs, .bytes = len };
+}
+
+static __always_inline void add_traffic(struct traffic *to, const struct traffic *what)
+{
+	to->packets += what->packets;
+	to->bytes += what->bytes;
+}
+
+#endif

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One family of errors: what failed, why, and what to do about it.
+
+``str(error)`` is what a user sees: one line ``what: why`` and, where there is something to do,
+a second line with the hint.  Compilers' and verifiers' full text is never part of it; it stays
+in :attr:`BpfkitError.log`.  :attr:`BpfkitError.exit_status` is the exit status of a program
+that ends by this error (0 done, 1 failed, 2 bad usage or input, 77 this machine cannot).
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+
+__all__ = [
+    "AttachError",
+    "BpfkitError",
+    "CompileError",
+    "InputError",
+    "LoadError",
+    "MapError",
+    "PrivilegeError",
+    "UnsupportedError",
+    "UsageError",
+    "VerifierError",
+    "errno_text",
+]
+
+
+class BpfkitError(Exception):
+    """Base of everything bpfkit raises on purpose.
+
+    :param what: what failed, on which object ("cannot attach program 'f' to eth0").
+    :param why: the reason, in words.
+    :param hint: what the user can do, one line.
+    :param log: the full text behind the reason (clang, verifier); shown with ``-v`` only.
+    """
+
+    exit_status = 1
+
+    def __init__(self, what: str, *, why: str = "", hint: str = "", log: str = "") -> None:
+        super().__init__(what, why, hint)
+        self.what = what
+        self.why = why
+        self.hint = hint
+        self.log = log
+
+    def __str__(self) -> str:
+        text = f"{self.what}: {self.why}" if self.why else self.what
+        return f"{text}\n{self.hint}" if self.hint else text
+
+
+class CompileError(BpfkitError):
+    """The C source does not compile; ``diagnostics`` is a list of (file, line, column, text)."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        why: str = "",
+        hint: str = "",
+        log: str = "",
+        diagnostics: list[tuple[str, int, int, str]] | None = None,
+    ) -> None:
+        super().__init__(what, why=why, hint=hint, log=log)
+        self.diagnostics = diagnostics or []
+
+
+class LoadError(BpfkitError):
+    """The kernel refused a program or a map for a reason other than the verifier's."""
+
+
+class VerifierError(LoadError):
+    """The verifier rejected a program; ``log`` is its whole log."""
+
+
+class AttachError(BpfkitError):
+    """The kernel refused to attach a program."""
+
+
+class MapError(BpfkitError):
+    """A map operation failed."""
+
+
+class UsageError(BpfkitError):
+    """The command line is wrong."""
+
+    exit_status = 2
+
+
+class InputError(BpfkitError):
+    """Something the user named is missing, malformed or of the wrong kind."""
+
+    exit_status = 2
+
+
+class UnsupportedError(BpfkitError):
+    """This kernel or machine cannot; the missing config, version or package is named."""
+
+    exit_status = 77
+
+
+class PrivilegeError(UnsupportedError):
+    """A capability is missing."""
+
+
+def errno_text(number: int) -> str:
+    """``ENOENT (No such file or directory)`` for 2."""
+    name = _errno.errorcode.get(number)
+    text = os.strerror(number)
+    return f"{name} ({text})" if name else f"errno {number}"

@@ -1,0 +1,537 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one loading path: C text → artifact (from the cache or a compile) → maps and programs.
+
+An *object* is what one source yields, as in libbpf: it has programs and maps, and closing it
+closes them.  Instructions and maps come from an artifact and are created by bpf(2) in the same
+way whether the artifact was just compiled or found in the cache.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from struct import pack_into
+
+from . import syscall
+from .artifact import MapDef, map_defs, prog_defs
+from .cache import Cache, digest
+from .constants import map_type, map_type_name, prog_type_name
+from .errors import (
+    BpfkitError,
+    InputError,
+    LoadError,
+    PrivilegeError,
+    UnsupportedError,
+    VerifierError,
+    errno_text,
+)
+from .log import say
+from .program import Program
+from .sections import Section, resolve
+from .source import Source
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+
+    from .artifact import Artifact, ProgDef
+    from .btf import Btf
+    from .maps import Map
+__all__ = ["Object", "compiled", "load", "load_program"]
+
+_LOG_SIZES = (1 << 16, 1 << 20, 1 << 24)
+
+
+def load(
+    source: str,
+    *,
+    cflags: Sequence[str] = (),
+    consts: Mapping[str, int] | None = None,
+    max_entries: Mapping[str, int] | None = None,
+    map_types: Mapping[str, str] | None = None,
+    reuse_maps: Mapping[str, Map] | None = None,
+    attach_targets: Mapping[str, tuple[int, int]] | None = None,
+    programs: Sequence[str] | None = None,
+    cache: bool = True,
+) -> Object:
+    """Compile (or fetch from the cache) and load a C source.
+
+    :param source: a file of bpfkit's own (``"socket/sockex3.bpf.c"``), a path, or C text.
+    :param cflags: more flags for clang (``-D…``, ``-I…``).
+    :param consts: values of the source's ``LOAD_CONST`` constants, by name.  They are put into
+        the instructions, so another value costs no compile.
+    :param max_entries: sizes of maps that differ from the source's.
+    :param map_types: types of maps that differ from the source's (``{"flows": "lru_hash"}``);
+        the program's code must suit both.
+    :param reuse_maps: maps that exist already and take the place of the source's.
+    :param attach_targets: per program (attach_btf_id, attach_prog_fd), for targets outside the
+        kernel's own BTF.
+    :param programs: load only these functions.
+    :param cache: False compiles anew and keeps nothing.
+    :raises CompileError: with the user's file and line.
+    :raises VerifierError: with the cause in a sentence, the C line and a hint.
+    :raises UnsupportedError: this kernel or machine cannot (what is missing is named).
+    """
+    src = Source.find(source)
+    store = Cache() if cache else None
+    options = _Options(consts, max_entries, map_types, reuse_maps, attach_targets, programs)
+    key, artifact, hit = _artifact(src, cflags, store)
+    try:
+        return Object(src, artifact, options)
+    except LoadError as error:
+        if store is None:
+            raise
+        # The cache is only believed while it works.
+        store.drop(key)
+        if not hit:
+            raise
+        say(f"{src.name}: the cached program does not load ({error.what}); compiling anew")
+    return Object(src, _artifact(src, cflags, store)[1], options)
+
+
+def compiled(source: str, *, cflags: Sequence[str] = (), cache: bool = True) -> Artifact:
+    """The artifact of a source, from the cache or a compile; nothing is loaded, no privilege
+    is needed."""
+    return _artifact(Source.find(source), cflags, Cache() if cache else None)[1]
+
+
+def _artifact(
+    src: Source, cflags: Sequence[str], store: Cache | None
+) -> tuple[str, Artifact, bool]:
+    """(key, artifact, whether the cache had it)."""
+    key = digest(src.key_material(), cflags) if store is not None else ""
+    if store is not None:
+        artifact = store.get(key)
+        if artifact is not None:
+            say(f"{src.name}: compiled earlier ({key[:12]})")
+            return key, artifact, True
+    from .compiler import compile_source
+
+    artifact = compile_source(src, cflags)
+    if store is not None:
+        store.put(key, artifact)
+    return key, artifact, False
+
+
+class _Options:
+    """What the caller wants different from the source."""
+
+    __slots__ = (
+        "attach_targets",
+        "consts",
+        "map_types",
+        "max_entries",
+        "programs",
+        "reuse_maps",
+    )
+
+    def __init__(
+        self,
+        consts: Mapping[str, int] | None,
+        max_entries: Mapping[str, int] | None,
+        map_types: Mapping[str, str] | None,
+        reuse_maps: Mapping[str, Map] | None,
+        attach_targets: Mapping[str, tuple[int, int]] | None,
+        programs: Sequence[str] | None,
+    ) -> None:
+        self.consts = consts or {}
+        self.max_entries = max_entries or {}
+        self.map_types = map_types or {}
+        self.reuse_maps = reuse_maps or {}
+        self.attach_targets = attach_targets or {}
+        self.programs = programs
+
+
+class Object:
+    """Programs and maps of one source; a context manager.
+
+    :ivar name: the source's name.
+    :ivar programs: by function name.
+    :ivar maps: by name; ``obj["flows"]`` is short for ``obj.maps["flows"]``.
+    """
+
+    def __init__(self, src: Source, artifact: Artifact, options: _Options) -> None:
+        self.name = src.name
+        self.programs: dict[str, Program] = {}
+        self.maps: dict[str, Map] = {}
+        self._source = src
+        self._artifact = artifact
+        self._btf: Btf | None = None
+        self._btf_fd = -1
+        self._reused = frozenset(options.reuse_maps)
+        try:
+            self._load(options)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            if self._btf_fd >= 0:
+                os.close(self._btf_fd)
+                self._btf_fd = -1
+
+    @property
+    def btf(self) -> Btf | None:
+        """The types of the source, parsed on first use; None if it was compiled without."""
+        if self._btf is None and self._artifact["btf"]:
+            from .btf import Btf
+
+            self._btf = Btf(self._artifact["btf"])
+        return self._btf
+
+    # --- loading ----------------------------------------------------------------------------
+
+    def _load(self, options: _Options) -> None:
+        blob = self._artifact["btf"]
+        if blob:
+            try:
+                self._btf_fd = syscall.btf_load(blob)
+            except OSError as error:
+                # Only map types and C lines depend on it, unless the verifier says otherwise.
+                say(f"{self.name}: the kernel refuses its BTF: {errno_text(error.errno or 0)}")
+        definitions = map_defs(self._artifact)
+        _known(self.name, "map", options.max_entries, [d.name for d in definitions])
+        _known(self.name, "map", options.map_types, [d.name for d in definitions])
+        _known(self.name, "map", options.reuse_maps, [d.name for d in definitions])
+        fds = self._create_maps(definitions, options)
+        values = {number: default for _, number, default in self._artifact["consts"]}
+        names = {name: number for name, number, _ in self._artifact["consts"]}
+        _known(self.name, "constant", options.consts, list(names))
+        for name, value in options.consts.items():
+            values[names[name]] = value
+        sections = {function: section for function, section, _ in self._artifact["sections"]}
+        if options.programs is not None:
+            _known(self.name, "program", dict.fromkeys(options.programs), list(sections))
+        for definition in prog_defs(self._artifact):
+            if options.programs is None or definition.name in options.programs:
+                section = resolve(sections[definition.name])
+                self._load_program(definition, section, fds, values, options)
+
+    def _create_maps(self, definitions: list[MapDef], options: _Options) -> list[int]:
+        from .maps import open_map
+
+        fds = [-1] * len(definitions)
+        # Templates before the maps of maps that are made after them.
+        for index in sorted(range(len(definitions)), key=lambda i: definitions[i].inner >= 0):
+            definition = definitions[index]
+            name = definition.name
+            if name in options.reuse_maps:
+                existing = options.reuse_maps[name]
+                fds[index] = existing.fd
+                self.maps[name] = existing
+                continue
+            if name in options.map_types:
+                definition.type = map_type(options.map_types[name])
+            if name in options.max_entries:
+                definition.max_entries = options.max_entries[name]
+            fd = _create_map(
+                definition, self._btf_fd, fds[definition.inner] if definition.inner >= 0 else 0
+            )
+            fds[index] = fd
+            self.maps[name] = open_map(definition, fd, lambda: self.btf)
+        return fds
+
+    def _load_program(
+        self,
+        definition: ProgDef,
+        section: Section,
+        fds: list[int],
+        values: dict[int, int],
+        options: _Options,
+    ) -> None:
+        insns = bytearray(definition.insns)
+        for offset, index in definition.map_relocs:
+            insns[offset + 1] = insns[offset + 1] & 0x0F | 0x10  # BPF_PSEUDO_MAP_FD
+            pack_into("<i", insns, offset + 4, fds[index])
+            pack_into("<i", insns, offset + 12, 0)
+        for offset, number in definition.const_relocs:
+            value = values[number] & 0xFFFFFFFFFFFFFFFF
+            insns[offset + 1] &= 0x0F  # a plain 64-bit constant
+            pack_into("<I", insns, offset + 4, value & 0xFFFFFFFF)
+            pack_into("<I", insns, offset + 12, value >> 32)
+        btf_id, prog_fd = options.attach_targets.get(definition.name, (0, 0))
+        if section.attach_btf and not btf_id:
+            btf_id = _attach_btf_id(definition.name, section)
+        fd = load_program(
+            definition.name,
+            section,
+            bytes(insns),
+            self._artifact["license"],
+            kern_version=self._artifact["kern_version"],
+            btf_fd=max(self._btf_fd, 0),
+            definition=definition,
+            attach_btf_id=btf_id,
+            attach_prog_fd=prog_fd,
+            find_line=self._find_line,
+        )
+        self.programs[definition.name] = Program(definition.name, section, fd, bytes(insns))
+
+    def _find_line(self, quoted: str, approximate: int) -> tuple[str, int] | None:
+        """Where a C line that the verifier quotes stands in the user's files."""
+        from .diagnostics import find_c_line
+
+        return find_c_line(self._source, quoted, approximate)
+
+    # --- use --------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Map:
+        try:
+            return self.maps[name]
+        except KeyError:
+            raise InputError(
+                f"no map '{name}' in {self.name}", why=f"it has {', '.join(self.maps) or 'none'}"
+            ) from None
+
+    def close(self) -> None:
+        """Detach every program and let go of everything."""
+        for program in self.programs.values():
+            program.close()
+        for name, m in self.maps.items():
+            if name not in self._reused:
+                m.close()
+
+    def __enter__(self) -> Object:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Object {self.name}: programs {list(self.programs)}, maps {list(self.maps)}>"
+
+
+def _known(where: str, what: str, given: Mapping[str, object], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise InputError(
+                f"no {what} '{name}' in {where}", why=f"it has {', '.join(known) or 'none'}"
+            )
+
+
+# --- talking to the kernel --------------------------------------------------------------------
+
+
+def _create_map(definition: MapDef, btf_fd: int, inner_fd: int) -> int:
+    typed = btf_fd > 0 and definition.btf_value_type_id > 0
+
+    def create(with_btf: bool) -> int:
+        return syscall.map_create(
+            definition.type,
+            definition.key_size,
+            definition.value_size,
+            definition.max_entries,
+            definition.map_flags,
+            definition.name.encode(),
+            btf_fd=btf_fd if with_btf else 0,
+            btf_key_type_id=definition.btf_key_type_id if with_btf else 0,
+            btf_value_type_id=definition.btf_value_type_id if with_btf else 0,
+            inner_map_fd=inner_fd,
+            map_extra=definition.map_extra,
+        )
+
+    try:
+        try:
+            return create(typed)
+        except OSError as error:
+            # As libbpf: some types take no BTF (ENOTSUPP, EINVAL); the kernel knows which.
+            if not typed or error.errno not in (524, errno.EINVAL):
+                raise
+            return create(False)
+    except OSError as error:
+        if error.errno == errno.EPERM and _raise_memlock():
+            try:
+                return create(typed)
+            except OSError as again:
+                error = again
+        raise _map_error(definition, error) from None
+
+
+def _raise_memlock() -> bool:
+    """Before 5.11 maps count against RLIMIT_MEMLOCK; True if raising it was possible."""
+    import resource
+
+    try:
+        if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
+            return False
+        resource.setrlimit(
+            resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        )
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _map_error(definition: MapDef, error: OSError) -> BpfkitError:
+    kind = map_type_name(definition.type)
+    what = f"cannot create map '{definition.name}' ({kind})"
+    number = error.errno or 0
+    if number == errno.EPERM:
+        if os.geteuid() != 0:
+            return _needs_root(what)
+        return PrivilegeError(
+            what,
+            why="not permitted, or RLIMIT_MEMLOCK is too small (kernels before 5.11)",
+            hint="raise it with `ulimit -l unlimited`; in a container add CAP_BPF",
+        )
+    if number in (errno.ENOMEM, errno.E2BIG):
+        return LoadError(
+            what,
+            why=f"{definition.max_entries} entries of {definition.key_size} + "
+            f"{definition.value_size} bytes are too much [{errno_text(number)}]",
+            hint="make it smaller",
+        )
+    if number == errno.EINVAL:
+        return LoadError(
+            what,
+            why=f"the kernel does not know this type, or not with key {definition.key_size}, "
+            f"value {definition.value_size}, {definition.max_entries} entries, "
+            f"flags {definition.map_flags:#x}",
+            hint="`python -m bpfkit doctor` shows which types work here",
+        )
+    return LoadError(what, why=errno_text(number))
+
+
+def _needs_root(what: str) -> PrivilegeError:
+    return PrivilegeError(
+        what,
+        why="needs root (CAP_BPF, and CAP_NET_ADMIN or CAP_PERFMON by program type)",
+        hint="run it with sudo",
+    )
+
+
+def load_program(
+    name: str,
+    section: Section,
+    insns: bytes,
+    license: bytes = b"GPL",
+    *,
+    kern_version: int = 0,
+    btf_fd: int = 0,
+    definition: ProgDef | None = None,
+    attach_btf_id: int = 0,
+    attach_prog_fd: int = 0,
+    find_line: Callable[[str, int], tuple[str, int] | None] | None = None,
+) -> int:
+    """BPF_PROG_LOAD with the errors put into words; returns the fd.
+
+    The first attempt goes without a log, which is what makes loading fast; only a refusal is
+    repeated with one.
+    """
+    import ctypes
+
+    func_info = definition.func_info if definition else b""
+    line_info = definition.line_info if definition else b""
+
+    def attempt(eat: int, level: int = 0, log: ctypes.Array[ctypes.c_char] | None = None) -> int:
+        return syscall.prog_load(
+            section.prog_type,
+            insns,
+            license,
+            name.encode(),
+            expected_attach_type=eat,
+            prog_flags=section.prog_flags,
+            kern_version=kern_version,
+            btf_fd=btf_fd,
+            func_info=func_info,
+            func_info_rec_size=definition.func_info_rec_size if definition else 8,
+            line_info=line_info,
+            line_info_rec_size=definition.line_info_rec_size if definition else 16,
+            attach_btf_id=attach_btf_id,
+            attach_prog_fd=attach_prog_fd,
+            log_level=level,
+            log=log,
+        )
+
+    eat = section.expected_attach_type
+    try:
+        return attempt(eat)
+    except OSError as error:
+        first = error
+    if section.attach_optional and eat and first.errno in (errno.EINVAL, errno.E2BIG):
+        try:
+            return attempt(0)  # a kernel that does not know this attach type yet
+        except OSError:
+            pass
+    text = ""
+    for size in _LOG_SIZES:
+        log = ctypes.create_string_buffer(size)
+        try:
+            return attempt(eat, 1, log)
+        except OSError as error:
+            text = log.value.decode(errors="replace")
+            if error.errno != errno.ENOSPC:
+                first = error
+                break
+    raise _load_error(name, section, len(insns) // 8, first, text, find_line) from None
+
+
+def _load_error(
+    name: str,
+    section: Section,
+    insn_count: int,
+    error: OSError,
+    log: str,
+    find_line: Callable[[str, int], tuple[str, int] | None] | None,
+) -> BpfkitError:
+    number = error.errno or 0
+    kind = prog_type_name(section.prog_type)
+    what = f"cannot load '{name}' ({kind})"
+    if number == errno.EPERM and os.geteuid() != 0:
+        return _needs_root(what)
+    if not log.strip() and number != errno.E2BIG:  # that one is too large to have a log
+        if number == errno.EPERM:
+            from .features import refused_by_policy
+
+            return PrivilegeError(what, why=refused_by_policy(section.prog_type))
+        if number == errno.EINVAL:
+            return UnsupportedError(
+                what,
+                why="this kernel does not have the type, or its attach type "
+                f"{section.expected_attach_type} [{errno_text(number)}]",
+                hint="`python -m bpfkit doctor` shows what works here",
+            )
+        return LoadError(what, why=errno_text(number))
+    from .verifier import explain
+
+    found = explain(
+        log, prog_type_name=kind, insn_count=insn_count, find_line=find_line, number=number
+    )
+    lines = [found.cause]
+    if found.c_line:
+        lines.append(f"  {found.c_location or 'C'}: {found.c_line}")
+    lines += [f"  verifier: {line}" for line in found.log_lines]
+    return VerifierError(
+        f"the verifier rejects '{name}' ({kind})",
+        why="\n".join(lines),
+        hint=found.hint,
+        log=log,
+    )
+
+
+def _attach_btf_id(name: str, section: Section) -> int:
+    """The kernel type that a tp_btf, fentry, LSM … program names, by its id in vmlinux BTF."""
+    from .btf import vmlinux
+
+    what = f"cannot load '{name}' (SEC(\"{section.name}\"))"
+    btf = vmlinux()
+    if btf is None:
+        raise UnsupportedError(
+            what, why="the kernel has no BTF", hint="it needs CONFIG_DEBUG_INFO_BTF"
+        )
+    attach = section.expected_attach_type
+    target = section.target
+    prefix, kind = {
+        23: ("btf_trace_", "typedef"),
+        27: ("bpf_lsm_", "func"),
+        43: ("bpf_lsm_", "func"),
+        28: ("bpf_iter_", "func"),
+    }.get(attach, ("", "func"))
+    found = btf.find(prefix + target, kind)
+    if found is None:
+        raise InputError(what, why=f"the kernel has no {kind} {prefix}{target} in its BTF")
+    return found

@@ -1,0 +1,601 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A loaded program: how to attach it, and how to run it on a packet.
+
+Every kind of attachment is one ``attach_*`` method and returns a :class:`~bpfkit.core.link.Link`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from struct import Struct, pack, pack_into
+
+from . import syscall
+from .constants import SOCKET_FILTER, attach_type_name, prog_type_name
+from .errors import AttachError, BpfkitError, InputError, UnsupportedError, errno_text
+from .link import Link
+from .registry import attachers
+from .sections import Section
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket as socket_module
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import Any
+
+    from .maps import Map
+
+__all__ = ["Program", "RunResult", "Runner", "attach_error", "skb_context"]
+
+_ETH_HLEN = 14
+#: Where that ethertype is IP, the kernel refuses packet runs over less than an IP header (EINVAL).
+_IPV6_HLEN = 40
+_SOL_SOCKET = 1
+_SO_ATTACH_BPF = 50
+_SO_DETACH_FILTER = 27
+_SO_ATTACH_REUSEPORT_EBPF = 52
+_SO_DETACH_REUSEPORT_BPF = 68
+
+#: BPF_PROG_TEST_RUN takes one page less headroom, tailroom and skb_shared_info.
+MAX_RUN_DATA = 3520
+
+# struct __sk_buff: fields BPF_PROG_TEST_RUN accepts, with their offsets
+_SKB_SIZE = 192
+_SKB_U32 = {
+    "mark": 8,
+    "priority": 32,
+    "ingress_ifindex": 36,
+    "ifindex": 40,
+    "wire_len": 160,
+    "gso_segs": 164,
+    "gso_size": 176,
+}
+_SKB_CB = 48
+_SKB_TSTAMP = 152
+_SKB_HWTSTAMP = 184
+
+
+def skb_context(fields: Mapping[str, Any]) -> bytes:
+    """``struct __sk_buff`` as context of a packet run.
+
+    :param fields: ``mark``, ``priority``, ``ingress_ifindex``, ``ifindex``, ``wire_len``,
+        ``gso_segs``, ``gso_size``, ``tstamp``, ``hwtstamp`` (host-order integers) and ``cb``
+        (up to five); the kernel accepts no others.
+    :raises InputError: for a field the kernel would refuse.
+    """
+    ctx = bytearray(_SKB_SIZE)
+    for name, value in fields.items():
+        if name == "cb":
+            pack_into(f"<{len(value)}I", ctx, _SKB_CB, *value)
+        elif name == "tstamp":
+            pack_into("<Q", ctx, _SKB_TSTAMP, value)
+        elif name == "hwtstamp":
+            pack_into("<Q", ctx, _SKB_HWTSTAMP, value)
+        elif name in _SKB_U32:
+            pack_into("<I", ctx, _SKB_U32[name], value)
+        else:
+            raise InputError(
+                f"a packet run cannot set __sk_buff.{name}",
+                why="BPF_PROG_TEST_RUN accepts " + ", ".join([*_SKB_U32, "cb", "tstamp"]),
+            )
+    return bytes(ctx)
+
+
+class RunResult:
+    """What a packet run gave.
+
+    ``retval`` is the program's return value (unsigned 32 bit), ``data`` the packet afterwards,
+    ``duration_ns`` nanoseconds per run, ``ctx`` the context afterwards (bytes; empty unless one
+    was given).
+    """
+
+    __slots__ = ("ctx", "data", "duration_ns", "retval")
+
+    def __init__(self, retval: int, data: bytes, duration_ns: int, ctx: bytes) -> None:
+        self.retval = retval
+        self.data = data
+        self.duration_ns = duration_ns
+        self.ctx = ctx
+
+    def __repr__(self) -> str:
+        return (
+            f"RunResult(retval={self.retval}, data=<{len(self.data)} bytes>, "
+            f"duration_ns={self.duration_ns})"
+        )
+
+
+class Runner:
+    """Runs many packets through one program with buffers made once: one system call a packet.
+
+    Made for captures.  A frame longer than the kernel's limit for packet runs
+    (:data:`MAX_RUN_DATA`) is cut; its wire length is passed in ``cb[4]``, where bpfkit's own
+    programs look for it.
+    """
+
+    __slots__ = ("_ctx", "_data", "_pad", "_run")
+
+    def __init__(self, program: Program, skb: bool = True) -> None:
+        self._pad = _ETH_HLEN if program.type == SOCKET_FILTER else 0
+        self._run = syscall.TestRun(
+            program.fd, MAX_RUN_DATA + self._pad, 0, _SKB_SIZE if skb else 0
+        )
+        self._data = memoryview(self._run.data_in).cast("B")
+        self._ctx = self._run.ctx_in
+
+    def __call__(self, frame: bytes, wire_len: int = 0) -> int:
+        """Run once and return the verdict; ``wire_len`` 0 means as long as ``frame``."""
+        if not frame:
+            frame = b"\0"  # the kernel runs no empty packet; one byte is no header either
+        elif len(frame) > MAX_RUN_DATA:
+            wire_len = wire_len or len(frame)
+            frame = frame[:MAX_RUN_DATA]
+        pad = self._pad
+        size = len(frame)
+        data = self._data
+        data[pad : pad + size] = frame
+        if pad:
+            # The kernel takes 14 bytes off and the ethertype from them.
+            data[12:14] = frame[12:14] if size >= _IPV6_HLEN else b"\0\0"
+        if self._ctx is not None:
+            pack_into("<I", self._ctx, _SKB_CB + 16, wire_len)
+        return self._run.run(size + pad)[0]
+
+
+class Program:
+    """A program in the kernel, held by an fd; closing it (and its links) unloads it.
+
+    :ivar name: the C function's name.
+    :ivar type: number in ``enum bpf_prog_type``; ``type_name`` is the kernel's name.
+    :ivar section: what ``SEC()`` said.
+    """
+
+    __slots__ = ("_info", "_links", "fd", "insns", "name", "section", "type")
+
+    def __init__(self, name: str, section: Section, fd: int, insns: bytes = b"") -> None:
+        self.name = name
+        self.section = section
+        self.type = section.prog_type
+        self.fd = fd
+        self.insns = insns
+        self._links: list[Link] = []
+        self._info: dict[str, Any] | None = None
+
+    @classmethod
+    def from_insns(
+        cls,
+        type: str | int,
+        insns: bytes,
+        *,
+        name: str = "assembled",
+        license: str = "GPL",
+        expected_attach_type: int = 0,
+        prog_flags: int = 0,
+    ) -> Program:
+        """Load instructions made by hand (:mod:`bpfkit.core.asm`).
+
+        :param type: a name or number of ``enum bpf_prog_type``.
+        :param insns: 8 bytes per instruction, in the machine's byte order.
+        :raises VerifierError: with the reason in words, when the verifier rejects them.
+        """
+        from .constants import prog_type
+        from .object import load_program
+
+        number = type if isinstance(type, int) else prog_type(type)
+        section = Section("", number, expected_attach_type, prog_flags)
+        fd = load_program(name, section, insns, license.encode())
+        return cls(name, section, fd, insns)
+
+    # --- what the kernel says of it ---------------------------------------------------------
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The kernel's ``bpf_prog_info`` figures (read once)."""
+        if self._info is None:
+            self._info = syscall.prog_info(self.fd)
+        return self._info
+
+    @property
+    def id(self) -> int:
+        """The id that ``bpftool prog show`` prints."""
+        return int(self.info["id"])
+
+    @property
+    def tag(self) -> str:
+        """The instructions' digest that ``bpftool`` and ``ip link`` print."""
+        return str(self.info["tag"])
+
+    @property
+    def jited(self) -> bool:
+        """Whether the kernel compiled it to machine code."""
+        return bool(self.info["jited_prog_len"])
+
+    @property
+    def type_name(self) -> str:
+        """``BPF_PROG_TYPE_…``."""
+        return prog_type_name(self.type)
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """Where it is attached at this moment through bpfkit."""
+        return tuple(self._links)
+
+    # --- packet runs ------------------------------------------------------------------------
+
+    def run(
+        self,
+        packet: bytes = b"",
+        repeat: int = 1,
+        *,
+        ctx: bytes = b"",
+        skb: Mapping[str, Any] | None = None,
+        flags: int = 0,
+        cpu: int = 0,
+    ) -> RunResult:
+        """Run over one packet by BPF_PROG_TEST_RUN; nothing is sent or received.
+
+        :param packet: the frame from the link header on.  For a socket filter it is the frame
+            as a filter on a raw AF_PACKET socket sees it; the 14 bytes that the kernel takes off
+            first are put in front here.
+        :param repeat: number of runs; ``duration_ns`` is their mean.
+        :param ctx: the type's context struct as bytes (``skb_context()``, ``xdp_md`` …).
+        :param skb: the same as a mapping, for the types whose context is ``__sk_buff``.
+        :raises UnsupportedError: for a type without packet runs (sock_ops, sk_msg, …).
+
+        Source: Documentation/bpf/bpf_prog_run.rst (kernel 4.12; context 5.2).
+        """
+        data = packet
+        strip = 0
+        if self.type == SOCKET_FILTER:
+            head = packet[:_ETH_HLEN] if len(packet) >= _IPV6_HLEN else bytes(_ETH_HLEN)
+            data = head + packet
+            strip = _ETH_HLEN
+        if skb is not None:
+            ctx = skb_context(skb)
+        try:
+            retval, out, duration, ctx_out = syscall.prog_test_run(
+                self.fd,
+                data,
+                repeat=repeat,
+                size_out=len(data) + 512 if data else 0,
+                ctx=ctx,
+                flags=flags,
+                cpu=cpu,
+            )
+        except OSError as error:
+            what = f"cannot run '{self.name}' on a packet"
+            if error.errno == 524:  # ENOTSUPP, which user space has no name for
+                raise UnsupportedError(
+                    what, why=f"the kernel has no packet runs for {self.type_name}"
+                ) from None
+            why = errno_text(error.errno or 0)
+            if error.errno == errno.EINVAL and len(data) > MAX_RUN_DATA:
+                why = f"{len(packet)} bytes are more than a packet run takes ({MAX_RUN_DATA})"
+            raise BpfkitError(what, why=why) from None
+        if strip and len(out) >= strip and out[:strip] == data[:strip]:
+            out = out[strip:]
+        return RunResult(retval, out, duration, ctx_out)
+
+    def runner(self, skb: bool = True) -> Runner:
+        """A :class:`Runner` for many packets."""
+        return Runner(self, skb)
+
+    # --- attaching --------------------------------------------------------------------------
+
+    def _link(
+        self, kind: str, target: str, number: int, attach_type: int, flags: int, extra: bytes = b""
+    ) -> Link:
+        try:
+            fd = syscall.link_create(self.fd, number, attach_type, flags, extra)
+        except OSError as error:
+            raise attach_error(self, target, error) from None
+        return Link(self, kind, target, fd)
+
+    def attach_socket(self, sock: socket_module.socket | int) -> Link:
+        """Filter what a socket receives (SO_ATTACH_BPF; kernel 3.19).
+
+        On an AF_PACKET socket attach before bind, so that nothing unfiltered queues up; on a
+        listening TCP socket the accepted ones inherit it.
+        """
+        return self._setsockopt(sock, _SO_ATTACH_BPF, _SO_DETACH_FILTER, "socket")
+
+    def attach_reuseport(self, sock: socket_module.socket | int) -> Link:
+        """Choose among the sockets of an SO_REUSEPORT group (SO_ATTACH_REUSEPORT_EBPF; 4.5)."""
+        return self._setsockopt(
+            sock, _SO_ATTACH_REUSEPORT_EBPF, _SO_DETACH_REUSEPORT_BPF, "reuseport"
+        )
+
+    def _setsockopt(
+        self, sock: socket_module.socket | int, attach: int, detach: int, kind: str
+    ) -> Link:
+        import _socket
+
+        fd = sock if isinstance(sock, int) else sock.fileno()
+
+        def option(number: int, value: int) -> None:
+            copy = _socket.socket(fileno=os.dup(fd))
+            try:
+                copy.setsockopt(_SOL_SOCKET, number, value)
+            finally:
+                copy.close()
+
+        def undo() -> None:
+            # A socket that is closed already has taken the filter with it.
+            if isinstance(sock, int) or sock.fileno() == fd:
+                try:
+                    option(detach, 0)
+                except OSError:
+                    pass
+
+        try:
+            option(attach, self.fd)
+        except OSError as error:
+            raise attach_error(self, f"socket fd {fd}", error) from None
+        return Link(self, kind, f"socket fd {fd}", undo=undo)
+
+    def attach_xdp(self, ifindex: int, mode: str = "auto", *, replace: bool = False) -> Link:
+        """Attach to an interface's receive path (BPF_LINK_CREATE; kernel 5.9).
+
+        :param mode: ``native``, ``generic``, ``offload`` or ``auto`` (native where the driver
+            has it, else generic).
+        :raises AttachError: EBUSY when another program is there, EOPNOTSUPP without driver
+            support.
+        """
+        modes = {"auto": 0, "generic": 1 << 1, "native": 1 << 2, "offload": 1 << 3}
+        if mode not in modes:
+            raise InputError(f"no XDP mode '{mode}'", why="there are " + ", ".join(modes))
+        return self._link("xdp", _device(ifindex), ifindex, 37, modes[mode])
+
+    def attach_tcx(self, ifindex: int, direction: str = "") -> Link:
+        """Attach to tc's ingress or egress by tcx (BPF_LINK_CREATE; kernel 6.6).
+
+        :param direction: ``ingress`` or ``egress``; by default what ``SEC("tc/…")`` said.
+        """
+        attach = self._direction(direction)
+        return self._link("tcx", _device(ifindex), ifindex, attach, 0, bytes(16))
+
+    def attach_tc(
+        self, ifindex: int, direction: str = "", how: str = "auto", **options: Any
+    ) -> Link:
+        """Attach to tc by ``clsact`` or ``tcx``; ``auto`` takes tcx where the kernel has it."""
+        if how == "auto":
+            try:
+                return self.attach_tcx(ifindex, direction)
+            except UnsupportedError:
+                how = "clsact"
+        if how == "tcx":
+            return self.attach_tcx(ifindex, direction)
+        if how not in attachers:
+            raise InputError(f"no way '{how}' to attach to tc", why="there are clsact and tcx")
+        word = "ingress" if self._direction(direction) == 46 else "egress"
+        return attachers[how](self, ifindex, word, **options)
+
+    def _direction(self, direction: str) -> int:
+        types = {"ingress": 46, "egress": 47}
+        if not direction and self.section.expected_attach_type in types.values():
+            return self.section.expected_attach_type
+        if direction not in types:
+            raise InputError(f"'{self.name}' needs a direction", why="say 'ingress' or 'egress'")
+        return types[direction]
+
+    def attach_netkit(self, ifindex: int) -> Link:
+        """Attach to a netkit device (kernel 6.7)."""
+        attach = self.section.expected_attach_type
+        return self._link("netkit", _device(ifindex), ifindex, attach, 0, bytes(16))
+
+    def attach_cgroup(self, cgroup: int | str, *, attach_type: int | None = None) -> Link:
+        """Attach to a cgroup of the v2 hierarchy (BPF_LINK_CREATE; kernel 5.7).
+
+        :param cgroup: an fd of the directory, or its path.
+        """
+        attach = self.section.expected_attach_type if attach_type is None else attach_type
+        opened = -1
+        if isinstance(cgroup, str):
+            try:
+                opened = cgroup_fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError as error:
+                raise InputError(f"no cgroup {cgroup}", why=errno_text(error.errno or 0)) from None
+        else:
+            cgroup_fd = cgroup
+        try:
+            return self._link("cgroup", f"cgroup {cgroup}", cgroup_fd, attach, 0)
+        finally:
+            if opened >= 0:
+                os.close(opened)
+
+    def attach_sockmap(self, sockmap: Map) -> Link:
+        """Attach an sk_skb or sk_msg program to a SOCKMAP or SOCKHASH.
+
+        By a link where the kernel has it (6.10), else by BPF_PROG_ATTACH; the map's end detaches
+        it either way.
+        """
+        attach = self.section.expected_attach_type
+        target = f"map {sockmap.name}"
+        try:
+            return Link(self, "sockmap", target, syscall.link_create(self.fd, sockmap.fd, attach))
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise attach_error(self, target, error) from None
+        try:
+            syscall.prog_attach(sockmap.fd, self.fd, attach)
+        except OSError as error:
+            raise attach_error(self, target, error) from None
+
+        def undo() -> None:
+            try:
+                syscall.prog_detach(sockmap.fd, self.fd, attach)
+            except OSError:
+                pass  # the map is gone, and the attachment with it
+
+        return Link(self, "sockmap", target, undo=undo)
+
+    def attach_netns(self, netns: int | str = "/proc/thread-self/ns/net") -> Link:
+        """Attach a flow dissector or sk_lookup program to a network namespace (kernel 5.8/5.9).
+
+        :param netns: an fd of the namespace, or a path; by default the caller's own.
+        """
+        opened = -1
+        if isinstance(netns, str):
+            try:
+                opened = number = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise InputError(
+                    f"no network namespace {netns}", why=errno_text(error.errno or 0)
+                ) from None
+        else:
+            number = netns
+        try:
+            attach = self.section.expected_attach_type
+            return self._link("netns", f"netns {netns}", number, attach, 0)
+        finally:
+            if opened >= 0:
+                os.close(opened)
+
+    def attach_netfilter(self, pf: int, hook: int, priority: int, *, defrag: bool = False) -> Link:
+        """Attach to a netfilter hook of the caller's network namespace (kernel 6.4).
+
+        :param pf: NFPROTO_IPV4 (2) or NFPROTO_IPV6 (10); ``hook`` is NF_INET_* (0–4).
+        """
+        extra = pack("<IIiI", pf, hook, priority, 1 if defrag else 0)
+        return self._link("netfilter", f"netfilter pf {pf} hook {hook}", 0, 45, 0, extra)
+
+    def attach_raw_tracepoint(self, name: str = "") -> Link:
+        """Attach to a raw tracepoint (4.17); by default the one ``SEC("raw_tp/…")`` names.
+
+        Programs that know their target by BTF (fentry, fexit, LSM, tp_btf) attach here as well.
+        """
+        name = name or self.section.target
+        by_btf = self.section.attach_btf
+        try:
+            fd = syscall.raw_tracepoint_open(self.fd, None if by_btf else name.encode())
+        except OSError as error:
+            raise attach_error(self, f"tracepoint {name}", error) from None
+        return Link(self, "raw_tracepoint", name, fd)
+
+    attach_trace = attach_raw_tracepoint
+
+    def attach_iter(self, extra: bytes = b"") -> Link:
+        """Make an iterator's link (5.8); :func:`bpfkit.core.syscall.iter_create` reads it."""
+        return self._link("iter", self.section.target, 0, 28, 0, extra)
+
+    def attach_perf_event(self, event_fd: int, *, target: str = "") -> Link:
+        """Attach to an open perf event and enable it (link 5.15; else the ioctl).
+
+        The link owns ``event_fd`` from now on.
+        """
+        import fcntl
+
+        target = target or f"perf event fd {event_fd}"
+        try:
+            try:
+                fd = syscall.link_create(self.fd, event_fd, 41)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                fcntl.ioctl(event_fd, 0x40042408, self.fd)  # PERF_EVENT_IOC_SET_BPF
+                fd = -1
+            fcntl.ioctl(event_fd, 0x2400, 0)  # PERF_EVENT_IOC_ENABLE
+        except OSError as error:
+            os.close(event_fd)
+            raise attach_error(self, target, error) from None
+        return Link(self, "perf_event", target, fd, undo=lambda: os.close(event_fd))
+
+    def attach_tracepoint(self, name: str = "") -> Link:
+        """Attach to a tracepoint, ``category/name`` (4.7; needs tracefs to learn its number)."""
+        from .features import tracefs
+
+        name = name or self.section.target
+        root = tracefs()
+        if not root:
+            raise UnsupportedError(
+                f"cannot attach '{self.name}' to tracepoint {name}",
+                why="tracefs is not mounted",
+                hint="mount it: mount -t tracefs tracefs /sys/kernel/tracing",
+            )
+        try:
+            with open(f"{root}/events/{name}/id") as file:
+                number = int(file.read())
+        except OSError as error:
+            raise InputError(f"no tracepoint {name}", why=errno_text(error.errno or 0)) from None
+        return self._perf(2, number, f"tracepoint {name}")
+
+    def _perf(self, kind: int, config: int, target: str, pid: int = -1, cpu: int = 0) -> Link:
+        # struct perf_event_attr: type, size, config, sample_period 1, wakeup_events 1
+        attr = Struct("<IIQQQQQI").pack(kind, 128, config, 1, 0, 0, 0, 1).ljust(128, b"\0")
+        try:
+            fd = syscall.perf_event_open(attr, pid, cpu)
+        except OSError as error:
+            raise attach_error(self, target, error) from None
+        return self.attach_perf_event(fd, target=target)
+
+    # --- end --------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Detach everywhere and let go of the program."""
+        for link in tuple(self._links):
+            link.close()
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def fileno(self) -> int:
+        """The program's fd."""
+        return self.fd
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = f"fd {self.fd}" if self.fd >= 0 else "closed"
+        return f"<Program {self.name} {self.type_name} {state}>"
+
+
+def _device(ifindex: int) -> str:
+    import _socket
+
+    try:
+        return _socket.if_indextoname(ifindex)
+    except OSError:
+        return f"interface {ifindex}"
+
+
+_REASONS: dict[int, tuple[str, str]] = {
+    errno.ENODEV: ("there is no such interface", ""),
+    errno.EBUSY: (
+        "another program is attached there",
+        "see whose it is with `bpftool net show`",
+    ),
+    errno.EEXIST: ("another program is attached there", "see `bpftool net show`"),
+    errno.EOPNOTSUPP: ("the driver or the kernel cannot do this here", ""),
+    errno.EINVAL: ("the kernel does not know this kind of attachment, or not for this type", ""),
+    errno.EPERM: ("not permitted", "run as root"),
+    errno.ENOENT: ("the target does not exist in this kernel", ""),
+    errno.E2BIG: ("too many programs are attached there", ""),
+}
+
+_UNSUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOPROTOOPT)
+
+
+def attach_error(program: Program, target: str, error: OSError) -> BpfkitError:
+    """The error to raise when the kernel refused an attachment."""
+    number = error.errno or 0
+    why, hint = _REASONS.get(number, ("", ""))
+    text = f"{why} [{errno_text(number)}]" if why else errno_text(number)
+    kind = UnsupportedError if number in _UNSUPPORTED else AttachError
+    if number == errno.EPERM and os.geteuid() != 0:
+        from .errors import PrivilegeError
+
+        kind = PrivilegeError
+    attach = program.section.expected_attach_type
+    what = f"cannot attach '{program.name}' ({program.type_name}"
+    if attach:
+        what += f", {attach_type_name(attach)}"
+    return kind(f"{what}) to {target}", why=text, hint=hint)

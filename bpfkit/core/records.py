@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ownership records: for what the kernel does not take down with the process.
+
+Links, unnamed namespaces and sockets vanish by themselves.  A cgroup directory and a filter on
+somebody's interface do not, so before making one bpfkit writes down who made it; the next start
+and ``python -m bpfkit clean`` undo what belongs to a process that is gone.
+
+A record is written before the thing is made and removed after it is undone, so a ``kill -9`` in
+between leaves at worst a record of nothing.  The owner is a pid together with its start time: a
+pid that was given to another process is not mistaken for it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .log import say
+from .registry import undoers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+__all__ = ["Record", "reap", "records_dir"]
+
+_count = 0
+
+
+def records_dir() -> str:
+    """Where the records are: ``BPFKIT_RUN``, else ``/run/bpfkit`` (gone after a reboot, as are
+    the things recorded)."""
+    return os.environ.get("BPFKIT_RUN") or "/run/bpfkit"
+
+
+def _start_time(pid: int) -> str:
+    """Field 22 of /proc/PID/stat, or an empty string for a process that is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The command's name may hold spaces and parentheses; fields count from the last ")".
+            return file.read().rsplit(b")", 1)[1].split()[19].decode()
+    except (OSError, IndexError):
+        return ""
+
+
+class Record:
+    """A thing this process is about to make outside of itself."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Write it down.
+
+        :raises OSError: when that is impossible; then the thing must not be made.
+        """
+        import json
+
+        global _count
+        _count += 1
+        directory = records_dir()
+        os.makedirs(directory, 0o700, exist_ok=True)
+        pid = os.getpid()
+        self.path = f"{directory}/{pid}-{_start_time(pid)}-{_count}"
+        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            json.dump({"kind": kind, "data": dict(data)}, file)
+
+    def done(self) -> None:
+        """The thing is undone."""
+        try:
+            os.unlink(self.path)
+        except OSError:
+            pass
+
+
+def reap() -> int:
+    """Undo what dead processes left; returns how many records were dealt with.
+
+    Costs one ``listdir`` where there is nothing to do.
+    """
+    directory = records_dir()
+    try:
+        s = os.stat(directory)
+        names = os.listdir(directory) if s.st_uid == os.geteuid() else []
+    except OSError:
+        return 0
+    count = 0
+    for name in names:
+        pid, _, rest = name.partition("-")
+        started = rest.partition("-")[0]
+        if not pid.isdigit() or _start_time(int(pid)) == started:
+            continue
+        count += _reap_one(f"{directory}/{name}")
+    return count
+
+
+def _reap_one(path: str) -> int:
+    import json
+
+    try:
+        with open(path) as file:
+            record = json.load(file)
+        handler = undoers.get(record["kind"])
+        if handler is None:
+            say(f"leftover of unknown kind {record['kind']} in {path}")
+            return 0
+        handler(record["data"])
+        say(f"removed what a killed bpfkit left: {record['kind']} {record['data']}")
+    except (OSError, ValueError, KeyError) as error:
+        say(f"cannot undo {path}: {error}")
+        if not isinstance(error, ValueError):
+            return 0
+    os.unlink(path)
+    return 1
