@@ -246,7 +246,7 @@ def label(name: str) -> Label:
     return Label(name)
 
 
-# --- arithmetic: dst = dst OP operand ----------------------------------------------------------
+# --- arithmetic: dst = dst OP operand ---------------------------------------------------------
 
 
 def add(dst: Reg, operand: Operand) -> Insn:
@@ -352,7 +352,7 @@ def addr_space_cast(dst: Reg, src: Reg, to_space: int, from_space: int) -> Insn:
     return Insn(ALU64 | MOV << 4 | X, _r64(dst).number, _r64(src).number, 1, imm)
 
 
-# --- jumps ---------------------------------------------------------------------------------------
+# --- jumps ------------------------------------------------------------------------------------
 # ``to`` is a label, or the number of slots to skip (0 is the next instruction).
 
 
@@ -446,7 +446,7 @@ def call_local(to: Target) -> Insn:
 
 
 def call_kfunc(btf_id: int, fd_index: int = 0) -> Insn:
-    """Call a kernel function by its BTF id; ``fd_index`` names a module's BTF in fd_array (5.13)."""
+    """Call a kernel function by its BTF id (5.13); ``fd_index``: a module's BTF in fd_array."""
     off = _fits(fd_index, 16, "fd_array index")
     return Insn(JMP | CALL << 4, src=PSEUDO_KFUNC_CALL, off=off, imm=_fits(btf_id, 32, "BTF id"))
 
@@ -456,7 +456,7 @@ def exit_() -> Insn:
     return Insn(JMP | EXIT << 4)
 
 
-# --- loads and stores ------------------------------------------------------------------------------
+# --- loads and stores -------------------------------------------------------------------------
 
 
 def ldabs(size: Size, offset: int) -> Insn:
@@ -484,9 +484,7 @@ def ldx(size: Size, dst: Reg, src: Mem | Reg) -> Insn:
 def stx(size: Size, dst: Mem | Reg, src: Reg) -> Insn:
     """\\*(size \\*)(dst + off) = src"""
     where = dst if isinstance(dst, Mem) else dst + 0
-    return Insn(
-        STX | MEM | _unsigned(size).code, where.reg.number, _r64(src).number, where.off
-    )
+    return Insn(STX | MEM | _unsigned(size).code, where.reg.number, _r64(src).number, where.off)
 
 
 def st(size: Size, dst: Mem | Reg, value: int) -> Insn:
@@ -536,7 +534,7 @@ def ld_func(dst: Reg, to: Target) -> Insn:
     return insn
 
 
-# --- atomic operations: u32 and u64 (RFC 9669, 5.3; all but add since 5.12) -------------------------
+# --- atomic operations: u32 and u64 (RFC 9669, 5.3; all but add since 5.12) -------------------
 
 
 def atomic_add(size: Size, dst: Mem, src: Reg, *, fetch: bool = False) -> Insn:
@@ -581,7 +579,7 @@ def store_release(size: Size, dst: Mem, src: Reg) -> Insn:
     return Insn(code, dst.reg.number, _r64(src).number, dst.off, STORE_REL)
 
 
-# --- checks and encodings --------------------------------------------------------------------------
+# --- checks and encodings ---------------------------------------------------------------------
 
 
 def _fits(value: int, bits: int, what: str, *, unsigned: bool = False) -> int:

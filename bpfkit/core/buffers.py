@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from .btf import Layout
+    from .layout import Layout
     from .maps import Map
 
 __all__ = ["PerfBuffer", "RingBuffer", "UserRingBuffer", "UserRingFullError"]
@@ -92,7 +92,9 @@ class _Stream:
         if self._poll is None:
             raise MapError(f"cannot read map '{self.map.name}'", why="its buffer is closed")
         # Signals do not end the wait (PEP 475) unless their handler raises.
-        return bool(self._poll.poll(None if timeout is None else max(0, int(timeout * 1000 + 0.999))))
+        return bool(
+            self._poll.poll(None if timeout is None else max(0, int(timeout * 1000 + 0.999)))
+        )
 
     def fileno(self) -> int:
         """The fd that becomes readable, for an event loop of one's own."""

@@ -107,7 +107,7 @@ def _generation() -> bytes:
     """Identity of the code that compiles: an edited or upgraded bpfkit makes a new key."""
     here = os.path.dirname(__file__)
     out = []
-    for name in ("worker.py", "compiler.py", "headers.py", "source.py", "artifact.py"):
+    for name in ("worker.py", "compiler.py", "headers.py", "source.py", "scan.py", "artifact.py"):
         try:
             s = os.stat(os.path.join(here, name))
         except OSError:

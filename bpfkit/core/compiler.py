@@ -25,6 +25,8 @@ __all__ = ["compile_source", "interpreters"]
 _MARSHAL_VERSION = 2
 _NO_BCC = 3
 _TIME_LIMIT = 120.0
+#: clang optimises as if for this machine, which has vectors; BPF has none.
+_FLAGS = ("-Wno-macro-redefined", "-fno-vectorize", "-fno-slp-vectorize")
 
 
 def compile_source(source: Source, cflags: Sequence[str] = (), verbose: bool = False) -> Artifact:
@@ -96,7 +98,7 @@ def _request(source: Source, text: str, cflags: Sequence[str], tree: Tree) -> di
         "op": "compile",
         "text": text.encode(errors="surrogateescape"),
         "cflags": [
-            os.fsencode(flag) for flag in (*dict.fromkeys(flags), "-Wno-macro-redefined", *cflags)
+            os.fsencode(flag) for flag in (*dict.fromkeys(flags), *_FLAGS, *cflags)
         ],
         "tree": tree.path,
         "generated": tree.generated,

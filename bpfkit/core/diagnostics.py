@@ -19,6 +19,7 @@ __all__ = ["Diagnostic", "explain", "find_c_line", "missing_types", "parse", "re
 
 _LINE = re.compile(r"^(.+?):(\d+):(?:(\d+):)? (fatal error|error|warning|note): (.*)$")
 _BACKEND = re.compile(r"^error: (\S+?):(\d+):(\d+): in function (\w+)[^:]*: (?:0x\w+: )?(.*)$")
+_FATAL = re.compile(r"^LLVM ERROR: (.*?)(?:, ([^\s,]+):(\d+):(\d+))?$")
 _FROM = re.compile(r"^(?:In file included|\s+) from (.+?):(\d+)[:,]$")
 
 
@@ -63,6 +64,11 @@ def parse(log: str) -> list[Diagnostic]:
             found.append(
                 Diagnostic(file, int(number), int(column), "error", f"in {function}(): {text}")
             )
+            continue
+        match = _FATAL.match(line)
+        if match and match.group(2):
+            text, file, number, column = match.groups()
+            found.append(Diagnostic(file, int(number), int(column), "error", text))
     return found
 
 
@@ -70,7 +76,12 @@ def _place(source: Source, one: Diagnostic) -> tuple[str, int, int, str] | None:
     """(file, line, column, C line) of the user's that a message is about."""
     texts = {name: text for name, _, text in source.files}
     candidates = [(one.file, one.line, one.column)]
-    candidates += [(file, line, 0) for file, line in reversed(one.via)]
+    candidates += [
+        (file, line, 0)
+        for file, line in reversed(one.via)
+        for name, text in texts.items()
+        if file.endswith(name) and line <= text.count("\n")  # not BCC's own line at the end
+    ]
     candidates += [(note.file, note.line, note.column) for note in one.notes]
     for file, line, column in candidates:
         for name, text in texts.items():
@@ -103,8 +114,8 @@ def _method(match: re.Match[str]) -> tuple[str, str]:
 
 def _incomplete(match: re.Match[str]) -> tuple[str, str]:
     return match.string, (
-        f"{match.group(1)} is not in these headers: include the kernel header that defines it "
-        "(then the running kernel's BTF is used), or set BPFKIT_HEADERS."
+        f"Define {match.group(1)}, or include what does (kernel-internal headers are served from "
+        "the running kernel's BTF)."
     )
 
 
@@ -153,10 +164,21 @@ _RULES: list[tuple[str, Any, str]] = [
         'Write LICENSE("…") of bpfkit/bpfkit.h instead.',
     ),
     (
-        r"A call to built-in function '(\w+)' is not supported",
+        r"A call to built-in function '__\w+[sd]f\w*' is not supported",
+        "BPF has no floating point",
+        "Scale to integers, or compute in user space.",
+    ),
+    (
+        r"A call to built-in function '(mem\w+|str\w+)' is not supported",
         "",
         "BPF has no C library: use __builtin_\\1() with a small constant size, or a loop.",
     ),
+    (
+        r"Cannot select: .*\b(?:sdiv|srem)\b",
+        "BPF of this compiler has no signed division",
+        "Divide unsigned numbers, and apply the sign yourself.",
+    ),
+    (r"Cannot select: .*? = (\w+)", "BPF has no instruction for this (\\1)", ""),
     (r"'([^']+)' file not found", "", ""),
 ]
 
@@ -216,6 +238,10 @@ def explain(source: Source, log: str, status: int) -> BpfkitError:
             log=log,
             diagnostics=[(one.file, one.line, one.column, one.text)],
         )
+    denied = re.search(r"could not open bpf map: (\S+), error: (.*)", log)
+    if denied is not None:  # only without hooks
+        kind = PrivilegeError if "not permitted" in denied.group(2) else CompileError
+        return kind(f"map {denied.group(1)}", why=denied.group(2), log=log)
     last = [line.strip() for line in log.split("\n") if line.strip()]
     fatal = next((line for line in last if line.startswith("LLVM ERROR")), "")
     why = fatal or (last[-1] if last else f"the compiler said nothing (status {status})")

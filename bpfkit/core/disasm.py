@@ -34,9 +34,18 @@ __all__ = ["decode", "disassemble", "format_insn", "listing", "parse"]
 _SLOT = Struct("<BBhI")
 _ALU = "+= -= *= /= |= &= <<= >>= neg %= ^= = s>>=".split()
 _JUMPS = {
-    asm.JEQ: "==", asm.JGT: ">", asm.JGE: ">=", asm.JSET: "&", asm.JNE: "!=", asm.JSGT: "s>",
-    asm.JSGE: "s>=", asm.JLT: "<", asm.JLE: "<=", asm.JSLT: "s<", asm.JSLE: "s<=",
-}  # fmt: skip
+    asm.JEQ: "==",
+    asm.JGT: ">",
+    asm.JGE: ">=",
+    asm.JSET: "&",
+    asm.JNE: "!=",
+    asm.JSGT: "s>",
+    asm.JSGE: "s>=",
+    asm.JLT: "<",
+    asm.JLE: "<=",
+    asm.JSLT: "s<",
+    asm.JSLE: "s<=",
+}
 _SIZES = {asm.W: "u32", asm.H: "u16", asm.B: "u8", asm.DW: "u64"}
 _ATOMICS = {asm.ADD: "add", asm.OR: "or", asm.AND: "and", asm.XOR: "xor"}
 
@@ -253,7 +262,7 @@ _TEXT = {
 }
 
 
-# --- text to instructions -------------------------------------------------------------------------
+# --- text to instructions ---------------------------------------------------------------------
 
 _MEM = r"\((?P<size>[us]\d+) \*\)\(r(?P<base>\d+) (?P<off>[+-]\d+)\)"
 
@@ -377,7 +386,10 @@ _PATTERNS: list[tuple[str, Callable[[Fields], asm.Insn | bytes]]] = [
         rf"\*{_MEM} = (?P<imm>-?\d+)",
         lambda f: asm.st(_size(f["size"]), _at(f), int(f["imm"])),
     ),
-    (r"(?P<dst>r\d+) = (?P<imm>0x[0-9a-f]+)", lambda f: asm.ld_imm64(_reg(f["dst"]), int(f["imm"], 16))),
+    (
+        r"(?P<dst>r\d+) = (?P<imm>0x[0-9a-f]+)",
+        lambda f: asm.ld_imm64(_reg(f["dst"]), int(f["imm"], 16)),
+    ),
     (r"(?P<dst>r\d+) = map\[(?P<kind>fd|idx):(?P<low>\d+)\](\[0\]\+(?P<high>\d+))?", _parse_wide),
     (
         r"(?P<dst>r\d+) = btf_id\[(?P<low>\d+)\](@(?P<high>\d+))?",

@@ -114,7 +114,7 @@ class Feature:
         return f"<{self.name}: {self.state}{f' ({self.why})' if self.why else ''}>"
 
 
-# --- privileges --------------------------------------------------------------------------------
+# --- privileges -------------------------------------------------------------------------------
 
 # include/uapi/linux/capability.h; the index is the number
 CAPABILITIES = (
@@ -136,13 +136,15 @@ def capabilities() -> frozenset[str]:
     return frozenset()
 
 
-_TRACING_TYPES = "KPROBE TRACEPOINT PERF_EVENT RAW_TRACEPOINT RAW_TRACEPOINT_WRITABLE TRACING EXT LSM"
+_TRACING_TYPES = (
+    "KPROBE TRACEPOINT PERF_EVENT RAW_TRACEPOINT RAW_TRACEPOINT_WRITABLE TRACING EXT LSM"
+)
 
 
 def _needed(number: int) -> list[str]:
     """The capabilities a program type takes (5.8; CAP_SYS_ADMIN is enough for all)."""
     name = PROG_TYPES[number] if 0 <= number < len(PROG_TYPES) else ""
-    if name in _TRACING_TYPES.split():
+    if name in _TRACING_TYPES:
         return ["CAP_BPF", "CAP_PERFMON"]
     if name in ("SOCKET_FILTER", "SYSCALL", "CGROUP_SKB"):
         return ["CAP_BPF"]
@@ -176,7 +178,7 @@ def _can_load_anything() -> bool:
     return True
 
 
-# --- program types -----------------------------------------------------------------------------
+# --- program types ----------------------------------------------------------------------------
 
 _RETURN_0 = bytes(assemble(mov(r0, 0), exit_()))
 
@@ -385,7 +387,9 @@ class _Probe:
         try:
             sock.setsockopt(_socket.SOL_SOCKET, 50, fd)  # SO_ATTACH_BPF
         except OSError as error:
-            found = Feature("load", NOT_SUPPORTED, f"loads, cannot attach: {errno_text(error.errno or 0)}")
+            found = Feature(
+                "load", NOT_SUPPORTED, f"loads, cannot attach: {errno_text(error.errno or 0)}"
+            )
         finally:
             sock.close()
             os.close(fd)
@@ -498,7 +502,9 @@ class _Probe:
             if error.errno == errno.ENOENT and name:  # no test_run tracepoint: not a verdict
                 return Feature(part, WORKS, f"loads; attaching not tried (no {name.decode()})")
             if error.errno == errno.EPERM:
-                return Feature(part, NOT_SUPPORTED, f"loads, cannot attach: {refused_by_policy(number)}")
+                return Feature(
+                    part, NOT_SUPPORTED, f"loads, cannot attach: {refused_by_policy(number)}"
+                )
             why = f"loads, cannot attach: {errno_text(error.errno or 0)}"
             return Feature(part, NOT_SUPPORTED, why)
         finally:
@@ -517,7 +523,10 @@ class _Probe:
             ("fmod_ret", "MODIFY_RETURN", FUNC, _QUIET_RETURN),
         ):
             btf_id, missing = self._target(part, kind, target)
-            how: dict[str, Any] = {"expected_attach_type": attach_type(attach), "attach_btf_id": btf_id}
+            how: dict[str, Any] = {
+                "expected_attach_type": attach_type(attach),
+                "attach_btf_id": btf_id,
+            }
             if missing is not None:
                 parts.append(missing)
             elif part == "iter":
@@ -540,7 +549,7 @@ class _Probe:
             found = self._load(part, number, expected_attach_type=eat, attach_btf_id=btf_id)
             active = _read("/sys/kernel/security/lsm")
             if found.state == WORKS and active is not None and "bpf" not in active.split(","):
-                why = f"loads, but is never called: 'bpf' is not in lsm={active} (kernel command line)"
+                why = f"loads, but is never called: 'bpf' is not in the kernel's lsm={active}"
                 found = Feature(part, NOT_SUPPORTED, why)
             parts.append(found)
         return parts
@@ -566,9 +575,7 @@ class _Probe:
         info = pack("<II", 0, main)
         try:
             try:
-                target = syscall.prog_load(
-                    prog_type("XDP"), _RETURN_0, btf_fd=btf, func_info=info
-                )
+                target = syscall.prog_load(prog_type("XDP"), _RETURN_0, btf_fd=btf, func_info=info)
             except OSError as error:
                 why = f"no XDP program to extend: {errno_text(error.errno or 0)}"
                 return [Feature("load", INCONCLUSIVE, why)]
@@ -624,7 +631,7 @@ class _Probe:
             if code == errno.EPERM:
                 held = capabilities()
                 if "CAP_SYS_ADMIN" in held or {"CAP_BPF", "CAP_NET_ADMIN"} <= held:
-                    why = "EPERM with all capabilities: a seccomp filter, or RLIMIT_MEMLOCK before 5.11"
+                    why = "EPERM with all capabilities: seccomp, or (before 5.11) RLIMIT_MEMLOCK"
                 else:
                     why = "missing privilege: CAP_BPF (some types also CAP_NET_ADMIN)"
                 return _map_feature(number, INCONCLUSIVE, why)
@@ -637,7 +644,7 @@ class _Probe:
         return _map_feature(number, WORKS)
 
 
-# --- map types ---------------------------------------------------------------------------------
+# --- map types --------------------------------------------------------------------------------
 
 _NO_PREALLOC, _MMAPABLE = 1, 1 << 10
 # name: (since, configuration, key size, value size, entries, flags, map_extra, what else it takes)
@@ -694,7 +701,7 @@ def _map_feature(number: int, state: str, why: str = "") -> Feature:
     return Feature(MAP_TYPES[number].lower(), state, why, kernel_name=map_type_name(number))
 
 
-# --- helpers -----------------------------------------------------------------------------------
+# --- helpers ----------------------------------------------------------------------------------
 
 
 def helper_functions(program: str, names: Iterable[str] | None = None) -> list[Feature]:
@@ -738,7 +745,7 @@ def helper_functions(program: str, names: Iterable[str] | None = None) -> list[F
     return found
 
 
-# --- the environment ---------------------------------------------------------------------------
+# --- the environment --------------------------------------------------------------------------
 
 
 def environment() -> list[Feature]:
@@ -791,7 +798,9 @@ def _env_unprivileged() -> Feature:
         "2": "bpf(2) is for privileged users (an administrator can change it)",
     }
     if text is None:
-        return Feature("unprivileged_bpf", INCONCLUSIVE, "no unprivileged_bpf_disabled in /proc/sys")
+        return Feature(
+            "unprivileged_bpf", INCONCLUSIVE, "no unprivileged_bpf_disabled in /proc/sys"
+        )
     return Feature("unprivileged_bpf", WORKS, words.get(text, text), value=text)
 
 
@@ -829,7 +838,9 @@ def _env_memlock() -> Feature:
     try:
         os.close(syscall.map_create(map_type("ARRAY"), 4, 4, 1))
     except OSError as error:
-        return Feature("memlock", INCONCLUSIVE, f"no map can be made: {errno_text(error.errno or 0)}")
+        return Feature(
+            "memlock", INCONCLUSIVE, f"no map can be made: {errno_text(error.errno or 0)}"
+        )
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, hard))
     try:
         os.close(syscall.map_create(map_type("ARRAY"), 4, 4, 1))
@@ -859,7 +870,7 @@ def _env_jit() -> Feature:
     else:
         on = text != "0"
     if on:
-        return Feature("jit", WORKS, value=text)
+        return Feature("jit", WORKS, "programs become machine code", value=text)
     hint = "sysctl net.core.bpf_jit_enable=1"
     return Feature("jit", NOT_SUPPORTED, "programs are interpreted", hint=hint, value=text)
 
@@ -958,7 +969,7 @@ def _read(path: str) -> str | None:
         return None
 
 
-# --- BTF of our own, for what cannot be probed without ------------------------------------------
+# --- BTF of our own, for what cannot be probed without ----------------------------------------
 
 _HEADER = Struct("<HBBIIIII")
 
@@ -979,7 +990,9 @@ class BtfBuilder:
         self._strings += text.encode() + b"\0"
         return at if text else 0
 
-    def add(self, kind: int, name: str = "", size_or_type: int = 0, vlen: int = 0, data: bytes = b"") -> int:
+    def add(
+        self, kind: int, name: str = "", size_or_type: int = 0, vlen: int = 0, data: bytes = b""
+    ) -> int:
         """Append a type (``struct btf_type`` and what follows it); returns its id."""
         self._types += pack("<III", self.string(name), kind << 24 | vlen, size_or_type) + data
         self._count += 1
@@ -993,7 +1006,9 @@ class BtfBuilder:
         """A pointer; 0 is void."""
         return self.add(2, "", to)
 
-    def function(self, name: str, returns: int, args: Sequence[tuple[str, int]], linkage: int) -> int:
+    def function(
+        self, name: str, returns: int, args: Sequence[tuple[str, int]], linkage: int
+    ) -> int:
         """A function (its prototype is added first); linkage 0 static, 1 global."""
         data = b"".join(pack("<II", self.string(arg), kind) for arg, kind in args)
         return self.add(12, name, self.add(13, "", returns, len(args), data), linkage)

@@ -36,9 +36,9 @@ from struct import Struct, calcsize
 
 from . import syscall as sc
 from .artifact import MapDef
-from .btf import StructValue, bytes_layout, int_layout, struct_layout
 from .constants import MAP_TYPES, map_type
 from .errors import MapError, UnsupportedError, errno_text
+from .layout import StructValue, bytes_layout, int_layout, struct_layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,8 +48,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from .btf import Btf, Layout
+    from .btf import Btf
     from .buffers import PerfBuffer, RingBuffer, UserRingBuffer
+    from .layout import Layout
 
     BtfSource: TypeAlias = "Btf | Callable[[], Btf | None] | None"
 
@@ -102,7 +103,7 @@ def _total(values: Any) -> Any:
         return tuple([_total(column) for column in zip(*values, strict=True)])
     if type(first) is int or isinstance(first, float):
         return sum(values)
-    return next((value for value in values if value), first)
+    return next((v for v in values if (any(v) if isinstance(v, bytes) else v)), first)
 
 
 _cpus = 0
@@ -153,7 +154,11 @@ _FIRST_LIMIT = 1 << 30
 
 
 class _NoGc:
-    """No collections while a hundred thousand new tuples are made: none of them is garbage."""
+    """No collections while a hundred thousand new tuples are made: none of them is garbage.
+
+    The first collection afterwards would look at each of them (6 ms).  Freezing and unfreezing
+    moves them to the oldest generation, where they will be looked at when all objects are.
+    """
 
     __slots__ = ("_enabled",)
 
@@ -163,6 +168,9 @@ class _NoGc:
 
     def __exit__(self, *_: object) -> None:
         if self._enabled:
+            if gc.get_count()[0] > 10000 and not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 
@@ -455,7 +463,7 @@ class Map:
             why = "it is closed"
         elif number == errno.ENOENT and key is not _missing:
             raise KeyError(key) from None
-        elif number == errno.E2BIG:
+        elif number in (errno.E2BIG, errno.ENOSPC):  # tries say ENOSPC
             self._full(what, key)
         elif number == errno.EEXIST:
             why = f"the key {key!r} is there already"
@@ -473,10 +481,11 @@ class Map:
         raise failure from None
 
     def _full(self, what: str, key: Any) -> NoReturn:
+        lru = ", or use an lru_hash, which drops the oldest entry" if "hash" in self.type else ""
         raise MapFullError(
             what,
             why=f"it is full: max_entries is {self.max_entries}",
-            hint="give it more max_entries, or use an lru_hash, which drops the oldest entry",
+            hint=f"give it more max_entries{lru}",
         ) from None
 
     def _unsupported_hint(self, doing: str) -> str:
@@ -550,7 +559,9 @@ class Map:
 
     # --- the whole map ----------------------------------------------------------------------
 
-    def _read(self, delete: bool = False, fresh: bool = False) -> tuple[int, Any, Any, _Bulk | None]:
+    def _read(
+        self, delete: bool = False, fresh: bool = False
+    ) -> tuple[int, Any, Any, _Bulk | None]:
         """(entries, their keys, their values, what to give back to :meth:`_done`).
 
         With ``fresh`` the memory is the caller's to keep.
@@ -743,7 +754,9 @@ class Map:
         """
         count, keys, values, room = self._read()
         with _NoGc():
-            result = list(map(add, self.key_layout.rows(keys, count), self._value_rows(values, count)))
+            result = list(
+                map(add, self.key_layout.rows(keys, count), self._value_rows(values, count))
+            )
         self._done(room, count)
         return result
 
@@ -847,14 +860,13 @@ def _type_name(number: int) -> str:
 
 def _type_exists(number: int) -> bool:
     """Does this kernel know the map type?  EINVAL does not tell; the kernel's own enum does."""
-    from .btf import ENUM, Btf
+    from .btf import vmlinux
 
-    try:
-        btf = Btf.vmlinux()
-    except OSError:
+    btf = vmlinux()
+    found = btf.find("bpf_map_type", "enum") if btf is not None else None
+    if btf is None or found is None:
         return True
-    found = btf.find("bpf_map_type", ENUM)
-    return found is None or any(value == number for _, value in btf.enumerators(found))
+    return any(value == number for _, value in btf.enumerators(found))
 
 
 def _plain_layout(size: int) -> Layout:
@@ -998,9 +1010,10 @@ class _PerCpu(Map):
 
     def _value_rows(self, data: Any, count: int) -> Iterable[tuple[Any, ...]]:
         layout = self.value_layout
-        columns = self._sum_columns(data, count)
-        if columns is not None and len(columns) == max(len(layout.fields), 1):
-            return zip(*columns, strict=True)
+        if layout._is_flat():
+            columns = self._sum_columns(data, count)
+            if columns is not None:
+                return zip(*columns, strict=True)
         summed = self._summed(data, count)
         return summed if layout.fields else [(value,) for value in summed]
 
@@ -1025,7 +1038,9 @@ class _PerCpu(Map):
                 return None
             lanes = view.cast(code)  # type: ignore[call-overload]
             step = stride // size
-            parts = [lanes[cpu * step + offset // size :: step * cpus].tobytes() for cpu in range(cpus)]
+            parts = [
+                lanes[cpu * step + offset // size :: step * cpus].tobytes() for cpu in range(cpus)
+            ]
             total = seen = 0
             for part in parts:
                 number = int.from_bytes(part, order)
@@ -1033,7 +1048,9 @@ class _PerCpu(Map):
                 seen |= number
             spare = (cpus - 1).bit_length() + code.islower()  # and the sign
             guard = ((1 << spare) - 1) << 8 * size - spare if spare <= 8 * size else -1
-            mask = int.from_bytes((guard & (1 << 8 * size) - 1).to_bytes(size, order) * count, order)
+            mask = int.from_bytes(
+                (guard & (1 << 8 * size) - 1).to_bytes(size, order) * count, order
+            )
             if seen & mask:
                 each = [memoryview(part).cast(code).tolist() for part in parts]  # type: ignore[call-overload]
                 columns.append(list(map(sum, zip(*each, strict=True))))
@@ -1052,8 +1069,10 @@ class _PerCpu(Map):
         keys, values = self.items_arrays()
         if values.dtype.names is None:
             return keys, values.sum(axis=1)
-        if any(values.dtype[name].kind not in "iuf" and values.dtype[name].subdtype is None
-               for name in values.dtype.names):
+        if any(
+            values.dtype[name].kind not in "iuf" and values.dtype[name].subdtype is None
+            for name in values.dtype.names
+        ):
             raise TypeError(f"map '{self.name}': {self.value_layout.name} is not made of numbers")
         summed = {name: values[name].sum(axis=1) for name in values.dtype.names}
         kinds = [(name, column.dtype, column.shape[1:]) for name, column in summed.items()]
@@ -1144,7 +1163,7 @@ def _lpm_key(text: str, size: int, name: str) -> bytes:
                 data, extra = b"\0" * 10 + b"\xff\xff" + data, 96
         bits = 8 * size - extra
         length = int(digits) if slash else bits
-        if slash and not digits.isdecimal() or length > bits:
+        if (slash and not digits.isdecimal()) or length > bits:
             raise ValueError(f"'{text}' has a prefix length that is not 0 to {bits}")
     except OSError:
         raise ValueError(f"'{text}' is no address") from None
@@ -1178,7 +1197,9 @@ class _Keyless(Map):
     def __contains__(self, key: Any) -> bool:
         self._no("look up in")
 
-    def _read(self, delete: bool = False, fresh: bool = False) -> tuple[int, Any, Any, _Bulk | None]:
+    def _read(
+        self, delete: bool = False, fresh: bool = False
+    ) -> tuple[int, Any, Any, _Bulk | None]:
         self._no("read all of")
 
     def keys(self) -> list[Any]:
@@ -1311,7 +1332,8 @@ class _Refers(Map):
         return None  # its C type is what the program sees (a map, a socket), not what is read here
 
     def _fail(self, error: OSError, doing: str, key: Any = _missing) -> NoReturn:
-        if error.errno == errno.EBADF and self.fd >= 0 and doing == "write to":
+        wrong = (errno.EBADF, errno.ENOTSOCK, errno.EOPNOTSUPP, errno.EPROTOTYPE)
+        if error.errno in wrong and self.fd >= 0 and doing == "write to":
             raise MapError(
                 f"cannot write to map '{self.name}' ({self.type})",
                 why=f"the value is not {self._what}",
@@ -1426,10 +1448,8 @@ class _Sockets(_Refers):
             ) from None
         if error.errno == errno.EINVAL and doing == "delete from":
             raise KeyError(key) from None
-        if error.errno == errno.ENOTSOCK:
-            raise MapError(
-                f"cannot {doing} map '{self.name}' ({self.type})", why="the value is no socket"
-            ) from None
+        if error.errno == errno.EOPNOTSUPP and doing == "write to":
+            error = OSError(errno.EINVAL, "")
         _Refers._fail(self, error, doing, key)
 
     def __contains__(self, key: Any) -> bool:
@@ -1514,7 +1534,8 @@ class _WithProgram(Map):
             return int_layout(self.value_size)
         first, second = self._fields
         return struct_layout(
-            f"bpf_{self.type.partition('_')[0]}_val", [(first, int_layout(4)), (second, int_layout(4))]
+            f"bpf_{self.type.partition('_')[0]}_val",
+            [(first, int_layout(4)), (second, int_layout(4))],
         )
 
     def _encode_value(self, value: Any) -> bytes:
@@ -1650,7 +1671,9 @@ class Storage(Map):
             hint="look up one object, or use an iterator program (bpf_sk_storage_map …)",
         )
 
-    def _read(self, delete: bool = False, fresh: bool = False) -> tuple[int, Any, Any, _Bulk | None]:
+    def _read(
+        self, delete: bool = False, fresh: bool = False
+    ) -> tuple[int, Any, Any, _Bulk | None]:
         self._cannot_walk()
 
     def _raw_keys(self) -> list[bytes]:

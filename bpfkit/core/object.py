@@ -199,13 +199,15 @@ class Object:
         _known(self.name, "constant", options.consts, list(names))
         for name, value in options.consts.items():
             values[names[name]] = value
-        sections = {function: section for function, section, _ in self._artifact["sections"]}
+        sections = {
+            function: _section(self.name, section, line)
+            for function, section, line in self._artifact["sections"]
+        }
         if options.programs is not None:
             _known(self.name, "program", dict.fromkeys(options.programs), list(sections))
         for definition in prog_defs(self._artifact):
             if options.programs is None or definition.name in options.programs:
-                section = resolve(sections[definition.name])
-                self._load_program(definition, section, fds, values, options)
+                self._load_program(definition, sections[definition.name], fds, values, options)
 
     def _create_maps(self, definitions: list[MapDef], options: _Options) -> list[int]:
         from .maps import open_map
@@ -303,6 +305,14 @@ class Object:
 
     def __repr__(self) -> str:
         return f"<Object {self.name}: programs {list(self.programs)}, maps {list(self.maps)}>"
+
+
+def _section(name: str, section: str, line: int) -> Section:
+    try:
+        return resolve(section)
+    except InputError as error:
+        error.what = f"{name}:{line}: {error.what}"
+        raise
 
 
 def _known(where: str, what: str, given: Mapping[str, object], known: Sequence[str]) -> None:
@@ -467,6 +477,8 @@ def load_program(
             if error.errno != errno.ENOSPC:
                 first = error
                 break
+            if "\nprocessed " in text:
+                break  # cut off, but (from 6.4 on) at its start: the reason is there
     raise _load_error(name, section, len(insns) // 8, first, text, find_line) from None
 
 

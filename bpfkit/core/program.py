@@ -305,6 +305,18 @@ class Program:
             sock, _SO_ATTACH_REUSEPORT_EBPF, _SO_DETACH_REUSEPORT_BPF, "reuseport"
         )
 
+    def _interface(self, ifindex: int) -> str:
+        """The name of an interface of the caller's namespace."""
+        import _socket
+
+        try:
+            return _socket.if_indextoname(ifindex)
+        except OSError:
+            raise InputError(
+                f"cannot attach '{self.name}' to interface {ifindex}",
+                why="there is no such interface",
+            ) from None
+
     def _setsockopt(
         self, sock: socket_module.socket | int, attach: int, detach: int, kind: str
     ) -> Link:
@@ -344,7 +356,7 @@ class Program:
         modes = {"auto": 0, "generic": 1 << 1, "native": 1 << 2, "offload": 1 << 3}
         if mode not in modes:
             raise InputError(f"no XDP mode '{mode}'", why="there are " + ", ".join(modes))
-        return self._link("xdp", _device(ifindex), ifindex, 37, modes[mode])
+        return self._link("xdp", self._interface(ifindex), ifindex, 37, modes[mode])
 
     def attach_tcx(self, ifindex: int, direction: str = "") -> Link:
         """Attach to tc's ingress or egress by tcx (BPF_LINK_CREATE; kernel 6.6).
@@ -352,7 +364,7 @@ class Program:
         :param direction: ``ingress`` or ``egress``; by default what ``SEC("tc/…")`` said.
         """
         attach = self._direction(direction)
-        return self._link("tcx", _device(ifindex), ifindex, attach, 0, bytes(16))
+        return self._link("tcx", self._interface(ifindex), ifindex, attach, 0, bytes(16))
 
     def attach_tc(
         self, ifindex: int, direction: str = "", how: str = "auto", **options: Any
@@ -381,7 +393,7 @@ class Program:
     def attach_netkit(self, ifindex: int) -> Link:
         """Attach to a netkit device (kernel 6.7)."""
         attach = self.section.expected_attach_type
-        return self._link("netkit", _device(ifindex), ifindex, attach, 0, bytes(16))
+        return self._link("netkit", self._interface(ifindex), ifindex, attach, 0, bytes(16))
 
     def attach_cgroup(self, cgroup: int | str, *, attach_type: int | None = None) -> Link:
         """Attach to a cgroup of the v2 hierarchy (BPF_LINK_CREATE; kernel 5.7).
@@ -407,7 +419,8 @@ class Program:
         """Attach an sk_skb or sk_msg program to a SOCKMAP or SOCKHASH.
 
         By a link where the kernel has it (6.10), else by BPF_PROG_ATTACH; the map's end detaches
-        it either way.
+        it either way.  Attach before sockets are entered: a socket takes the programs that the
+        map has at that moment.
         """
         attach = self.section.expected_attach_type
         target = f"map {sockmap.name}"
@@ -556,15 +569,6 @@ class Program:
     def __repr__(self) -> str:
         state = f"fd {self.fd}" if self.fd >= 0 else "closed"
         return f"<Program {self.name} {self.type_name} {state}>"
-
-
-def _device(ifindex: int) -> str:
-    import _socket
-
-    try:
-        return _socket.if_indextoname(ifindex)
-    except OSError:
-        return f"interface {ifindex}"
 
 
 _REASONS: dict[int, tuple[str, str]] = {

@@ -163,9 +163,13 @@ def _section(
         raise source.error(
             index, line, f"program {name} is static: BCC takes it for a helper", "Remove 'static'."
         )
-    if any(function == name for function, _, _ in result.sections):
-        raise source.error(index, line, f"program {name} is defined twice")
-    result.sections.append((name, section, line))
+    others = [other for function, other, _ in result.sections if function == name]
+    if others and others[0] != section:
+        raise source.error(
+            index, line, f"program {name} is defined twice", f'It is SEC("{others[0]}") already.'
+        )
+    if not others:  # the same again is the other half of an #if
+        result.sections.append((name, section, line))
     if not before:
         result.heads[index, line] = name
 

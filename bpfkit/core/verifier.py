@@ -159,7 +159,11 @@ class _Trace:
             r"func#\d+ |insns processed|\(truncated"
         )
         report = next(
-            (i for i in range(len(lines) - 1, -1, -1) if lines[i].startswith("Verification failed:")),
+            (
+                i
+                for i in range(len(lines) - 1, -1, -1)
+                if lines[i].startswith("Verification failed:")
+            ),
             None,
         )
         self.problem = self.reason = self.suggestion = ""
@@ -322,7 +326,7 @@ class _Case:
         return int(value, 0) if value else default
 
 
-# --- what the context structs are called --------------------------------------------------------
+# --- what the context structs are called ------------------------------------------------------
 
 _SK_BUFF_TYPES = (
     "SOCKET_FILTER SCHED_CLS SCHED_ACT CGROUP_SKB LWT_IN LWT_OUT LWT_XMIT LWT_SEG6LOCAL SK_SKB "
@@ -353,7 +357,9 @@ _FIELDS = {
         "remote_ip6=100 local_ip6=116 remote_port=132 local_port=136 data_meta=140 flow_keys=144 "
         "tstamp=152 wire_len=160 gso_segs=164 sk=168 gso_size=176 tstamp_type=180 hwtstamp=184 =192"
     ),
-    "xdp_md": "data=0 data_end=4 data_meta=8 ingress_ifindex=12 rx_queue_index=16 egress_ifindex=20 =24",
+    "xdp_md": (
+        "data=0 data_end=4 data_meta=8 ingress_ifindex=12 rx_queue_index=16 egress_ifindex=20 =24"
+    ),
 }
 
 
@@ -368,7 +374,7 @@ def context_field(struct: str, offset: int) -> str:
     return ""
 
 
-# --- the causes ---------------------------------------------------------------------------------
+# --- the causes -------------------------------------------------------------------------------
 
 _HINT_NULL = "Check it first: if (!p) return ...; and use it only where it is not NULL."
 _HINT_BOUNDS = (
@@ -395,7 +401,9 @@ _HINT_RELEASE = (
     "Every path, the error paths too, must release it: bpf_ringbuf_submit/discard, bpf_sk_release, "
     "bpf_spin_unlock."
 )
-_HINT_LIMIT = "Limit it so that the verifier sees it: if (n > MAX) return ...; or n &= MAX - 1; (n unsigned)."
+_HINT_LIMIT = (
+    "Limit it so that the verifier sees it: if (n > MAX) return ...; or n &= MAX - 1; (n unsigned)."
+)
 
 
 def _packet_bounds(case: _Case) -> tuple[str, str]:
@@ -415,8 +423,14 @@ def _nullable(case: _Case) -> tuple[str, str]:
     kind = case.match["kind"]
     called = case.trace.called(r"R0(?:_\w+)?=\w*_or_null")
     if kind.startswith("map_value"):
-        return f"the map value {called and f'from {called} '}may be NULL and is used unchecked", _HINT_NULL
-    return f"the pointer {called and f'from {called} '}may be NULL ({kind}) and is used unchecked", _HINT_NULL
+        return (
+            f"the map value {called and f'from {called} '}may be NULL and is used unchecked",
+            _HINT_NULL,
+        )
+    return (
+        f"the pointer {called and f'from {called} '}may be NULL ({kind}) and is used unchecked",
+        _HINT_NULL,
+    )
 
 
 def _reference(case: _Case) -> tuple[str, str]:
@@ -431,7 +445,9 @@ def _too_complex(trace: _Trace) -> str:
 
     found = re.search(r"Processed (\d+) insn", trace.complaint)
     many = f"{int(found[1]):,}" if found else f"{_MAX_INSNS:,}"
-    return f"the verifier gave up after {many} instructions: the program is too large or too complex"
+    return (
+        f"the verifier gave up after {many} instructions: the program is too large or too complex"
+    )
 
 
 def _complexity(case: _Case) -> tuple[str, str]:
@@ -439,13 +455,14 @@ def _complexity(case: _Case) -> tuple[str, str]:
 
 
 def _endless(case: _Case) -> tuple[str, str] | None:
-    """1,000,000 instructions were processed, and the end of the trace goes round in a circle."""
+    """The verifier gave up, and the end of its trace goes round in a circle."""
     jump = case.trace.loops()
     if not jump:
         return None
+    many = case.number("many")
+    after = f"; it gave up after {many:,} instructions" if many else ""
     return (
-        f"a loop has no end the verifier can see (instruction {jump} jumps back; it gave up "
-        f"after {case.number('many', _MAX_INSNS):,} instructions)",
+        f"a loop has no end the verifier can see (instruction {jump} jumps back{after})",
         _HINT_LOOP,
     )
 
@@ -497,136 +514,334 @@ def _context(case: _Case) -> tuple[str, str]:
     what = "write" if case.trace.insn.partition(") ")[2].startswith("*(") else "read"
     where = f"struct {struct}" if struct else "the context"
     named = f"->{field}" if field else ""
-    hint = "Only the fields of the type's context struct, whole and at their own offset, can be used"
+    hint = (
+        "Only the fields of the type's context struct, whole and at their own offset, can be used"
+    )
     if field in ("data", "data_end", "data_meta") and case.kind == "SOCKET_FILTER":
         hint = "Socket filters read the packet by bpf_skb_load_bytes(), not by pointers"
     elif what == "write":
         hint = "Most context fields are read-only: linux/bpf.h and bpf-helpers(7) say which are not"
-    return f"{case.type_name} may not {what} {size} bytes at offset {off} of {where}{named}", f"{hint}."
+    return (
+        f"{case.type_name} may not {what} {size} bytes at offset {off} of {where}{named}",
+        f"{hint}.",
+    )
 
 
 def _scalar(case: _Case) -> tuple[str, str]:
     register = case.match["reg"]
     return (
         f"{register} is used as a pointer but holds a plain number",
-        "Packet pointers are lost by helpers that may move the packet (skb_pull_data, xdp_adjust_head "
-        "...): load data and data_end again. Kernel memory is read by bpf_probe_read_kernel().",
+        "Packet pointers are lost by helpers that may move the packet (skb_pull_data, "
+        "xdp_adjust_head ...): load data and data_end again. Kernel memory is read by "
+        "bpf_probe_read_kernel().",
     )
 
 
 # (kind, what the log says, (cause, hint) or a function that makes them); the first match counts.
 _CAUSES: list[tuple[str, str, Words]] = [
-    ("packet-bounds", r"invalid access to packet, off=(?P<off>-?\d+) size=(?P<size>\d+), "
-     r"R\d+\(id=(?P<id>\d+),off=-?\d+,r=(?P<r>\d+)\)", _packet_bounds),
-    ("packet-bounds", r"offset is outside of the packet",
-     ("it accesses the packet beyond what is proven to be inside it", _HINT_BOUNDS)),
+    (
+        "packet-bounds",
+        r"invalid access to packet, off=(?P<off>-?\d+) size=(?P<size>\d+), "
+        r"R\d+\(id=(?P<id>\d+),off=-?\d+,r=(?P<r>\d+)\)",
+        _packet_bounds,
+    ),
+    (
+        "packet-bounds",
+        r"offset is outside of the packet",
+        ("it accesses the packet beyond what is proven to be inside it", _HINT_BOUNDS),
+    ),
     ("null-map", r"R\d+ invalid mem access '(?P<kind>\w*_or_null)'", _nullable),
     ("null-map", r"R\d+ type=(?P<kind>\w*_or_null) expected=", _nullable),
-    ("null-map", r"may be NULL here \((?P<kind>[^)]*)\)|nullable (?P<other>map value)",
-     ("the pointer from {called} may be NULL and is used unchecked", _HINT_NULL)),
-    ("loop", r"infinite loop detected at insn (?P<at>\d+)",
-     ("a loop never ends: nothing changes from one round to the next (instruction {at})", _HINT_LOOP)),
-    ("loop", r"back-edge from insn (?P<from>\d+) to (?P<to>\d+)",
-     ("a loop (instruction {from} jumps back to {to}), which kernels before 5.3 do not take at all",
-      "#pragma unroll, or a newer kernel.")),
+    (
+        "null-map",
+        r"may be NULL here \((?P<kind>[^)]*)\)|nullable (?P<other>map value)",
+        ("the pointer from {called} may be NULL and is used unchecked", _HINT_NULL),
+    ),
+    (
+        "loop",
+        r"infinite loop detected at insn (?P<at>\d+)",
+        (
+            "a loop never ends: nothing changes from one round to the next (instruction {at})",
+            _HINT_LOOP,
+        ),
+    ),
+    (
+        "loop",
+        r"back-edge from insn (?P<from>\d+) to (?P<to>\d+)",
+        (
+            "a loop (instruction {from} jumps back to {to}); kernels before 5.3 take none",
+            "#pragma unroll, or a newer kernel.",
+        ),
+    ),
     ("loop", r"BPF program is too large\. Processed (?P<many>\d+) insn", _endless),
-    ("loop", r"(?i)loop.*(?:not bounded|unbounded)|unbounded loop",
-     ("a loop has no end the verifier can see", _HINT_LOOP)),
-    ("complexity", r"BPF program is too large|is too complex|too many (?:states|subprogs|instructions)"
-     r"|Verifier Limit", _complexity),
-    ("gpl", r"cannot call GPL-(?:restricted|only) function",
-     ("{called} is for GPL-compatible programs only, and the program's license is not",
-      'Declare LICENSE("GPL") or LICENSE("Dual BSD/GPL").')),
-    ("sleepable", r"helper call might sleep in a non-sleepable prog|must be sleepable to call"
-     r"|sleepable (?:helper|kfunc).*non-sleepable|in a non-sleepable",
-     ("{called} may sleep, and this program may not",
-      "Use the sleepable kind of the program (SEC names ending in .s), where the type has one.")),
-    ("sleepable", r"operations? (?:that may|\S+ cannot be used in).*(?:sleep|region)",
-     ("{called} may sleep, and here nothing may", "Move the call out of the locked region.")),
+    ("loop", r"The sequence of \d+ jumps is too complex", _endless),
+    (
+        "loop",
+        r"(?i)loop.*(?:not bounded|unbounded)|unbounded loop",
+        ("a loop has no end the verifier can see", _HINT_LOOP),
+    ),
+    (
+        "complexity",
+        r"BPF program is too large|is too complex|too many (?:states|subprogs|instructions)"
+        r"|Verifier Limit",
+        _complexity,
+    ),
+    (
+        "gpl",
+        r"cannot call GPL-(?:restricted|only) function",
+        (
+            "{called} is for GPL-compatible programs only, and the program's license is not",
+            'Declare LICENSE("GPL") or LICENSE("Dual BSD/GPL").',
+        ),
+    ),
+    (
+        "sleepable",
+        r"helper call might sleep in a non-sleepable prog|must be sleepable to call"
+        r"|sleepable (?:helper|kfunc).*non-sleepable|in a non-sleepable",
+        (
+            "{called} may sleep, and this program may not",
+            "Use the sleepable kind of the program (SEC names ending in .s), if there is one.",
+        ),
+    ),
+    (
+        "sleepable",
+        r"operations? (?:that may|\S+ cannot be used in).*(?:sleep|region)",
+        ("{called} may sleep, and here nothing may", "Move the call out of the locked region."),
+    ),
     ("helper-type", r"program of this type cannot use helper bpf_(?P<name>\w+)#\d+", _helper_type),
     ("helper-type", r"unknown func bpf_(?P<name>\w+)#\d+", _helper_type),
-    ("helper-type", r"calling kernel function (?P<name>\w+) is not allowed",
-     ("{type} may not call the kernel function {name}() on this kernel",
-      "Kernel functions are registered per program type; this one is not for yours.")),
+    (
+        "helper-type",
+        r"calling kernel function (?P<name>\w+) is not allowed",
+        (
+            "{type} may not call the kernel function {name}() on this kernel",
+            "Kernel functions are registered per program type; this one is not for yours.",
+        ),
+    ),
     ("unknown-function", r"(?:invalid|unknown) func \w+#(?P<id>-?\d+)", _no_function),
-    ("unknown-function", r"kernel btf_id (?P<id>\d+) is not a function|kfunc btf_id (?P<id2>\d+)",
-     ("it calls a kernel function that this kernel does not have",
-      "BTF ids are one kernel's own: look the function up on the kernel that runs it.")),
-    ("unknown-function", r"invalid destination|call to invalid destination",
-     ("it calls a function that is not in the program",
-      "A static function that is not inlined must be defined in the same source.")),
-    ("stack-size", r"combined stack size of (?P<calls>\d+) calls is (?P<size>\d+)\. Too large",
-     ("{calls} functions that call each other need {size} bytes of stack, the limit is 512", _HINT_STACK)),
-    ("stack-size", r"stack size (?:of \d+ )?(?:is )?(?P<size>\d+).*(?:exceeds|too large)",
-     ("it needs {size} bytes of stack, the limit is 512", _HINT_STACK)),
-    ("stack-size", r"invalid (?:write to|read from|unbounded \S+|indirect access to|\S+ access to) stack "
-     r"R\d+ off=(?P<off>-?\d+) (?:access_)?size=(?P<size>\d+)", _stack),
+    (
+        "unknown-function",
+        r"kernel btf_id (?P<id>\d+) is not a function|kfunc btf_id (?P<id2>\d+)",
+        (
+            "it calls a kernel function that this kernel does not have",
+            "BTF ids are one kernel's own: look the function up on the kernel that runs it.",
+        ),
+    ),
+    (
+        "unknown-function",
+        r"invalid destination|call to invalid destination",
+        (
+            "it calls a function that is not in the program",
+            "A static function that is not inlined must be defined in the same source.",
+        ),
+    ),
+    (
+        "stack-size",
+        r"combined stack size of (?P<calls>\d+) calls is (?P<size>\d+)\. Too large",
+        (
+            "{calls} functions that call each other need {size} bytes of stack, the limit is 512",
+            _HINT_STACK,
+        ),
+    ),
+    (
+        "stack-size",
+        r"stack size (?:of \d+ )?(?:is )?(?P<size>\d+).*(?:exceeds|too large)",
+        ("it needs {size} bytes of stack, the limit is 512", _HINT_STACK),
+    ),
+    (
+        "stack-size",
+        r"invalid (?:write to|read from|unbounded \S+|indirect access to|\S+ access to) stack "
+        r"R\d+ off=(?P<off>-?\d+) (?:access_)?size=(?P<size>\d+)",
+        _stack,
+    ),
     ("stack-size", r"invalid stack (?:type R\d+ )?off=(?P<off>-\d+) (?:access_)?size=\d+", _stack),
-    ("stack-bounds", r"(?:invalid|misaligned)? ?(?:write to|read from|access to|indirect access to) "
-     r"stack R\d+ off=(?P<off>-?\d+) (?:access_)?size=(?P<size>\d+)",
-     ("it accesses {size} bytes of the stack at offset {off}, outside of its frame",
-      "An index or a length runs over the end of a local array.")),
-    ("alignment", r"misaligned (?P<what>\w+) access off (?P<off>.*) size (?P<size>\d+)",
-     ("an access of {size} bytes to the {what} is not at a multiple of {size}", _HINT_ALIGN)),
+    (
+        "stack-bounds",
+        r"(?:invalid|misaligned)? ?(?:write to|read from|access to|indirect access to) "
+        r"stack R\d+ off=(?P<off>-?\d+) (?:access_)?size=(?P<size>\d+)",
+        (
+            "it accesses {size} bytes of the stack at offset {off}, outside of its frame",
+            "An index or a length runs over the end of a local array.",
+        ),
+    ),
+    (
+        "alignment",
+        r"misaligned (?P<what>\w+) access off (?P<off>.*) size (?P<size>\d+)",
+        ("an access of {size} bytes to the {what} is not at a multiple of {size}", _HINT_ALIGN),
+    ),
     ("context", r"invalid bpf_context access off=(?P<off>-?\d+) size=(?P<size>\d+)", _context),
-    ("context", r"dereference of modified ctx ptr R\d+ off=(?P<off>-?\d+)",
-     ("the context pointer was changed (by {off}) before it was used",
-      "Read context fields as ctx->field, not by a pointer into it.")),
-    ("reference", r"Unreleased reference id=\d+|would lead to reference leak|BPF_EXIT instruction .*lock"
-     r"|Unreleased resource|unreleased resource",
-     _reference),
-    ("map-bounds", r"invalid access to map value, value_size=(?P<vs>\d+) off=(?P<off>-?\d+) size=(?P<size>\d+)",
-     ("it accesses {size} bytes at offset {off} of a map value of {vs} bytes", _HINT_LIMIT)),
-    ("map-bounds", r"invalid access to memory, mem_size=(?P<vs>\d+) off=(?P<off>-?\d+) size=(?P<size>\d+)",
-     ("it accesses {size} bytes at offset {off} of an object of {vs} bytes", _HINT_LIMIT)),
-    ("map-bounds", r"cannot prove offset \+ access_size <= object_size",
-     ("it may access memory outside of the object", _HINT_LIMIT)),
-    ("unbounded", r"math between (?P<what>\S+) pointer and register with unbounded",
-     ("a number without known limits is added to a {what} pointer", _HINT_LIMIT)),
-    ("unbounded", r"(?P<reg>R\d+) (?:min value is negative|unbounded memory access)",
-     ("a length or an index ({reg}) has no limit the verifier can see", _HINT_LIMIT)),
-    ("unbounded", r"(?:value|var_off|offset) (?P<reg>\S+).* makes (?P<what>\S+) pointer be out of bounds",
-     ("an index runs out of the {what}", _HINT_LIMIT)),
-    ("return-value", r"At program exit the register R0 has (?P<has>.*?) should have been in (?P<want>.*)",
-     ("the program returns a value {type} may not: {has}, allowed is {want}",
-      "Return one of the type's verdicts on every path.")),
-    ("return-value", r"^R0 !read_ok|R0 (?:is not readable|has never been initialized)",
-     ("the program ends (or calls on) without a value in R0 on some path",
-      "Every path needs a return value.")),
-    ("uninitialised", r"^(?P<reg>R\d+) !read_ok|(?P<reg2>R\d+) (?:is not readable|has never been)",
-     ("a register ({reg}{reg2}) is read before anything was put into it",
-      "Initialise the variable on every path; helper calls destroy R1 to R5.")),
-    ("uninitialised", r"invalid (?:indirect )?read from stack",
-     ("bytes of the stack are used before they were written",
-      "Initialise the whole struct, its padding too: struct key k = {{}}; or __builtin_memset.")),
-    ("pointer", r"(?P<reg>R\d+) invalid mem access '(?:scalar|inv)'|(?P<reg2>R\d+) is an integer scalar here",
-     _scalar),
-    ("pointer", r"(?P<reg>R\d+) invalid mem access '(?P<what>\w+)'",
-     ("memory behind a pointer of kind '{what}' ({reg}) cannot be accessed this way", "")),
-    ("pointer", r"(?P<reg>R\d+) pointer arithmetic (?:with (?P<op>\S+) operator|on (?P<what>\S+)) prohibited",
-     ("arithmetic on a pointer ({reg}) that the verifier does not follow: {op}{what}",
-      "Add and subtract only; check for NULL before adding to a pointer.")),
-    ("argument", r"(?P<reg>R\d+) type=(?P<has>\S+) expected=(?P<want>.*)",
-     ("{called} gets '{has}' as argument {reg}, it takes {want}",
-      "Arguments are R1 to R5 in order; pointers to buffers must point to the stack or a map value.")),
-    ("argument", r"cannot pass map_type (?P<type_>\d+) into func (?P<name>bpf_\w+)#\d+",
-     ("{name}() does not take this type of map", "bpf-helpers(7) and the map's documentation say which helpers it has.")),
-    ("argument", r"invalid zero-sized read", ("{called} does not take this type of map (it has no keys or values)",
-     "Use the helpers of the map's own type.")),
-    ("structure", r"unreachable insn (?P<at>\d+)",
-     ("instruction {at} can never be reached (dead code, or a loop before it that has no exit)", _HINT_LOOP)),
-    ("structure", r"jump out of range from insn (?P<from>\d+) to (?P<to>\d+)",
-     ("instruction {from} jumps out of the program (to {to})", "")),
-    ("structure", r"last insn is not an exit or jmp", ("the program runs over its last instruction", "End it with exit_().")),
-    ("structure", r"unknown opcode (?P<op>\w+)|BPF_\w+ uses reserved fields",
-     ("an instruction is none that this kernel knows", "It may be newer than the kernel: build for -mcpu=v2 or v3.")),
-    ("structure", r"the call stack of (?P<n>\d+) frames is too deep|recursive call",
-     ("functions call each other more than 8 deep, or themselves", "Recursion is not possible; use a loop.")),
+    (
+        "context",
+        r"dereference of modified ctx ptr R\d+ off=(?P<off>-?\d+)",
+        (
+            "the context pointer was changed (by {off}) before it was used",
+            "Read context fields as ctx->field, not by a pointer into it.",
+        ),
+    ),
+    (
+        "reference",
+        r"Unreleased reference id=\d+|would lead to reference leak|BPF_EXIT instruction .*lock"
+        r"|Unreleased resource|unreleased resource",
+        _reference,
+    ),
+    (
+        "map-bounds",
+        r"invalid access to map value, value_size=(?P<vs>\d+) off=(?P<off>-?\d+) "
+        r"size=(?P<size>\d+)",
+        ("it accesses {size} bytes at offset {off} of a map value of {vs} bytes", _HINT_LIMIT),
+    ),
+    (
+        "map-bounds",
+        r"invalid access to memory, mem_size=(?P<vs>\d+) off=(?P<off>-?\d+) size=(?P<size>\d+)",
+        ("it accesses {size} bytes at offset {off} of an object of {vs} bytes", _HINT_LIMIT),
+    ),
+    (
+        "map-bounds",
+        r"cannot prove offset \+ access_size <= object_size",
+        ("it may access memory outside of the object", _HINT_LIMIT),
+    ),
+    (
+        "unbounded",
+        r"math between (?P<what>\S+) pointer and register with unbounded",
+        ("a number without known limits is added to a {what} pointer", _HINT_LIMIT),
+    ),
+    (
+        "unbounded",
+        r"(?P<reg>R\d+) (?:min value is negative|unbounded memory access)",
+        ("a length or an index ({reg}) has no limit the verifier can see", _HINT_LIMIT),
+    ),
+    (
+        "unbounded",
+        r"(?:value|var_off|offset) (?P<reg>\S+).* makes (?P<what>\S+) pointer be out of bounds",
+        ("an index runs out of the {what}", _HINT_LIMIT),
+    ),
+    (
+        "return-value",
+        r"At program exit the register R0 has (?P<has>.*?) should have been in (?P<want>.*)",
+        (
+            "the program returns a value {type} may not: {has}, allowed is {want}",
+            "Return one of the type's verdicts on every path.",
+        ),
+    ),
+    (
+        "return-value",
+        r"^R0 !read_ok|R0 (?:is not readable|has never been initialized)",
+        (
+            "the program ends (or calls on) without a value in R0 on some path",
+            "Every path needs a return value.",
+        ),
+    ),
+    (
+        "uninitialised",
+        r"^(?P<reg>R\d+) !read_ok|(?P<reg2>R\d+) (?:is not readable|has never been)",
+        (
+            "a register ({reg}{reg2}) is read before anything was put into it",
+            "Initialise the variable on every path; helper calls destroy R1 to R5.",
+        ),
+    ),
+    (
+        "uninitialised",
+        r"invalid (?:indirect )?read from stack",
+        (
+            "bytes of the stack are used before they were written",
+            "Initialise the whole struct, its padding too: struct key k = {}; or __builtin_memset.",
+        ),
+    ),
+    (
+        "pointer",
+        r"(?P<reg>R\d+) (?:invalid mem access '(?:scalar|inv)'|is an integer scalar here)",
+        _scalar,
+    ),
+    (
+        "pointer",
+        r"(?P<reg>R\d+) invalid mem access '(?P<what>\w+)'",
+        ("memory behind a pointer of kind '{what}' ({reg}) cannot be accessed this way", ""),
+    ),
+    (
+        "pointer",
+        r"(?P<reg>R\d+) pointer arithmetic (?:with (?P<op>\S+) operator|on (?P<what>\S+)) "
+        r"prohibited",
+        (
+            "arithmetic on a pointer ({reg}) that the verifier does not follow: {op}{what}",
+            "Add and subtract only; check for NULL before adding to a pointer.",
+        ),
+    ),
+    (
+        "argument",
+        r"(?P<reg>R\d+) type=(?P<has>\S+) expected=(?P<want>.*)",
+        (
+            "{called} gets '{has}' as argument {reg}, it takes {want}",
+            "Arguments are R1 to R5 in order; buffers must be on the stack or in a map value.",
+        ),
+    ),
+    (
+        "argument",
+        r"cannot pass map_type (?P<type_>\d+) into func (?P<name>bpf_\w+)#\d+",
+        (
+            "{name}() does not take this type of map",
+            "bpf-helpers(7) and the map's documentation say which helpers it has.",
+        ),
+    ),
+    (
+        "argument",
+        r"invalid zero-sized read",
+        (
+            "{called} does not take this type of map (it has no keys or values)",
+            "Use the helpers of the map's own type.",
+        ),
+    ),
+    (
+        "structure",
+        r"unreachable insn (?P<at>\d+)",
+        (
+            "instruction {at} can never be reached (dead code, or a loop before it without exit)",
+            _HINT_LOOP,
+        ),
+    ),
+    (
+        "structure",
+        r"jump out of range from insn (?P<from>\d+) to (?P<to>\d+)",
+        ("instruction {from} jumps out of the program (to {to})", ""),
+    ),
+    (
+        "structure",
+        r"last insn is not an exit or jmp",
+        ("the program runs over its last instruction", "End it with exit_()."),
+    ),
+    (
+        "structure",
+        r"unknown opcode (?P<op>\w+)|BPF_\w+ uses reserved fields",
+        (
+            "an instruction is none that this kernel knows",
+            "It may be newer than the kernel: build for -mcpu=v2 or v3.",
+        ),
+    ),
+    (
+        "structure",
+        r"the call stack of (?P<n>\d+) frames is too deep|recursive call",
+        (
+            "functions call each other more than 8 deep, or themselves",
+            "Recursion is not possible; use a loop.",
+        ),
+    ),
     ("structure", r"frame pointer is read only", ("it writes to R10, the frame pointer", "")),
-    ("structure", r"div by zero|invalid shift (?P<n>-?\d+)", ("a constant divisor is zero, or a shift is wider than the register", "")),
-    ("btf", r"has to have BTF|no BTF|missing (?:btf|BTF)|func_info|line_info",
-     ("the kernel needs BTF for this, and the map or program has none (or none that fits)",
-      "Declare the map with its key and value types (BPFKIT_MAP, BPF_TABLE), compile with -g.")),
-    ("privilege", r"R\d+ leaks addr|pointer comparison prohibited|(?:allowed|not supported) for (?:non-)?(?:root|privileged)",
-     ("without CAP_PERFMON a program may not see kernel addresses", "Run it with sudo.")),
-]  # fmt: skip
+    (
+        "structure",
+        r"div by zero|invalid shift (?P<n>-?\d+)",
+        ("a constant divisor is zero, or a shift is wider than the register", ""),
+    ),
+    (
+        "btf",
+        r"has to have BTF|no BTF|missing (?:btf|BTF)|func_info|line_info",
+        (
+            "the kernel needs BTF for this, and the map or program has none (or none that fits)",
+            "Declare the map with its key and value types (BPFKIT_MAP, BPF_TABLE).",
+        ),
+    ),
+    (
+        "privilege",
+        r"R\d+ leaks addr|pointer comparison prohibited|(?:allowed|not supported) for "
+        r"(?:non-)?(?:root|privileged)",
+        ("without CAP_PERFMON a program may not see kernel addresses", "Run it with sudo."),
+    ),
+]
