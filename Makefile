@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+# Short names for what tools/bootstrap.sh does; nothing is built.
+.PHONY: run test check format bench clean
+
+run:
+	tools/bootstrap.sh run
+
+test:
+	tools/bootstrap.sh test
+
+check:
+	tools/bootstrap.sh check
+
+format:
+	.venv/bin/ruff format .
+	find bpf_c tools \( -name '*.c' -o -name '*.h' \) -print0 | xargs -0 .venv/bin/clang-format -i
+
+bench:
+	/usr/bin/python3 tools/bench/startup.py
+	/usr/bin/python3 tools/bench/packet_cost.py
+	/usr/bin/python3 tools/bench/map_read.py
+
+clean:
+	/usr/bin/python3 -m bpfkit clean --cache

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``kill -9`` at any moment leaves nothing behind.
+
+The machine is asked before and after: programs, maps and links (bpftool), namespaces, interfaces,
+qdiscs and cgroups.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = ["sock_example", "sockex1", "sockex2", "sockex3", "truncate", "fanout"]
+
+
+def _ids(kind: str) -> set[int]:
+    out = subprocess.run(["bpftool", "-j", kind, "show"], stdout=subprocess.PIPE, check=True)
+    return {row["id"] for row in json.loads(out.stdout or b"[]")}
+
+
+def _lines(*argv: str) -> list[str]:
+    out = subprocess.run(argv, stdout=subprocess.PIPE, check=True, text=True).stdout
+    return sorted(out.splitlines())
+
+
+def _namespaces() -> set[int]:
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/ns/net"):
+        try:
+            found.add(entry.stat().st_ino)
+        except OSError:
+            continue
+    return found
+
+
+def _cgroups() -> list[str]:
+    root = Path("/sys/fs/cgroup")
+    return sorted(str(p) for p in root.rglob("*bpfkit*"))
+
+
+def machine() -> dict[str, object]:
+    """Everything a program could have left."""
+    return {
+        "programs": _ids("prog"),
+        "maps": _ids("map"),
+        "links": _ids("link"),
+        "named namespaces": _lines("ip", "netns"),
+        "namespaces": _namespaces(),
+        "interfaces": _lines("ip", "-br", "link"),
+        "qdiscs": _lines("tc", "qdisc", "show"),
+        "cgroups": _cgroups(),
+    }
+
+
+def _settled(before: dict[str, object], seconds: float = 15) -> dict[str, object]:
+    """The kernel frees programs and namespaces a moment later than it closes them."""
+    end = time.monotonic() + seconds
+    while (after := machine()) != before and time.monotonic() < end:
+        time.sleep(0.2)
+    return after
+
+
+@pytest.mark.skipif(not shutil.which("bpftool"), reason="bpftool is not installed")
+def test_nothing_is_left_after_100_kills_at_random_moments():
+    rng = random.Random(20)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    for name in PROGRAMS:  # the cache is warm, so that the moments spread over the run
+        subprocess.run(
+            [sys.executable, "-m", f"bpfkit.{name}", "-c", "1", "-t", "0.1"],
+            env=env,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=60,
+        )
+    before = _settled(machine(), 1)
+    alive = 0
+    for n in range(100):
+        argv = [sys.executable, "-m", f"bpfkit.{PROGRAMS[n % len(PROGRAMS)]}", "--json"]
+        if n % 3 == 0:
+            argv.append("--check")
+        if n % 10 == 9:
+            argv.append("--no-cache")
+        child = subprocess.Popen(
+            argv,
+            env=env,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(rng.uniform(0.0, 0.45))
+        alive += child.poll() is None
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert alive > 80  # else the moments were not what the name says
+    assert _settled(before) == before

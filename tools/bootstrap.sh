@@ -1,0 +1,108 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+#
+# One command from a fresh Debian or Ubuntu machine to a running program, or to
+# passed tests. As root, from the top of a checkout:
+#
+#	sudo tools/bootstrap.sh run [PROGRAM [OPTION ...]]	(sockex3 by default)
+#	sudo tools/bootstrap.sh test [PYTEST OPTION ...]
+#	sudo tools/bootstrap.sh check				(format, lint and types only)
+#
+# Installs what is missing from the distribution's packages and nothing else;
+# ruff, mypy and clang-format, of one version each, go into .venv/.
+set -eu
+
+RUFF=0.17.6
+MYPY=2.4.1
+CLANG_FORMAT=14.0.6
+
+top=$(cd "$(dirname "$0")/.." && pwd)
+cd "$top"
+
+RUN_PACKAGES="python3 python3-bpfcc python3-pyroute2 python3-rich linux-libc-dev"
+TEST_PACKAGES="$RUN_PACKAGES python3-pytest python3-hypothesis python3-scapy python3-numpy
+	python3-nbclient python3-nbformat python3-ipykernel python3-matplotlib
+	python3-venv python3-pip
+	gcc libc6-dev libbpf-dev clang llvm make
+	tshark wireshark-common tcpdump iperf3 nginx-light curl iproute2 iputils-ping
+	ethtool procps util-linux bpftool"
+
+say()
+{
+	echo "bootstrap: $*" >&2
+}
+
+installed()
+{
+	dpkg-query -W -f '${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed
+}
+
+need()
+{
+	missing=
+	for package in "$@"; do
+		installed "$package" || missing="$missing $package"
+	done
+	[ -n "$missing" ] || return 0
+	[ "$(id -u)" = 0 ] || { say "needs root to install:$missing"; exit 77; }
+	command -v apt-get >/dev/null || { say "no apt-get here; install:$missing"; exit 77; }
+	say "installing:$missing"
+	apt-get update -qq
+	available=
+	for package in $missing; do
+		# Ubuntu has bpftool inside linux-tools; tests that want it say so.
+		if apt-cache show "$package" >/dev/null 2>&1; then
+			available="$available $package"
+		else
+			say "no package $package here"
+		fi
+	done
+	# A server that a test starts itself must not be started by its package.
+	DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+		apt-get install -y -qq --no-install-recommends $available >/dev/null
+}
+
+tools()
+{
+	if ! .venv/bin/pip freeze 2>/dev/null | grep -qx "ruff==$RUFF"; then
+		say "installing ruff, mypy and clang-format into .venv"
+		/usr/bin/python3 -m venv .venv
+		.venv/bin/pip install -q "mypy==$MYPY" "clang-format==$CLANG_FORMAT" \
+			"ruff==$RUFF"
+	fi
+}
+
+check()
+{
+	tools
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	find bpf_c tools \( -name '*.c' -o -name '*.h' \) -print0 |
+		xargs -0 .venv/bin/clang-format --dry-run --Werror
+	say "format, lint and types are clean"
+}
+
+what=${1:-run}
+[ $# -eq 0 ] || shift
+case $what in
+run)
+	need $RUN_PACKAGES
+	program=${1:-sockex3}
+	[ $# -eq 0 ] || shift
+	exec /usr/bin/python3 -m "bpfkit.$program" "$@"
+	;;
+test)
+	need $TEST_PACKAGES
+	check
+	exec /usr/bin/python3 -m pytest "$@"
+	;;
+check)
+	need $TEST_PACKAGES
+	check
+	;;
+*)
+	say "run, test or check?"
+	exit 2
+	;;
+esac
