@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from .artifact import Artifact
 
-__all__ = ["Cache", "cache_dir", "digest"]
+__all__ = ["Cache", "cache_dir", "digest", "sha256"]
 
 _MAGIC = b"bpfkit1\n"
 _HEAD = len(_MAGIC) + 64 + 32
@@ -103,11 +103,24 @@ def digest(material: Iterable[bytes], cflags: Sequence[str]) -> str:
     return str(h.hexdigest())
 
 
+#: The modules that decide what a compile yields.
+_COMPILE_SIDE = (
+    "artifact.py",
+    "compiler.py",
+    "headers.py",
+    "headertext.py",
+    "scan.py",
+    "source.py",
+    "vmlinux.py",
+    "worker.py",
+)
+
+
 def _generation() -> bytes:
     """Identity of the code that compiles: an edited or upgraded bpfkit makes a new key."""
     here = os.path.dirname(__file__)
     out = []
-    for name in ("worker.py", "compiler.py", "headers.py", "source.py", "scan.py", "artifact.py"):
+    for name in _COMPILE_SIDE:
         try:
             s = os.stat(os.path.join(here, name))
         except OSError:

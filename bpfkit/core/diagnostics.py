@@ -222,6 +222,8 @@ def explain(source: Source, log: str, status: int) -> BpfkitError:
             if not hint and note.text.startswith("did you mean"):
                 hint = note.text
         at = f"{file}:{line}:{column}" if column else f"{file}:{line}"
+        if not hint and ".lookup" in code and "void" in text:
+            hint = "BCC makes lookup() return void *: assign it to a pointer of the value's type."
         parts = [f"    {code}" if code else "", hint]
         more = len(found) - 1
         if more:

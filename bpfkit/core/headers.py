@@ -21,9 +21,22 @@ from __future__ import annotations
 import os
 import re
 
-from .cache import cache_dir
+from .cache import cache_dir, sha256
 from .errors import InputError, UnsupportedError, errno_text
+from .headertext import (
+    ALL_MACROS,
+    INCLUDE,
+    KERNEL,
+    MACROS,
+    PACK,
+    TYPEDEFS,
+    common,
+    macros_only,
+    typedefs,
+    unguarded,
+)
 from .log import say
+from .vmlinux import SEEDS, WORD, Types, own_types
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,10 +45,8 @@ if TYPE_CHECKING:
 
     from .source import Source
 
-__all__ = ["Route", "Tree", "describe", "routes"]
+__all__ = ["Route", "Tree", "describe", "routes", "uapi_tree"]
 
-#: Version of the generator; part of every tree's name.
-_GENERATOR = 1
 _BTF = "/sys/kernel/btf/vmlinux"
 _KEEP_TREES = 48
 _STALE = 3600.0
@@ -98,7 +109,7 @@ def routes(
     missing = [name for name in extra if uapi or not _in_uapi(name)]
     required = [name for name in missing if _is_required(source, name)]
     if not uapi and not required:
-        yield Route("uapi", _uapi_tree)
+        yield Route("uapi", uapi_tree)
     problems = [f"the user-space API headers {uapi}"] if uapi else []
     if required:
         _check_spelling(source, required)
@@ -209,11 +220,11 @@ def _check_spelling(source: Source, names: Sequence[str]) -> None:
     from difflib import get_close_matches
 
     for name in names:
-        if name in _KERNEL:
+        if name in KERNEL:
             continue
         include = next(i for i in source.includes if i.name == name and i.target < 0)
         directory, stem = os.path.split(name)
-        known = [n for n in _KERNEL if os.path.dirname(n) == directory] + _names_in(directory)
+        known = [n for n in KERNEL if os.path.dirname(n) == directory] + _names_in(directory)
         if include.quoted and include.file == 0 and source.path:
             known += [n for n in _listdir(os.path.dirname(source.path)) if n.endswith(".h")]
         stems = {os.path.basename(n)[:-2]: n for n in known if n.endswith(".h")}
@@ -267,11 +278,7 @@ def _in_kernel_namespace(name: str) -> bool:
 # --- the user-space API ------------------------------------------------------------------------
 
 
-def _uapi_root() -> str:
-    return os.environ.get("BPFKIT_UAPI") or "/usr/include"
-
-
-_UAPI = _uapi_root()
+_UAPI = "/usr/include"
 
 #: Headers that BCC or every generated tree brings.
 _EVERYWHERE = frozenset(
@@ -318,159 +325,7 @@ def _uapi_problem() -> str:
     return ""
 
 
-def _release() -> tuple[int, int, int]:
-    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", os.uname().release)
-    numbers = [int(n or 0) for n in match.groups()] if match else [0, 0, 0]
-    return numbers[0], numbers[1], min(numbers[2], 255)
-
-
-def _common() -> dict[str, str]:
-    """Stubs of both kinds of generated tree."""
-    major, minor, patch = _release()
-    page = os.sysconf("SC_PAGESIZE").bit_length() - 1
-    return {
-        "linux/version.h": f"""#pragma once
-#define LINUX_VERSION_CODE {(major << 16) + (minor << 8) + patch}
-#define KERNEL_VERSION(a, b, c) (((a) << 16) + ((b) << 8) + ((c) > 255 ? 255 : (c)))
-""",
-        "linux/log2.h": """#pragma once
-#define ilog2(n) (63 - __builtin_clzll(n))
-#define is_power_of_2(n) ((n) != 0 && (((n) & ((n) - 1)) == 0))
-#define roundup_pow_of_two(n) ((n) <= 1 ? 1UL : (1UL << (ilog2((n) - 1) + 1)))
-#define rounddown_pow_of_two(n) (1UL << ilog2(n))
-""",
-        "asm/page.h": f"""#pragma once
-#define PAGE_SHIFT {page}
-#define PAGE_SIZE (1UL << PAGE_SHIFT)
-#define PAGE_MASK (~(PAGE_SIZE - 1))
-""",
-        "linux/stddef.h": """#pragma once
-#ifndef NULL
-#define NULL ((void *)0)
-#endif
-#undef offsetof
-#define offsetof(T, M) __builtin_offsetof(T, M)
-#define sizeof_field(T, M) sizeof(((T *)0)->M)
-#define offsetofend(T, M) (offsetof(T, M) + sizeof_field(T, M))
-#ifndef __struct_group
-#define __struct_group(TAG, NAME, ATTRS, MEMBERS...) \\
-	union { struct { MEMBERS } ATTRS; struct TAG { MEMBERS } ATTRS NAME; } ATTRS
-#endif
-#ifndef __DECLARE_FLEX_ARRAY
-#define __DECLARE_FLEX_ARRAY(T, N) struct { struct { } __empty_ ## N; T N[]; }
-#endif
-#ifndef __counted_by
-#define __counted_by(m)
-#endif
-#ifndef __counted_by_le
-#define __counted_by_le(m)
-#define __counted_by_be(m)
-#endif
-""",
-        "stdint.h": "#pragma once\n#include <linux/types.h>\n",
-        "stdbool.h": "#pragma once\n#include <linux/types.h>\n",
-        "stddef.h": "#pragma once\n#include <linux/types.h>\n",
-    }
-
-
-#: What kernel headers define everywhere.
-_MACROS = """
-#ifndef __user
-#define __user
-#define __force
-#define __rcu
-#define __iomem
-#define __percpu
-#endif
-#ifndef __always_inline
-#define __always_inline inline __attribute__((always_inline))
-#endif
-#ifndef TASK_COMM_LEN
-#define TASK_COMM_LEN 16
-#endif
-#ifndef ARRAY_SIZE
-#define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
-#endif
-#ifndef likely
-#define likely(x) __builtin_expect(!!(x), 1)
-#define unlikely(x) __builtin_expect(!!(x), 0)
-#endif
-#ifndef barrier
-#define barrier() asm volatile("" ::: "memory")
-#endif
-#ifndef READ_ONCE
-#define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))
-#define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
-#endif
-#ifndef min
-#define min(a, b) ((a) < (b) ? (a) : (b))
-#define max(a, b) ((a) > (b) ? (a) : (b))
-#endif
-#ifndef container_of
-#define container_of(p, T, M) ((T *)((char *)(p) - __builtin_offsetof(T, M)))
-#endif
-#ifndef __packed
-#define __packed __attribute__((packed))
-#endif
-#ifndef __aligned
-#define __aligned(n) __attribute__((aligned(n)))
-#endif
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-#define __bpfkit_swap16(x) ((__be16)__builtin_bswap16(x))
-#define __bpfkit_swap32(x) ((__be32)__builtin_bswap32(x))
-#else
-#define __bpfkit_swap16(x) ((__be16)(x))
-#define __bpfkit_swap32(x) ((__be32)(x))
-#endif
-#undef htons
-#undef ntohs
-#undef htonl
-#undef ntohl
-#define htons(x) __bpfkit_swap16(x)
-#define ntohs(x) ((__u16)__bpfkit_swap16(x))
-#define htonl(x) __bpfkit_swap32(x)
-#define ntohl(x) ((__u32)__bpfkit_swap32(x))
-"""
-
-#: The kernel's short names; each is left out where BTF has it.
-_TYPEDEFS = {
-    "u8": "__u8",
-    "u16": "__u16",
-    "u32": "__u32",
-    "u64": "__u64",
-    "s8": "__s8",
-    "s16": "__s16",
-    "s32": "__s32",
-    "s64": "__s64",
-    "bool": "_Bool",
-    "uintptr_t": "unsigned long",
-    "size_t": "__kernel_size_t",
-    "ssize_t": "__kernel_ssize_t",
-    "uint8_t": "__u8",
-    "uint16_t": "__u16",
-    "uint32_t": "__u32",
-    "uint64_t": "__u64",
-    "int8_t": "__s8",
-    "int16_t": "__s16",
-    "int32_t": "__s32",
-    "int64_t": "__s64",
-    "pid_t": "__kernel_pid_t",
-    "__kernel_dev_t": "__u32",
-    "dev_t": "__kernel_dev_t",
-    "uid_t": "__u32",
-    "gid_t": "__u32",
-    "loff_t": "__kernel_loff_t",
-    "umode_t": "unsigned short",
-    "sector_t": "__u64",
-}
-
-
-def _typedefs() -> str:
-    lines = [f"typedef {kind} {name};" for name, kind in _TYPEDEFS.items()]
-    return "\n".join(lines) + "\nenum { false = 0, true = 1 };\n"
-
-
-def _uapi_tree() -> Tree:
+def uapi_tree() -> Tree:
     """A tree over the installed user-space API headers (52 KB)."""
     return _kept("uapi", _identity(btf=False), _write_uapi)
 
@@ -478,7 +333,7 @@ def _uapi_tree() -> Tree:
 def _write_uapi(root: str) -> None:
     with open(f"{_UAPI}/linux/bpf.h", errors="replace") as file:
         guard = re.search(r"#ifndef (\w+)", file.read())
-    files = _common()
+    files = common()
     # headers_install renames the guard of bpf.h; BCC brings its own and must find ours closed.
     files["linux/kconfig.h"] = f"""#pragma once
 #define CONFIG_BPF_SYSCALL 1
@@ -489,8 +344,8 @@ def _write_uapi(root: str) -> None:
 """
     files["linux/types.h"] = (
         "#pragma once\n#include <linux/stddef.h>\n#include <uapi/linux/types.h>\n"
-        + _typedefs()
-        + _MACROS
+        + typedefs()
+        + MACROS
     )
     files["sys/socket.h"] = (
         "#pragma once\n#include <linux/socket.h>\n"
@@ -520,158 +375,6 @@ def _btf_problem() -> str:
         return f"the kernel's BTF cannot be read: {errno_text(error.errno or 0)}"
 
 
-_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^>"\n]+)[>"]', re.M)
-_WORD = re.compile(r"[A-Za-z_]\w*")
-
-#: Types and enumerators that BCC's own headers use.
-_SEEDS = """
-__u8 __u16 __u32 __u64 __s8 __s16 __s32 __s64 __be16 __be32 __be64 __le16 __le32 __le64 __sum16
-__wsum bpf_func_id bpf_map_type bpf_stack_build_id bpf_cgroup_storage_key bpf_spin_lock bpf_sock
-bpf_sock_tuple bpf_sysctl bpf_sock_ops __sk_buff xdp_md sk_msg_md bpf_sk_lookup sk_reuseport_md
-bpf_sock_addr bpf_perf_event_data bpf_raw_tracepoint_args pt_regs bpf_dynptr bpf_timer
-bpf_tunnel_key bpf_xfrm_state bpf_fib_lookup bpf_redir_neigh bpf_cgroup_dev_ctx bpf_pidns_info
-bpf_perf_event_value bpf_flow_keys bpf_tcp_sock btf_ptr tcphdr iphdr ipv6hdr path
-BPF_FUNC_unspec BPF_F_CURRENT_CPU BPF_F_INDEX_MASK BPF_ANY BPF_NOEXIST BPF_F_NO_PREALLOC
-BPF_F_STACK_BUILD_ID BPF_F_USER_STACK BPF_F_INGRESS BPF_MAP_TYPE_HASH XDP_PASS TC_ACT_OK SK_PASS
-BPF_F_ADJ_ROOM_FIXED_GSO BPF_RB_NO_WAKEUP BPF_SOCK_OPS_VOID BPF_LOCAL_STORAGE_GET_F_CREATE
-BPF_SK_STORAGE_GET_F_CREATE BPF_F_PSEUDO_HDR BPF_F_RECOMPUTE_CSUM BPF_F_TUNINFO_IPV6
-BPF_F_ZERO_CSUM_TX BPF_STACK_BUILD_ID_EMPTY BPF_FIB_LOOKUP_DIRECT BPF_LWT_ENCAP_SEG6
-""".split()
-
-
-class _Types:
-    """vmlinux.h taken apart once per kernel, so that one program's share is quickly put together.
-
-    ``blocks`` are definitions; the dictionaries say in which block a struct/union/enum, a
-    typedef or an enumerator is; ``needs`` which blocks a block needs whole; ``members`` which
-    named pointer members lead to which blocks; ``forward`` which structs it mentions at all.
-    """
-
-    FIELDS = ("blocks", "tags", "typedefs", "enumerators", "needs", "members", "forward")
-    __slots__ = FIELDS
-
-    blocks: list[str]
-    tags: dict[str, int]
-    typedefs: dict[str, int]
-    enumerators: dict[str, int]
-    needs: list[list[int]]
-    members: list[list[tuple[str, int]]]
-    forward: list[list[str]]
-
-    @classmethod
-    def of(cls, text: str) -> _Types:
-        self = cls()
-        self.blocks = [
-            block
-            for block in _blocks(text)
-            if not re.match(r"(?:struct|union|enum) \w+;$", block)
-        ]
-        self.tags, self.typedefs, self.enumerators = {}, {}, {}
-        for i, block in enumerate(self.blocks):
-            tag = re.match(r"(struct|union|enum) (\w+)\s*\{", block)
-            if tag:
-                self.tags[f"{tag[1]} {tag[2]}"] = i
-            if block.startswith(("enum", "typedef enum")):
-                for name in re.findall(r"^\s+(\w+)(?: = [^,]+)?,", block, re.M):
-                    self.enumerators[name] = i
-            if block.startswith("typedef"):
-                last = block.rsplit("\n", 1)[-1]
-                name_match = (
-                    re.search(r"\(\*(\w+)\)", block)
-                    if "(*" in block and not block.startswith("typedef struct {")
-                    else None
-                ) or (
-                    re.search(r"(\w+)\s*(?:\[[^\]]*\])*;\s*$", last) or re.search(r"(\w+)\(", last)
-                )
-                if name_match:
-                    self.typedefs[name_match[1]] = i
-        self.needs, self.members, self.forward = [], [], []
-        for i, block in enumerate(self.blocks):
-            needs = set()
-            for kind, name, star in re.findall(r"\b(struct|union|enum) (\w+)\s*(\**)", block):
-                j = self.tags.get(f"{kind} {name}")
-                if j is not None and j != i and (not star or kind == "enum"):
-                    needs.add(j)
-            for word in set(_WORD.findall(block)):
-                j = self.typedefs.get(word)
-                if j is not None and j != i:
-                    needs.add(j)
-            self.needs.append(sorted(needs))
-            self.members.append(
-                [
-                    (member, self.tags[f"{kind} {name}"])
-                    for kind, name, member in re.findall(
-                        r"^\s+(?:const )?(struct|union) (\w+) \*+(\w+)", block, re.M
-                    )
-                    if f"{kind} {name}" in self.tags
-                ]
-            )
-            self.forward.append(
-                sorted({f"{k} {n}" for k, n in re.findall(r"\b(struct|union) (\w+)", block)})
-            )
-        return self
-
-    def dump(self) -> bytes:
-        import marshal
-
-        return marshal.dumps([getattr(self, name) for name in self.FIELDS], 2)
-
-    @classmethod
-    def load(cls, data: bytes) -> _Types:
-        import marshal
-
-        self = cls()
-        for name, value in zip(cls.FIELDS, marshal.loads(data), strict=True):
-            setattr(self, name, value)
-        return self
-
-    def trim(self, words: set[str], own: set[str]) -> str:
-        """The definitions that a text with these words needs, less what it defines itself."""
-        want = set()
-        for word in words:
-            for table in (self.enumerators, self.typedefs):
-                if word in table:
-                    want.add(table[word])
-            for kind in ("struct", "union", "enum"):
-                if f"{kind} {word}" in self.tags:
-                    want.add(self.tags[f"{kind} {word}"])
-        done: set[int] = set()
-        while want:
-            i = want.pop()
-            if i in done:
-                continue
-            done.add(i)
-            want.update(self.needs[i])
-            want.update(j for member, j in self.members[i] if member in words)
-        for name in own:
-            for kind in ("struct", "union", "enum"):
-                done.discard(self.tags.get(f"{kind} {name}", -1))
-            done.discard(self.typedefs.get(name, -1))
-        forward: set[str] = set()
-        for i in done:
-            forward.update(self.forward[i])
-        lines = [f"{name};" for name in sorted(forward)]
-        return "\n".join(lines + [self.blocks[i] for i in sorted(done)]) + "\n"
-
-
-def _blocks(text: str) -> Iterator[str]:
-    """Top-level declarations of libbpf's vmlinux.h."""
-    block: list[str] = []
-    depth = 0
-    for line in text.split("\n"):
-        if line.startswith("#") or (not line and not depth):
-            continue
-        block.append(line)
-        depth += line.count("{") - line.count("}")
-        if depth == 0 and line.endswith(";"):
-            yield "\n".join(block)
-            block = []
-
-
-_OWN = re.compile(r"\b(?:struct|union|enum)\s+(\w+)\s*(?:__attribute__\s*\(\(.*?\)\)\s*)?\{")
-_OWN_TYPEDEF = re.compile(r"\btypedef\b[^;{]*?(\w+)\s*;|\btypedef\b[^;{]*\{[^}]*\}\s*(\w+)\s*;")
-
-
 def _btf_tree(
     source: Source,
     interpreter: Callable[[dict[str, Any]], dict[str, Any]],
@@ -688,33 +391,31 @@ def _btf_tree(
         kernel.close()
 
 
-def _program_tree(
-    source: Source, kernel: Tree, mask: Callable[[str], str], trimmed: bool
-) -> Tree:
+def _program_tree(source: Source, kernel: Tree, mask: Callable[[str], str], trimmed: bool) -> Tree:
     code = "\n".join(mask(text) for _, _, text in source.files)
-    words = set(_WORD.findall(code))
-    own = set(_OWN.findall(code)) | {a or b for a, b in _OWN_TYPEDEF.findall(code)}
+    words = set(WORD.findall(code))
+    own = own_types(code)
     with open(os.path.join(kernel.path, "types"), "rb") as file:
-        types = _Types.load(file.read())
+        types = Types.load(file.read())
     with open(os.path.join(kernel.path, "functions"), encoding="ascii") as text_file:
         functions = text_file.read()
-    bodies = dict(re.findall(r"^#define (\w+)\b(?:\([^)]*\))?[ \t]+(.*)$", _ALL_MACROS, re.M))
+    bodies = dict(re.findall(r"^#define (\w+)\b(?:\([^)]*\))?[ \t]+(.*)$", ALL_MACROS, re.M))
     for word in list(words):
         if word in bodies:
-            words.update(_WORD.findall(bodies[word]))
+            words.update(WORD.findall(bodies[word]))
     if trimmed:
-        body = types.trim(words | set(_SEEDS) | set(_TYPEDEFS) | {"true"}, own)
+        body = types.trim(words | set(SEEDS) | set(TYPEDEFS) | {"true"}, own)
     else:
         with open(os.path.join(kernel.path, "vmlinux.h")) as text_file:
             body = text_file.read()
-    files = _common()
+    files = common()
     known = types.typedefs
     files["vmlinux.h"] = (
         "#pragma once\n"
         + body
         + "\n".join(
             f"typedef {kind} {name};"
-            for name, kind in _TYPEDEFS.items()
+            for name, kind in TYPEDEFS.items()
             if name not in known and name not in own
         )
         + ("\n" if "true" in types.enumerators else "\nenum { false = 0, true = 1 };\n")
@@ -726,10 +427,9 @@ def _program_tree(
 #include <linux/stddef.h>
 #include <bpfkit_bpf_macros.h>
 #define _UAPI__LINUX_BPF_H__
-{functions}{_MACROS}"""
+{functions}{MACROS}"""
     files["bpfkit_bpf_macros.h"] = "#pragma once\n" + "".join(
-        _unguarded(_macros_only(_read_uapi(name)))
-        for name in ("linux/bpf_common.h", "linux/bpf.h")
+        unguarded(macros_only(_read_uapi(name))) for name in ("linux/bpf_common.h", "linux/bpf.h")
     )
     files["linux/types.h"] = "#pragma once\n"
     files["sys/socket.h"] = "#pragma once\n#include <linux/socket.h>\n"
@@ -743,42 +443,30 @@ def _program_tree(
             continue
         done.add(name)
         text = "#pragma once\n"
-        for also in _KERNEL.get(name, ()):
+        for also in KERNEL.get(name, ()):
             text += f"#include <{also}>\n"
             todo.append(also)
-        text += _PACK.get(name, "")
+        text += PACK.get(name, "")
         path = _uapi_file(name)
         if name in ("linux/bpf.h", "linux/bpf_common.h"):
             pass
         elif path is not None:
-            shadow = _macros_only(_read(path))
-            todo += _INCLUDE.findall(shadow)
+            shadow = macros_only(_read(path))
+            todo += INCLUDE.findall(shadow)
             files[f"uapi/{name}"] = shadow
             text += f"#include <uapi/{name}>\n"
-        elif name not in _KERNEL and name not in source.system_includes:
+        elif name not in KERNEL and name not in source.system_includes:
             continue
         if name in _EVERYWHERE or not _in_kernel_namespace(name):
             continue
         files[name] = text
     files["uapi/linux/bpf.h"] = "#pragma once\n"
     files["uapi/linux/types.h"] = "#pragma once\n"
-    from .cache import sha256
-
     digest = sha256()
     for name in sorted(files):
         digest.update(f"{name}\0{files[name]}\0".encode(errors="surrogateescape"))
     kind = "btf-trimmed" if trimmed else "btf"
     return _kept(kind, digest.hexdigest()[:24], lambda root: _write(root, files))
-
-
-def _unguarded(text: str) -> str:
-    """A macros-only header without its include guard and includes."""
-    guard = re.search(r"^#ifndef (\w+)\n#define \1\b.*\n", text, re.M)
-    if guard:
-        text = text[: guard.start()] + text[guard.end() :]
-        end = text.rstrip().rfind("#endif")
-        text = text[:end] + text[end + len("#endif") :]
-    return _INCLUDE.sub("", text)
 
 
 def _read_uapi(name: str) -> str:
@@ -791,34 +479,20 @@ def _read(path: str) -> str:
         return file.read()
 
 
-def _macros_only(text: str) -> str:
-    """A header's preprocessor lines: its types come from the kernel."""
-    text = re.sub(r"/\*.*?\*/", lambda m: "\n" if "\n" in m.group() else " ", text, flags=re.S)
-    out = []
-    continued = False
-    for line in text.split("\n"):
-        if continued or line.lstrip().startswith("#"):
-            out.append(line)
-            continued = line.rstrip().endswith("\\")
-    return "\n".join(out) + "\n"
-
-
-def _write_kernel(
-    root: str, interpreter: Callable[[dict[str, Any]], dict[str, Any]]
-) -> None:
+def _write_kernel(root: str, interpreter: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """vmlinux.h of the running kernel (0.3–0.5 s), taken apart (0.5 s); once per kernel."""
     path = os.path.join(root, "vmlinux.h")
     say("reading the running kernel's types (once per kernel)")
     interpreter({"op": "vmlinux", "out": os.fsencode(path)})
     text = _read(path)
-    types = _Types.of(text)
+    types = Types.of(text)
     with open(os.path.join(root, "types"), "wb") as file:
         file.write(types.dump())
     with open(os.path.join(root, "functions"), "w", encoding="ascii") as text_file:
         text_file.write(_missing_functions(types))
 
 
-def _missing_functions(types: _Types) -> str:
+def _missing_functions(types: Types) -> str:
     """``#define``s for helpers that BCC's headers name and this kernel does not have."""
     texts = []
     for directory in ("/usr/lib64", "/usr/lib", *_library_dirs()):
@@ -877,12 +551,12 @@ def _modules() -> tuple[Tree | None, str]:
 
 def _identity(*, btf: bool) -> str:
     """Digest of what a tree is made from."""
-    from .cache import sha256
-
     uname = os.uname()
-    parts = [str(_GENERATOR), uname.release, uname.machine, _UAPI]
-    with open(__file__, "rb") as file:
-        parts.append(sha256(file.read()).hexdigest())
+    parts = [uname.release, uname.machine, _UAPI]
+    here = os.path.dirname(os.path.abspath(__file__))
+    for name in ("headers.py", "headertext.py", "vmlinux.py"):
+        with open(os.path.join(here, name), "rb") as file:
+            parts.append(sha256(file.read()).hexdigest())
     for path in (f"{_UAPI}/linux/version.h", f"{_UAPI}/linux/bpf.h"):
         try:
             s = os.stat(path)
@@ -895,7 +569,8 @@ def _identity(*, btf: bool) -> str:
                 parts.append(file.read().hex())
         except OSError:
             parts.append(uname.version)
-    return sha256("\0".join(parts).encode()).hexdigest()[:24]
+    text: str = sha256("\0".join(parts).encode()).hexdigest()
+    return text[:24]
 
 
 def _kept(kind: str, identity: str, write: Callable[[str], None]) -> Tree:
@@ -990,167 +665,3 @@ def _write(root: str, files: dict[str, str]) -> None:
             made.add(directory)
         with open(path, "w", errors="surrogateescape") as file:
             file.write(text)
-
-
-# --- kernel-internal headers: macros that BTF cannot carry -------------------------------------------
-
-_SOCK = """
-#define sk_node __sk_common.skc_node
-#define sk_family __sk_common.skc_family
-#define sk_state __sk_common.skc_state
-#define sk_num __sk_common.skc_num
-#define sk_dport __sk_common.skc_dport
-#define sk_addrpair __sk_common.skc_addrpair
-#define sk_portpair __sk_common.skc_portpair
-#define sk_daddr __sk_common.skc_daddr
-#define sk_rcv_saddr __sk_common.skc_rcv_saddr
-#define sk_v6_daddr __sk_common.skc_v6_daddr
-#define sk_v6_rcv_saddr __sk_common.skc_v6_rcv_saddr
-#define sk_net __sk_common.skc_net
-#define sk_net_refcnt __sk_common.skc_net_refcnt
-#define sk_prot __sk_common.skc_prot
-#define sk_hash __sk_common.skc_hash
-#define sk_cookie __sk_common.skc_cookie
-#define sk_bound_dev_if __sk_common.skc_bound_dev_if
-#define sk_reuse __sk_common.skc_reuse
-#define sk_reuseport __sk_common.skc_reuseport
-#define sk_ipv6only __sk_common.skc_ipv6only
-#define sk_flags __sk_common.skc_flags
-#define sk_refcnt __sk_common.skc_refcnt
-#define sk_incoming_cpu __sk_common.skc_incoming_cpu
-"""
-_INET = """
-#define inet_daddr sk.__sk_common.skc_daddr
-#define inet_rcv_saddr sk.__sk_common.skc_rcv_saddr
-#define inet_dport sk.__sk_common.skc_dport
-#define inet_num sk.__sk_common.skc_num
-#define inet_sk(p) ((struct inet_sock *)(p))
-#define ir_num req.__req_common.skc_num
-#define ir_rmt_addr req.__req_common.skc_daddr
-#define ir_loc_addr req.__req_common.skc_rcv_saddr
-#define ir_rmt_port req.__req_common.skc_dport
-"""
-_FAMILIES = "".join(
-    f"#define AF_{name} {number}\n#define PF_{name} {number}\n"
-    for name, number in (
-        ("UNSPEC", 0),
-        ("UNIX", 1),
-        ("LOCAL", 1),
-        ("INET", 2),
-        ("BRIDGE", 7),
-        ("INET6", 10),
-        ("KEY", 15),
-        ("NETLINK", 16),
-        ("PACKET", 17),
-        ("TIPC", 30),
-        ("ALG", 38),
-        ("VSOCK", 40),
-        ("SMC", 43),
-        ("XDP", 44),
-        ("MCTP", 45),
-    )
-)
-#: Macros by header.
-_PACK: dict[str, str] = {
-    "net/sock.h": _SOCK,
-    "net/inet_sock.h": _INET,
-    "linux/tcp.h": "#define tcp_sk(p) ((struct tcp_sock *)(p))\n",
-    "linux/udp.h": "#define udp_sk(p) ((struct udp_sock *)(p))\n",
-    "net/inet_connection_sock.h": "#define inet_csk(p) ((struct inet_connection_sock *)(p))\n",
-    "net/af_unix.h": "#define unix_sk(p) ((struct unix_sock *)(p))\n",
-    "net/tcp.h": "#define TCP_SKB_CB(s) ((struct tcp_skb_cb *)&((s)->cb[0]))\n",
-    "linux/socket.h": _FAMILIES
-    + "#define SCM_RIGHTS 1\n#define SCM_CREDENTIALS 2\n"
-    "#define SOL_IP 0\n#define SOL_TCP 6\n#define SOL_UDP 17\n#define SOL_IPV6 41\n",
-    "linux/in6.h": "#define s6_addr in6_u.u6_addr8\n#define s6_addr16 in6_u.u6_addr16\n"
-    "#define s6_addr32 in6_u.u6_addr32\n",
-    "linux/sched.h": "#define TASK_RUNNING 0\n#define TASK_INTERRUPTIBLE 1\n"
-    "#define TASK_UNINTERRUPTIBLE 2\n#define PF_KTHREAD 0x00200000\n#define TASK_COMM_LEN 16\n",
-    "linux/err.h": "#define MAX_ERRNO 4095\n"
-    "#define IS_ERR(p) ((unsigned long)(p) >= (unsigned long)-MAX_ERRNO)\n"
-    "#define IS_ERR_OR_NULL(p) (!(p) || IS_ERR(p))\n#define PTR_ERR(p) ((long)(p))\n",
-    "linux/blkdev.h": "#define DISK_NAME_LEN 32\n#define REQ_OP_BITS 8\n"
-    "#define REQ_OP_MASK ((1 << REQ_OP_BITS) - 1)\n",
-    "linux/dcache.h": "#define DNAME_INLINE_LEN (sizeof(((struct dentry *)0)->d_shortname))\n"
-    "#define d_iname d_shortname.string\n",
-    "linux/fs.h": "#define FMODE_CREATED 0x100000\n",
-    "linux/time.h": "#define NSEC_PER_SEC 1000000000L\n#define NSEC_PER_MSEC 1000000L\n"
-    "#define NSEC_PER_USEC 1000L\n#define USEC_PER_SEC 1000000L\n#define MSEC_PER_SEC 1000L\n",
-    "linux/if_vlan.h": "#define VLAN_HLEN 4\n#define VLAN_VID_MASK 0x0fff\n"
-    "#define VLAN_PRIO_SHIFT 13\n",
-    "net/ip.h": "#define IP_CE 0x8000\n#define IP_DF 0x4000\n#define IP_MF 0x2000\n"
-    "#define IP_OFFSET 0x1FFF\n",
-}
-_ALL_MACROS = "\n".join(_PACK.values())
-
-#: Kernel-internal headers that people name: what each brings besides types, which are all there.
-_KERNEL: dict[str, tuple[str, ...]] = {
-    name: ()
-    for name in """
-    linux/kernel.h linux/bug.h linux/atomic.h linux/bitops.h linux/bits.h linux/list.h linux/slab.h
-    linux/rcupdate.h linux/spinlock.h linux/mutex.h linux/rwsem.h linux/kref.h linux/refcount.h
-    linux/workqueue.h linux/interrupt.h linux/irq.h linux/irqdesc.h linux/hardirq.h
-    linux/preempt.h linux/smp.h linux/percpu.h linux/cpumask.h linux/nodemask.h linux/mm.h linux/compaction.h
-    linux/mm_types.h linux/mmzone.h linux/memcontrol.h linux/vmstat.h linux/swap.h linux/gfp.h
-    linux/page-flags.h linux/highmem.h linux/pagemap.h linux/oom.h linux/pid.h
-    linux/pid_namespace.h linux/nsproxy.h linux/ns_common.h linux/user_namespace.h
-    linux/utsname.h linux/cred.h linux/security.h linux/lsm_hooks.h linux/cgroup.h
-    linux/cgroup-defs.h linux/sched/signal.h linux/sched/task.h linux/sched/mm.h
-    linux/sched/cputime.h linux/signal.h linux/wait.h linux/completion.h linux/ktime.h
-    linux/hrtimer.h linux/timer.h linux/jiffies.h linux/string.h linux/ctype.h linux/uaccess.h
-    linux/path.h linux/namei.h linux/mount.h linux/file.h linux/fdtable.h linux/uio.h linux/bio.h
-    linux/blk_types.h linux/blk-mq.h linux/genhd.h linux/backing-dev.h linux/buffer_head.h
-    linux/writeback.h linux/nfs_fs.h linux/kobject.h linux/device.h linux/module.h linux/init.h
-    linux/export.h linux/errno.h linux/printk.h linux/tracepoint.h linux/trace_events.h
-    linux/kprobes.h linux/ftrace.h linux/perf_event.h linux/bpf_verifier.h linux/btf.h
-    linux/btf_ids.h linux/filter.h linux/skbuff.h linux/skmsg.h linux/netdevice.h
-    linux/etherdevice.h linux/if_vlan.h linux/rtnetlink.h linux/inetdevice.h linux/ipv6.h
-    linux/tcp.h linux/udp.h linux/icmp.h linux/icmpv6.h linux/igmp.h linux/net.h linux/netfilter.h
-    linux/netfilter_ipv4.h linux/in.h linux/sockptr.h linux/phy.h linux/ethtool.h linux/tty.h
-    linux/ptrace.h linux/sysctl.h linux/random.h linux/crypto.h linux/dma-mapping.h linux/pci.h
-    linux/virtio.h linux/kthread.h linux/delay.h linux/idr.h linux/xarray.h linux/radix-tree.h
-    linux/rbtree.h linux/rhashtable.h linux/hashtable.h linux/hash.h linux/jhash.h linux/sort.h
-    linux/compiler_types.h linux/limits.h linux/minmax.h linux/math64.h linux/kdev_t.h
-    linux/posix-timers.h linux/eventpoll.h linux/pipe_fs_i.h linux/shmem_fs.h linux/stat.h
-    linux/statfs.h linux/types.h linux/user.h linux/vmalloc.h linux/zstd.h
-    net/net_namespace.h net/ipv6.h net/udp.h net/icmp.h net/dst.h net/route.h net/ip_fib.h
-    net/neighbour.h net/arp.h net/flow.h net/flow_dissector.h net/request_sock.h
-    net/inet_connection_sock.h net/inet_hashtables.h net/inet_timewait_sock.h net/inet_common.h
-    net/netns/generic.h net/sch_generic.h net/pkt_sched.h net/pkt_cls.h net/act_api.h
-    net/cls_cgroup.h net/xdp.h net/xdp_sock.h net/af_unix.h net/scm.h net/checksum.h net/dsfield.h
-    net/ip_tunnels.h net/gre.h net/vxlan.h net/geneve.h net/lwtunnel.h net/seg6.h net/mpls.h
-    net/netlink.h net/genetlink.h net/page_pool.h net/busy_poll.h net/tls.h net/strparser.h
-    net/netfilter/nf_conntrack.h net/netfilter/nf_tables.h net/bonding.h net/mptcp.h
-    net/ip6_route.h net/ip6_fib.h net/addrconf.h net/protocol.h net/esp.h net/xfrm.h
-    asm/ptrace.h asm/processor.h asm/current.h asm/syscall.h asm/unistd.h asm/pgtable.h
-    trace/events/sched.h
-    """.split()
-}
-_KERNEL.update(
-    {
-        "net/sock.h": ("linux/socket.h", "linux/compiler.h"),
-        "net/inet_sock.h": ("net/sock.h",),
-        "net/tcp.h": ("net/inet_connection_sock.h", "linux/tcp.h"),
-        "net/ip.h": ("net/inet_sock.h", "linux/ip.h"),
-        "net/ipv6.h": ("net/inet_sock.h", "linux/ipv6.h"),
-        "net/inet_connection_sock.h": ("net/inet_sock.h",),
-        "net/request_sock.h": ("net/sock.h",),
-        "net/udp.h": ("net/inet_sock.h",),
-        "net/af_unix.h": ("net/sock.h",),
-        "linux/ipv6.h": ("linux/in6.h",),
-        "linux/sched.h": ("linux/err.h", "linux/time.h", "linux/compiler.h"),
-        "linux/socket.h": (),
-        "linux/err.h": (),
-        "linux/time.h": (),
-        "linux/compiler.h": (),
-        "linux/dcache.h": (),
-        "linux/fs.h": ("linux/dcache.h", "linux/err.h", "linux/stat.h"),
-        "linux/blkdev.h": ("linux/fs.h",),
-        "linux/genhd.h": ("linux/blkdev.h",),
-        "linux/blk-mq.h": ("linux/blkdev.h",),
-        "linux/ktime.h": ("linux/time.h",),
-        "linux/skbuff.h": ("linux/in6.h", "linux/err.h"),
-        "linux/net.h": ("linux/socket.h",),
-        "linux/slab.h": ("linux/err.h",),
-    }
-)

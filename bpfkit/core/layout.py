@@ -40,7 +40,7 @@ try:  # what functools and namedtuple are made of, without importing collections
 except ImportError:  # pragma: no cover - not CPython
     from functools import partial
 
-    def _getter(index: int, doc: str) -> property:  # type: ignore[no-redef]
+    def _getter(index: int, doc: str) -> property:
         return property(lambda self: tuple.__getitem__(self, index), doc=doc)
 
 
@@ -414,7 +414,7 @@ class IntLayout(Layout):
             if len(value) != self.size:
                 raise ValueError(f"{self.name} is {self.size} bytes, got {len(value)}")
             order = "big" if self._swaps else sys.byteorder
-            value = int.from_bytes(value, order, signed=self.signed)  # type: ignore[arg-type]
+            value = int.from_bytes(value, order, signed=self.signed)
         if not self._code:
             try:
                 value = int(value).to_bytes(self.size, sys.byteorder, signed=self.signed)
@@ -811,7 +811,7 @@ class StructLayout(Layout):
                     raise type(error)(f"{self.type_name}.{field.name}: {error}") from None
                 continue
             raw = self._overlap(values, start, end, members)
-            # A value of our own agrees with itself, whatever wrote it; a stranger's must be checked.
+            # A value of our own agrees with itself; a stranger's must be checked.
             if not isinstance(value, StructValue) and not all(
                 self._fields[i].bit_size for i in members
             ):
@@ -949,10 +949,9 @@ class StructLayout(Layout):
 
     def _leaves(self) -> list[tuple[int, str]] | None:
         result = []
-        if not self._flat:
-            # nested structs and arrays of counters are fine as long as no byte is shared
-            if any(len(members) > 1 or integer for _, _, members, integer in self._groups):
-                return None
+        # nested structs and arrays of counters are fine as long as no byte is shared
+        if any(len(members) > 1 or integer for _, _, members, integer in self._groups):
+            return None
         for field in self._fields:
             inner = None if field.bit_size else field.layout._leaves()
             if inner is None:

@@ -14,8 +14,8 @@ map: programs and other processes go on adding and deleting.  What holds is this
 * an entry that comes or goes meanwhile is returned or not, with a value it had;
 * hash maps are read bucket by bucket under the bucket's lock (BPF_MAP_LOOKUP_BATCH, 5.6), so an
   entry never comes twice.  Types whose walk the kernel restarts when its current key vanishes
-  (LPM tries; every hash before 5.6) are freed of repetitions here.  Under a storm of deletions such a
-  walk is given up after four times ``max_entries`` steps, and what was seen is returned.
+  (LPM tries; every hash before 5.6) are freed of repetitions here.  Under a storm of deletions such
+  a walk is given up after four times ``max_entries`` steps, and what was seen is returned.
 
 Errors: :class:`KeyError` for a key that is not there, :class:`MapFullError` when there is no
 room, :class:`~bpfkit.core.errors.MapError` with the kernel's reason for everything else;
@@ -38,7 +38,7 @@ from . import syscall as sc
 from .artifact import MapDef
 from .constants import MAP_TYPES, map_type
 from .errors import MapError, UnsupportedError, errno_text
-from .layout import StructValue, bytes_layout, int_layout, struct_layout
+from .layout import BytesLayout, StructValue, bytes_layout, int_layout, struct_layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -149,8 +149,10 @@ def _anonymous(size: int) -> tuple[mmap.mmap, int]:
     return memory, ct.addressof(ct.c_char.from_buffer(memory))
 
 
-_SCRATCH_LIMIT = 32 << 20
-_FIRST_LIMIT = 1 << 30
+# Room for one batch: what the second-level cache holds, some thousand entries.
+_CHUNK_BYTES = 1 << 21
+# Room for a whole map at first.
+_FIRST_BYTES = 1 << 30
 
 
 class _NoGc:
@@ -224,7 +226,7 @@ class Map:
         self._value: Layout | None = None
         self._value_bytes = self._entry_size()
         self._batch: bool | None = None  # None: not tried yet
-        self._scratch: _Bulk | None = None
+        self._scratch: list[_Bulk] = []  # at most one; popping is atomic
         self._id = 0
 
     def _entry_size(self) -> int:
@@ -347,7 +349,7 @@ class Map:
         """Let go of the map; it lives on as long as programs or other fds refer to it."""
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
-            self._scratch = None
+            self._scratch.clear()
             os.close(fd)
 
     def __enter__(self) -> Map:
@@ -559,78 +561,110 @@ class Map:
 
     # --- the whole map ----------------------------------------------------------------------
 
-    def _read(
-        self, delete: bool = False, fresh: bool = False
-    ) -> tuple[int, Any, Any, _Bulk | None]:
-        """(entries, their keys, their values, what to give back to :meth:`_done`).
+    def _chunks(self, delete: bool = False) -> Iterator[tuple[int, Any, Any]]:
+        """(entries, their keys, their values) of all entries, some at a time.
 
-        With ``fresh`` the memory is the caller's to keep.
+        The memory is the same each time.  Pieces that stay in the processor's cache while they are
+        read and decoded are faster than one large buffer, and smaller.
         """
-        if self._batch is not False:
-            bulk = self._read_batch(delete, fresh)
-            if bulk is not None:
-                count, room = bulk
-                keys = memoryview(room.keys)[: count * self.key_size]
-                values = memoryview(room.values)[: count * self._value_bytes]
-                if not self._exact_walk:
-                    count, keys, values = self._distinct(count, keys, values)
-                return count, keys, values, None if fresh else room
-        keys, values = self._read_each(delete)
-        return len(keys) // self.key_size, memoryview(keys), memoryview(values), None
+        if not self._exact_walk or self._batch is False:
+            yield self._read(delete)
+            return
+        size = self.key_size + self._value_bytes
+        try:
+            room = self._scratch.pop()
+        except IndexError:
+            entries = min(self._capacity(), max(_CHUNK_BYTES // size, 64))
+            room = _Bulk(self.key_size, self._value_bytes, entries)
+        step = self._batches(delete)
+        try:
+            count, number = step(room, 0)
+            if number < 0:
+                yield self._read_each(delete)
+                return
+            total, limit = 0, 64 * (self.max_entries + 64)
+            while True:
+                total += count
+                if total > limit:  # each bucket is read once: this cannot be
+                    raise MapError(f"map '{self.name}' has no end", why=f"{total} entries so far")
+                if count:
+                    yield count, room.keys, room.values
+                if number == errno.ENOENT:
+                    return
+                if number == errno.ENOSPC and not count:
+                    room = self._grow(room, 0)
+                count, number = step(room, 0)
+        finally:
+            if not self._scratch and self.fd >= 0:
+                self._scratch.append(room)
 
-    def _done(self, room: _Bulk | None, count: int) -> None:
-        """Keep the memory for the next read: a live view reads every second."""
-        if room is not None and count * (self.key_size + self._value_bytes) <= _SCRATCH_LIMIT:
-            self._scratch = room
+    def _read(self, delete: bool = False) -> tuple[int, Any, Any]:
+        """(entries, their keys, their values) of all entries in memory of their own."""
+        if self._batch is False:
+            return self._read_each(delete)
+        room = _Bulk(self.key_size, self._value_bytes, self._capacity())
+        step = self._batches(delete)
+        count = 0
+        limit = 0 if self._exact_walk else 4 * self.max_entries + 65536
+        while True:
+            got, number = step(room, count)
+            if number < 0:
+                return self._read_each(delete)
+            count += got
+            if number == errno.ENOENT or (limit and count > limit):
+                break
+            if number == errno.ENOSPC or count >= room.capacity:
+                room = self._grow(room, count)
+        keys = memoryview(room.keys)[: count * self.key_size]
+        values = memoryview(room.values)[: count * self._value_bytes]
+        return (count, keys, values) if self._exact_walk else self._distinct(count, keys, values)
 
     def _capacity(self) -> int:
         # Some more than max_entries: while buckets are read one after the other, deleted entries
         # make room for others; and the kernel says "end" only when there is room left.
         wanted = self.max_entries + self.max_entries // 16 + 64
-        return max(min(wanted, _FIRST_LIMIT // (self.key_size + self._value_bytes)), 64)
+        return max(min(wanted, _FIRST_BYTES // (self.key_size + self._value_bytes)), 64)
 
-    def _read_batch(self, delete: bool, fresh: bool) -> tuple[int, _Bulk] | None:
-        key_size, value_size = self.key_size, self._value_bytes
-        room, self._scratch = self._scratch, None
-        if room is None or fresh:
-            room = _Bulk(key_size, value_size, self._capacity())
+    def _batches(self, delete: bool) -> Callable[[_Bulk, int], tuple[int, int]]:
+        """A function that reads on: behind the first ``at`` entries of ``room``.
+
+        It returns (entries, errno): 0, ENOENT at the end, ENOSPC when the next bucket needs more
+        room, or -1 when the kernel cannot do it for this type.
+        """
         # The cursor is the kernel's: a bucket number for hashes, a whole key for other types.
-        cursor = ct.create_string_buffer(max(key_size, 8))
-        place = ct.addressof(cursor)
-        count = retries = 0
+        cursor = ct.create_string_buffer(max(self.key_size, 8))
         started = False
-        limit = 0 if self._exact_walk else 4 * self.max_entries + 65536
-        while True:
-            got, number = sc.map_lookup_batch(
-                self.fd,
-                place if started else 0,
-                place,
-                room.key_address + count * key_size,
-                room.value_address + count * value_size,
-                room.capacity - count,
-                delete=delete,
-            )
-            if number in (0, errno.ENOENT, errno.ENOSPC):
-                count += got
-                started = True
-                if number == errno.ENOENT or (limit and count > limit):
-                    break
-                if number == errno.ENOSPC or count >= room.capacity:
-                    room = self._grow(room, count)
-            elif number in (errno.EINTR, errno.EAGAIN, errno.EBUSY) and retries < 10000:
-                # What was copied counts, and the cursor stands behind it.
-                retries += 1
-                if got:
-                    count += got
+
+        def step(room: _Bulk, at: int) -> tuple[int, int]:
+            nonlocal started
+            place = ct.addressof(cursor)  # here, so that the cursor lives as long as step()
+            for _ in range(10000):
+                got, number = sc.map_lookup_batch(
+                    self.fd,
+                    place if started else 0,
+                    place,
+                    room.key_address + at * self.key_size,
+                    room.value_address + at * self._value_bytes,
+                    room.capacity - at,
+                    delete=delete,
+                )
+                if number in (0, errno.ENOENT, errno.ENOSPC):
                     started = True
-            elif not started and number in (*_NO_OPERATION, errno.EINVAL):
+                    if not delete:
+                        self._batch = True
+                    return got, number
+                if number not in (errno.EINTR, errno.EAGAIN, errno.EBUSY):
+                    break
+                if got:  # what was copied counts, and the cursor stands behind it
+                    started = True
+                    return got, 0
+            if not started and number in (*_NO_OPERATION, errno.EINVAL):
                 if not delete:  # some types can read by batch but not take
                     self._batch = False
-                return None
-            else:
-                self._fail(OSError(number, ""), "read")
-        self._batch = True
-        return count, room
+                return 0, -1
+            self._fail(OSError(number, ""), "read")
+
+        return step
 
     def _grow(self, room: _Bulk, count: int) -> _Bulk:
         larger = _Bulk(self.key_size, self._value_bytes, 2 * room.capacity)
@@ -679,7 +713,7 @@ class Map:
             here.raw = key
             attr = onward
 
-    def _read_each(self, delete: bool) -> tuple[bytes, bytes]:
+    def _read_each(self, delete: bool) -> tuple[int, Any, Any]:
         keys, values = [], []
         for key in self._raw_keys():
             try:
@@ -691,7 +725,7 @@ class Map:
                     continue  # gone since, or an empty slot
                 self._fail(error, "read")
             keys.append(key)
-        return b"".join(keys), b"".join(values)
+        return len(keys), memoryview(b"".join(keys)), memoryview(b"".join(values))
 
     def items(self) -> list[tuple[Any, Any]]:
         """All (key, value)."""
@@ -702,35 +736,32 @@ class Map:
         return self._pairs(True)
 
     def _pairs(self, delete: bool) -> list[tuple[Any, Any]]:
-        count, keys, values, room = self._read(delete)
+        pairs: list[tuple[Any, Any]] = []
         with _NoGc():
-            pairs = list(
-                zip(
+            for count, keys, values in self._chunks(delete):
+                pairs += zip(
                     self.key_layout.decode_many(keys, count),
                     self._decode_values(values, count),
                     strict=True,
                 )
-            )
-        self._done(room, count)
         return pairs
 
     def keys(self) -> list[Any]:
         """All keys."""
         if self._batch is False:
-            raw = b"".join(self._raw_keys())
-            return self.key_layout.decode_many(raw)
-        count, keys, _, room = self._read()
+            return self.key_layout.decode_many(b"".join(self._raw_keys()))
+        result: list[Any] = []
         with _NoGc():
-            result = self.key_layout.decode_many(keys, count)
-        self._done(room, count)
+            for count, keys, _ in self._chunks():
+                result += self.key_layout.decode_many(keys, count)
         return result
 
     def values(self) -> list[Any]:
         """All values."""
-        count, _, values, room = self._read()
+        result: list[Any] = []
         with _NoGc():
-            result = self._decode_values(values, count)
-        self._done(room, count)
+            for count, _, values in self._chunks():
+                result += self._decode_values(values, count)
         return result
 
     def __iter__(self) -> Iterator[Any]:
@@ -740,9 +771,7 @@ class Map:
         """The number of entries, by reading them: the kernel keeps no count."""
         if self._batch is False:
             return len(self._raw_keys())
-        count, _, _, room = self._read()
-        self._done(room, count)
-        return count
+        return sum([count for count, _, _ in self._chunks()])
 
     def __bool__(self) -> bool:
         return True  # an empty map is still a map, and finding out would read all of it
@@ -752,12 +781,12 @@ class Map:
 
         Per-CPU values are summed.  The fastest way to all entries without NumPy.
         """
-        count, keys, values, room = self._read()
+        result: list[tuple[Any, ...]] = []
         with _NoGc():
-            result = list(
-                map(add, self.key_layout.rows(keys, count), self._value_rows(values, count))
-            )
-        self._done(room, count)
+            for count, keys, values in self._chunks():
+                result += map(
+                    add, self.key_layout.rows(keys, count), self._value_rows(values, count)
+                )
         return result
 
     def items_raw(self) -> tuple[int, memoryview, memoryview]:
@@ -766,8 +795,7 @@ class Map:
         Keys lie ``key_size`` apart, values ``value_size``; per-CPU values are padded to a
         multiple of 8 bytes, and an entry has one for each possible CPU.
         """
-        count, keys, values, _ = self._read(fresh=True)
-        return count, keys, values
+        return self._read()
 
     def items_arrays(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """(keys, values) as NumPy arrays: structured, typed as ``Layout.numpy_dtype`` says.
@@ -776,7 +804,7 @@ class Map:
         """
         import numpy as np
 
-        count, keys, values, _ = self._read(fresh=True)
+        count, keys, values = self._read()
         return (
             np.frombuffer(keys, self.key_layout.numpy_dtype(), count),
             self._value_array(values, count),
@@ -826,8 +854,8 @@ class Map:
     def clear(self) -> None:
         """Delete every entry that is there now."""
         if self._taken_by_batch:
-            count, _, _, room = self._read(delete=True)
-            self._done(room, count)
+            for _ in self._chunks(delete=True):
+                pass
             return
         for key in self._raw_keys():
             try:
@@ -987,16 +1015,14 @@ class _PerCpu(Map):
 
     def sums(self) -> list[tuple[Any, Any]]:
         """All (key, value) with the values of all CPUs added up."""
-        count, keys, values, room = self._read()
+        result: list[tuple[Any, Any]] = []
         with _NoGc():
-            result = list(
-                zip(
+            for count, keys, values in self._chunks():
+                result += zip(
                     self.key_layout.decode_many(keys, count),
                     self._summed(values, count),
                     strict=True,
                 )
-            )
-        self._done(room, count)
         return result
 
     def _summed(self, data: Any, count: int) -> list[Any]:
@@ -1069,9 +1095,8 @@ class _PerCpu(Map):
         keys, values = self.items_arrays()
         if values.dtype.names is None:
             return keys, values.sum(axis=1)
-        if any(
-            values.dtype[name].kind not in "iuf" and values.dtype[name].subdtype is None
-            for name in values.dtype.names
+        if any(values.dtype[name].base.kind not in "iuf" for name in values.dtype.names) or any(
+            isinstance(field.layout, BytesLayout) for field in self.value_layout.fields
         ):
             raise TypeError(f"map '{self.name}': {self.value_layout.name} is not made of numbers")
         summed = {name: values[name].sum(axis=1) for name in values.dtype.names}
@@ -1086,7 +1111,10 @@ class _PerCpu(Map):
 
         stride = self.value_size + 7 & ~7
         dtype = self.value_layout.numpy_dtype()
-        return np.ndarray((count, possible_cpus()), dtype, data, 0, (self._value_bytes, stride))
+        array: np.ndarray[Any, Any] = np.ndarray(
+            (count, possible_cpus()), dtype, data, 0, (self._value_bytes, stride)
+        )
+        return array
 
 
 class PerCpuHash(_PerCpu, HashMap):
@@ -1179,6 +1207,7 @@ class _Keyless(Map):
     """Types without keys."""
 
     __slots__ = ()
+    _exact_walk = False
 
     def _no(self, what: str) -> NoReturn:
         raise MapError(
@@ -1197,9 +1226,7 @@ class _Keyless(Map):
     def __contains__(self, key: Any) -> bool:
         self._no("look up in")
 
-    def _read(
-        self, delete: bool = False, fresh: bool = False
-    ) -> tuple[int, Any, Any, _Bulk | None]:
+    def _read(self, delete: bool = False) -> tuple[int, Any, Any]:
         self._no("read all of")
 
     def keys(self) -> list[Any]:
@@ -1289,7 +1316,7 @@ class BloomFilter(_Keyless):
         except OSError as error:
             self._fail(error, "add to")
 
-    def update(self, values: Iterable[Any], flags: int = ANY) -> None:  # type: ignore[override]
+    def update(self, values: Iterable[Any], flags: int = ANY) -> None:
         """Put many values in."""
         for value in values:
             self.add(value)
@@ -1624,6 +1651,7 @@ class Storage(Map):
     """
 
     __slots__ = ()
+    _exact_walk = False
 
     def _encode_key(self, key: Any) -> bytes:
         fd = _fd_of(key)
@@ -1671,9 +1699,7 @@ class Storage(Map):
             hint="look up one object, or use an iterator program (bpf_sk_storage_map …)",
         )
 
-    def _read(
-        self, delete: bool = False, fresh: bool = False
-    ) -> tuple[int, Any, Any, _Bulk | None]:
+    def _read(self, delete: bool = False) -> tuple[int, Any, Any]:
         self._cannot_walk()
 
     def _raw_keys(self) -> list[bytes]:
@@ -1746,7 +1772,7 @@ class StackTrace(Map):
 
 
 class RingBuf(_Keyless):
-    """RINGBUF (5.8): :meth:`open` reads what programs send.  ``max_entries`` is its size in bytes."""
+    """RINGBUF (5.8): :meth:`open` reads what programs send.  ``max_entries`` is in bytes."""
 
     __slots__ = ()
 

@@ -34,6 +34,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
+    from typing import Any
 
     from .artifact import Artifact, ProgDef
     from .btf import Btf
@@ -276,7 +277,8 @@ class Object:
 
     # --- use --------------------------------------------------------------------------------
 
-    def __getitem__(self, name: str) -> Map:
+    def __getitem__(self, name: str) -> Any:
+        """The map of this name: a :class:`Map`, of the class that its type has."""
         try:
             return self.maps[name]
         except KeyError:

@@ -220,9 +220,7 @@ def _closing(code: str, at: int) -> int:
     return len(code)
 
 
-def _const(
-    source: Source, result: Scan, index: int, text: str, match: re.Match[str]
-) -> None:
+def _const(source: Source, result: Scan, index: int, text: str, match: re.Match[str]) -> None:
     line = _line(text, match.start())
     parts = [part.strip() for part in match.group(1).split(",")]
     if len(parts) != 3 or not parts[0].isdigit() or not _WORD.fullmatch(parts[1]):

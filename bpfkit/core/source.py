@@ -38,7 +38,8 @@ def c_root() -> str:
     global _root
     if _root is None:
         package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        for path in (os.path.join(package, "bpf_c"), os.path.join(os.path.dirname(package), "bpf_c")):
+        for home in (package, os.path.dirname(package)):
+            path = os.path.join(home, "bpf_c")
             if os.path.isdir(os.path.join(path, "include", "bpfkit")):
                 _root = path
                 break
@@ -61,9 +62,7 @@ class Include:
 
     __slots__ = ("end", "file", "line", "name", "quoted", "start", "target")
 
-    def __init__(
-        self, name: str, quoted: bool, file: int, start: int, end: int, line: int
-    ) -> None:
+    def __init__(self, name: str, quoted: bool, file: int, start: int, end: int, line: int) -> None:
         self.name = name
         self.quoted = quoted
         self.file = file
@@ -243,7 +242,9 @@ def _missing(called: str) -> InputError:
                 known.setdefault(name[: -len(".bpf.c")], relative)
     near = dict.fromkeys(known[n] for n in get_close_matches(called, known, 6, 0.6))
     hint = f"Nearest: {', '.join(list(near)[:3])}." if near else ""
-    return InputError(f"no C source {called!r}", why="neither a file nor a name in bpf_c", hint=hint)
+    return InputError(
+        f"no C source {called!r}", why="neither a file nor a name in bpf_c", hint=hint
+    )
 
 
 def _display(path: str) -> str:

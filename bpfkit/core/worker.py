@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compile worker: BCC in a process of its own, and nothing of it in the kernel.
 
-Run by path (``python -I worker.py``) by an interpreter that has BCC, which need not be the one
-that runs bpfkit; so this file uses the standard library only, imports nothing of bpfkit and keeps
-to Python 3.8.  stdin: a marshalled request; stdout: a marshalled answer; stderr: what clang and
+Run by its path, isolated (-I), by an interpreter that has BCC, which need not be the one that
+runs bpfkit; so this file uses the standard library only, imports nothing of bpfkit and keeps to
+Python 3.8.  stdin: a marshalled request; stdout: a marshalled answer; stderr: what clang and
 libbcc say.  Exit status 3: no BCC here; 4: it does not compile; 0: an answer.
 
 BCC creates maps and loads BTF while it compiles.  Here its bpf(2) calls are answered by this
@@ -85,9 +85,7 @@ _DT_PLTRELSZ, _DT_STRTAB, _DT_SYMTAB, _DT_RELA, _DT_RELASZ, _DT_STRSZ, _DT_JMPRE
     23,
 )
 
-_POPULATE = (
-    "_ZN4llvm18PassManagerBuilder25populateModulePassManagerERNS_6legacy15PassManagerBaseE"
-)
+_POPULATE = "_ZN4llvm18PassManagerBuilder25populateModulePassManagerERNS_6legacy15PassManagerBaseE"
 
 _libc = ct.CDLL(None, use_errno=True)
 _keep: List[Any] = []  # callbacks that C code holds
@@ -262,9 +260,9 @@ class Recorder:
         while first:
             entry, _, data, size = unpack("=QQQQ", ct.string_at(first, 32))
             elf = ct.string_at(data, size)
-            if elf[:4] == b"\x7fELF" and unpack_from("=H", elf, 18)[0] == _EM_BPF:
-                if elf not in self.elf:
-                    self.elf.append(elf)
+            is_bpf = elf[:4] == b"\x7fELF" and unpack_from("=H", elf, 18)[0] == _EM_BPF
+            if is_bpf and elf not in self.elf:
+                self.elf.append(elf)
             first = entry
 
 
@@ -331,6 +329,13 @@ class Elf:
                 return name, size
         return None
 
+    def find(self, function: str) -> Optional[Tuple[int, int, int]]:
+        """(section, offset, size) of a function."""
+        for name, kind, section, value, size in self.symbols:
+            if name == function and kind == 2 and self.is_code(section):
+                return section, value, size
+        return None
+
     def variable(self, section: int, value: int) -> str:
         """Name of the variable that covers a place, or of its section."""
         for name, kind, shndx, start, size in self.symbols:
@@ -341,6 +346,10 @@ class Elf:
 
 def _cstring(data: bytes, at: int) -> str:
     return data[at : data.index(b"\0", at)].decode(errors="replace")
+
+
+#: Bytes after the head of a type; for some kinds of each of its members.
+_BTF_EXTRA = {1: 4, 3: 12, 4: 12, 5: 12, 6: 8, 13: 8, 14: 4, 15: 12, 17: 4, 19: 12}
 
 
 class Btf:
@@ -363,7 +372,7 @@ class Btf:
             name, info, size = unpack_from(order + "III", self.body, at)
             self.types.append((name, info, size, at))
             kind, count = info >> 24 & 31, info & 0xFFFF
-            extra = {1: 4, 3: 12, 4: 12, 5: 12, 6: 8, 13: 8, 14: 4, 15: 12, 17: 4, 19: 12}.get(kind, 0)
+            extra = _BTF_EXTRA.get(kind, 0)
             extra *= count if kind in (4, 5, 6, 13, 15, 19) else 1
             # As BCC does: no function linkage (static, global) before 5.6, no variables before
             # 5.2; nothing refers to the latter, so they become ints and void pointers.
@@ -521,11 +530,10 @@ class Linker:
 
     def link(self, name: str) -> Optional[Tuple[Any, ...]]:
         """An artifact's program, or None for a function that is not in the object."""
-        for symbol, kind, section, value, size in self.elf.symbols:
-            if symbol == name and kind == 2 and self.elf.is_code(section):
-                break
-        else:
+        found = self.elf.find(name)
+        if found is None:
             return None
+        section, value, size = found
         order = self.elf.order
         out = bytearray()
         placed: Dict[Tuple[int, int], int] = {}
@@ -560,7 +568,9 @@ class Linker:
                         out[byte + 1] = regs & 15 | _PSEUDO_FUNC << 4
                         pack_into(order + "i", out, byte + 4, sub - (first + i) - 1)
                     elif source in (_PSEUDO_MAP_FD, _BPFKIT_MAP, _BPFKIT_CONST):
-                        self._reference(out, byte, source, imm, maps, consts, where, place_in_section)
+                        self._reference(
+                            out, byte, source, imm, maps, consts, where, place_in_section
+                        )
                     i += 1
                 elif op == _CALL and (source == 1 or relocation is not None):
                     if relocation is not None:
@@ -595,7 +605,9 @@ class Linker:
     ) -> None:
         if source == _BPFKIT_CONST:
             if imm not in self.consts:
-                raise Refused("LOAD_CONST %d is not declared" % imm, *self.where(section, offset), "")
+                raise Refused(
+                    "LOAD_CONST %d is not declared" % imm, *self.where(section, offset), ""
+                )
             consts.append((byte, imm))
             out[byte + 1] &= 15
         else:
@@ -692,9 +704,7 @@ class Linker:
                     last = pack(order + "III", file, text, place)
                 # BCC's own lines (helpers.h) say nothing: stay on the user's that led there.
                 body = last if not known and last else pack(order + "III", file, text, place)
-                out.append(
-                    pack(order + "I", first + (offset - start) // 8) + body + record[16:]
-                )
+                out.append(pack(order + "I", first + (offset - start) // 8) + body + record[16:])
         return b"".join(out)
 
     def _line(self, file: int, text: int, line: int) -> Tuple[int, int, bool]:
@@ -772,9 +782,7 @@ def compile(request: Dict[str, Any], library: ct.CDLL) -> Dict[str, Any]:
         os._exit(FAILED)
     if not hooked:
         recorder.grab()
-    names = [
-        library.bpf_function_name(module, i) for i in range(library.bpf_num_functions(module))
-    ]
+    names = [library.bpf_function_name(module, i) for i in range(library.bpf_num_functions(module))]
     elves = [Elf(data) for data in recorder.elf] if not request["noelf"] else []
     elf = elves[-1] if elves else None
     tables = [
@@ -892,14 +900,16 @@ def _fake_numbers(
             found[position - len(created)] = index_of_fd[fd]
         return found
     for name, patched in code.items():
-        for symbol, kind, section, value, size in elf.symbols:
-            if symbol == name and kind == 2 and elf.is_code(section):
-                raw = elf.content(section)[value : value + size]
-                for at in range(0, min(len(raw), len(patched)), 8):
-                    if raw[at] == _LD_IMM64 and raw[at + 1] >> 4 == _PSEUDO_MAP_FD:
-                        fd = unpack_from("=i", patched, at + 4)[0]
-                        if fd in index_of_fd:
-                            found[unpack_from("=i", raw, at + 4)[0]] = index_of_fd[fd]
+        place = elf.find(name)
+        if place is None:
+            continue
+        section, value, size = place
+        raw = elf.content(section)[value : value + size]
+        for at in range(0, min(len(raw), len(patched)), 8):
+            if raw[at] == _LD_IMM64 and raw[at + 1] >> 4 == _PSEUDO_MAP_FD:
+                fd = unpack_from("=i", patched, at + 4)[0]
+                if fd in index_of_fd:
+                    found[unpack_from("=i", raw, at + 4)[0]] = index_of_fd[fd]
     return found
 
 
@@ -1084,6 +1094,19 @@ def _finish(answer: Dict[str, Any]) -> None:
 
 def _has_bcc() -> bool:
     """Is BCC's Python package installed here?  (It is not imported: that takes 43 ms.)"""
+    version = "python%d.%d" % sys.version_info[:2]
+    for path in (
+        "/usr/lib/python3/dist-packages",
+        "%s/lib/%s/site-packages" % (sys.prefix, version),
+    ):
+        # Debian's place is Debian's Python's only.
+        home = path.startswith(sys.prefix) and sys.prefix == sys.base_prefix
+        if home and os.path.isfile(path + "/bcc/__init__.py"):
+            return True
+    if "site" not in sys.modules:  # started with -S, to save its 5 ms where that was enough
+        import site
+
+        site.main()
     for finder in sys.meta_path:
         find = getattr(finder, "find_spec", None)
         spec = find("bcc", None) if find is not None else None
@@ -1095,8 +1118,6 @@ def _has_bcc() -> bool:
 def main() -> None:
     global _answer_fd
     _libc.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG: not a moment longer than the front end
-    if os.getppid() != int(sys.argv[1]):
-        os._exit(1)
     _answer_fd = os.dup(1)
     os.dup2(2, 1)  # whatever libbcc prints is a diagnostic
     library = None
@@ -1110,7 +1131,10 @@ def main() -> None:
     if library is None:
         sys.stderr.flush()
         os._exit(NO_BCC)
-    request = marshal.loads(sys.stdin.buffer.read())
+    data = sys.stdin.buffer.read()
+    if not data:  # nobody is there any more
+        os._exit(1)
+    request = marshal.loads(data)
     try:
         if request["op"] == "vmlinux":
             answer = vmlinux(request["out"], library)

@@ -89,7 +89,7 @@ def test_enumerations_agree_with_the_running_kernel():
         ("bpf_map_type", "BPF_MAP_TYPE_", constants.MAP_TYPES),
         ("bpf_attach_type", "BPF_", constants.ATTACH_TYPES),
     ):
-        kernel = btf.enumerators(btf.find(enum, "enum"))
+        kernel = dict(btf.enumerators(btf.find(enum, "enum")))
         for number, name in enumerate(names):
             if prefix + name in kernel:
                 assert kernel[prefix + name] == number, name

@@ -87,8 +87,8 @@ def main() -> int:
     with bpfkit.load("socket/sockex3.bpf.c", max_entries={"flows": count + count // 4}) as obj:
         flows = obj["flows"]
         fill(flows, count)
-        rows = [("bpfkit, sums(), standard library", median(lambda: flows.sums()))]
-        assert len(flows.sums()) == count
+        rows = [("bpfkit, rows(), standard library", median(lambda: flows.rows()))]
+        assert len(flows.rows()) == count
         try:
             import numpy as np
         except ImportError:
@@ -103,8 +103,7 @@ def main() -> int:
     text = subprocess.run(
         ["/usr/bin/python3", "-c", BCC, str(count)],
         env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
     if text.returncode == 0:
@@ -123,7 +122,7 @@ def uapi() -> str:
     """A header tree for BCC, which finds none without linux-headers."""
     from bpfkit.core.headers import uapi_tree
 
-    return uapi_tree()
+    return uapi_tree().path
 
 
 if __name__ == "__main__":

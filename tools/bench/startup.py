@@ -82,9 +82,9 @@ def image(path: str) -> str:
 
 def tail_calls(artifact: dict) -> tuple[dict[str, int], str, str]:
     """({function: slot}, entry function, name of the tail-call array)."""
-    from bpfkit.sockex3 import Sockex3
+    from bpfkit.net.flows import LAYERS
 
-    slots = dict(Sockex3.tail_calls)
+    slots = {layer: number for number, layer in enumerate(LAYERS)}
     entry = next(f for f, _, _ in artifact["sections"] if f not in slots)
     return slots, entry, "jump"
 
@@ -113,10 +113,10 @@ def main() -> int:
         tool, loader = f"{work}/measure", f"{work}/libbpf_loader"
         subprocess.run(["cc", "-O2", "-o", tool, f"{HERE}/measure.c"], check=True)
         subprocess.run(["cc", "-O2", "-o", loader, f"{HERE}/libbpf_loader.c", "-lbpf"], check=True)
-        entry = image(f"{work}/image")
-        from bpfkit.sockex3 import Sockex3
+        from bpfkit.net.flows import LAYERS
 
-        slots = dict(Sockex3.tail_calls)
+        entry = image(f"{work}/image")
+        slots = {layer: number for number, layer in enumerate(LAYERS)}
         engine = "\n".join(f"fill[{n}] = obj.programs[{f!r}]" for f, n in slots.items())
         bcc = "j = b['jump']\nimport ctypes\n" + "\n".join(
             f"j[ctypes.c_int({n})] = ctypes.c_int(b.load_func({f!r}, BPF.SOCKET_FILTER).fd)"
@@ -131,12 +131,12 @@ def main() -> int:
 
         warm = script("warm", ENGINE.replace("PROGS", engine), cache=True, entry=entry)
         cold = script("cold", ENGINE.replace("PROGS", engine), cache=False, entry=entry)
-        peer = script("bcc", BCC.replace("PROGS", bcc), entry=entry)
+        peer = script("peer", BCC.replace("PROGS", bcc), entry=entry)
         program = [python, "-m", "bpfkit.sockex3", "-i", "lo", "-c", "1", "-t", "0.000001"]
         from bpfkit.core.headers import uapi_tree
 
         env["PYTHONPATH"] = ROOT
-        bcc_env = env | {"BCC_KERNEL_SOURCE": uapi_tree()}
+        bcc_env = env | {"BCC_KERNEL_SOURCE": uapi_tree().path}
         rows = [
             ("sockex3, warm cache, plain", [*program], env, runs),
             ("sockex3, warm cache, --json", [*program, "--json"], env, runs),

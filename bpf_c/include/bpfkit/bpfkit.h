@@ -50,11 +50,11 @@
  * loader finds it by that and puts the value in (libbpf's way, a frozen
  * .rodata map, is not open to BCC).
  */
-#define LOAD_CONST(index, name, def)                                         \
-	static __always_inline __maybe_unused u64 name(void)                 \
-	{                                                                    \
-		return bpf_pseudo_fd(15, index);                             \
-	}                                                                    \
+#define LOAD_CONST(index, name, def)                         \
+	static __always_inline __maybe_unused u64 name(void) \
+	{                                                    \
+		return bpf_pseudo_fd(15, index);             \
+	}                                                    \
 	struct __bpfkit_const_##name
 
 #endif /* __BPFKIT_H */

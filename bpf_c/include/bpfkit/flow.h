@@ -12,8 +12,8 @@
 #define OUTER_FULL 0xffffffff /* instead of an id: no place for one more outer header */
 
 /*
- * Eleven 32-bit words: the kernel hashes keys of whole words with jhash2(), other sizes byte by byte.
- * IPv4 addresses are in the first four bytes, network byte order, the rest zero.
+ * Eleven 32-bit words: the kernel hashes keys of whole words with jhash2(), other sizes byte by
+ * byte. IPv4 addresses are in the first four bytes, network byte order, the rest zero.
  */
 struct flow_key {
 	u8 src[16] __aligned(4);
@@ -38,8 +38,9 @@ enum outer_type {
 };
 
 /*
- * One header around a flow: a VLAN tag or a tunnel. The map from this to an id interns it together with
- * what is around itself, so a flow's one id stands for the whole chain, however deep. Eleven words, too.
+ * One header around a flow: a VLAN tag or a tunnel. The map from this to an id interns it
+ * together with what is around itself, so a flow's one id stands for the whole chain, however
+ * deep. Eleven words, too.
  */
 struct outer_key {
 	u8 src[16] __aligned(4); /* of the IP header that carries the tunnel, as in flow_key */

@@ -69,7 +69,10 @@ static __always_inline bool has_ports(u8 proto)
 	return false;
 }
 
-/* Headers that may stand between an IPv6 header and its payload. ESP is not one: it hides what follows. */
+/*
+ * Headers that may stand between an IPv6 header and its payload. ESP is not one: it hides what
+ * follows.
+ */
 static __always_inline bool is_ipv6_ext(u8 nexthdr)
 {
 	switch (nexthdr) {
@@ -100,7 +103,7 @@ static __always_inline u32 ipv6_ext_len(u8 type, u8 hdrlen)
 
 enum ipv6_walk {
 	IPV6_PAYLOAD, /* the payload, of protocol *nexthdr, is at the cursor */
-	IPV6_LATER_FRAGMENT, /* not the payload's first bytes; *nexthdr as the fragment header has it */
+	IPV6_LATER_FRAGMENT, /* without the payload's start; *nexthdr as the fragment header says */
 	IPV6_CUT, /* *nexthdr is an extension header that is not all there */
 	IPV6_MORE, /* *nexthdr is an extension header, and the steps are used up */
 };

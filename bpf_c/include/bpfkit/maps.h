@@ -21,22 +21,20 @@
 #define __BPFKIT_MAPS_H
 
 #define BPFKIT_MAP(index, map_type, name, key_type, value_type, entries, flags, extra) \
-	enum { __bpfkit_map_index_##name = (index) };                        \
-	struct ____bpfkit_map_##name {                                       \
-		int (*map_index)[(index) + 1];                               \
-		int (*type)[(map_type)];                                     \
-		int (*max_entries)[(entries) + 1];                           \
-		int (*map_flags)[(flags) + 1];                               \
-		int (*map_extra)[(extra) + 1];                               \
-		key_type *key;                                               \
-		value_type *value;                                           \
-	};                                                                   \
-	struct ____bpfkit_map_##name                                         \
-		__attribute__((section(".bpfkit.maps"), used))               \
-		____bpfkit_map_##name = {}
+	enum { __bpfkit_map_index_##name = (index) };                                  \
+	struct ____bpfkit_map_##name {                                                 \
+		int (*map_index)[(index) + 1];                                         \
+		int (*type)[(map_type)];                                               \
+		int (*max_entries)[(entries) + 1];                                     \
+		int (*map_flags)[(flags) + 1];                                         \
+		int (*map_extra)[(extra) + 1];                                         \
+		key_type *key;                                                         \
+		value_type *value;                                                     \
+	};                                                                             \
+	struct ____bpfkit_map_##name __attribute__((section(".bpfkit.maps"), used))    \
+	____bpfkit_map_##name = {}
 
 /* The map as helpers take it. */
-#define BPFKIT_MAP_REF(name) \
-	((void *)bpf_pseudo_fd(14, __bpfkit_map_index_##name))
+#define BPFKIT_MAP_REF(name) ((void *)bpf_pseudo_fd(14, __bpfkit_map_index_##name))
 
 #endif /* __BPFKIT_MAPS_H */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The first IP header of a frame, for programs that need no tail calls: Ethernet, VLAN tags in the data
- * (any number up to MAX_TAGS, in any order), IPv4 with options, IPv6 with extension headers.
+ * The first IP header of a frame, for programs that need no tail calls: Ethernet, VLAN tags in
+ * the data (any number up to MAX_TAGS, in any order), IPv4 with options, IPv6 with extension
+ * headers.
  *
  * A cut-off or malformed IP header (version, IHL < 5) is no IP header; see also sockex3.bpf.c.
  */
@@ -11,7 +12,7 @@
 #include <bpfkit/ip.h>
 
 #define MAX_TAGS 8
-#define MAX_EXTS 16
+#define MAX_EXTS 8
 
 struct ip_packet {
 	u8 src[16] __aligned(4); /* network byte order; IPv4: the first four bytes, rest zero */
@@ -78,20 +79,26 @@ static __always_inline bool parse_ethertype(struct __sk_buff *skb, struct ip_pac
 	return false;
 }
 
+/* From p->cur on, an Ethernet header. */
+static __always_inline bool parse_ethernet(struct __sk_buff *skb, struct ip_packet *p)
+{
+	struct ethhdr eth;
+
+	if (!cursor_pull(skb, &p->cur, &eth, sizeof(eth)))
+		return false;
+	return parse_ethertype(skb, p, bpf_ntohs(eth.h_proto));
+}
+
 /*
  * The frame at skb->data. `l2_len`: ETH_HLEN, or 0 where frames start with what skb->protocol says.
  * False: not IP. *p must be zero.
  */
 static __always_inline bool parse_frame(struct __sk_buff *skb, struct ip_packet *p, u32 l2_len)
 {
-	struct ethhdr eth;
-
 	p->cur.end = skb->len;
 	if (!l2_len)
 		return parse_ethertype(skb, p, bpf_ntohs(skb->protocol));
-	if (!cursor_pull(skb, &p->cur, &eth, sizeof(eth)))
-		return false;
-	return parse_ethertype(skb, p, bpf_ntohs(eth.h_proto));
+	return parse_ethernet(skb, p);
 }
 
 #endif

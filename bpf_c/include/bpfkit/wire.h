@@ -58,28 +58,9 @@ static __always_inline bool is_super_frame(struct __sk_buff *skb)
 	return skb->gso_segs > 1 || (skb->gso_size && !captured_len(skb));
 }
 
-/* Header bytes each segment repeats, given the transport header at the cursor. */
-static __always_inline u32 segment_header_len(struct __sk_buff *skb, const struct cursor *cur,
-					      u8 proto)
-{
-	u8 doff;
-
-	switch (proto) {
-	case IPPROTO_TCP:
-		if (cur->off + 20 <= cur->end && !bpf_skb_load_bytes(skb, cur->off + 12, &doff, 1))
-			return cur->off + (doff >> 4) * 4;
-		return cur->off + 20;
-	case IPPROTO_UDP:
-		return cur->off + 8;
-	case IPPROTO_SCTP:
-		return cur->off + 12;
-	}
-	return cur->off;
-}
-
 /*
- * Frames and bytes of this socket buffer. `header_len`: bytes from skb->data up to and including the
- * innermost transport header (see segment_header_len()); only used for super-frames.
+ * Frames and bytes of this socket buffer. `header_len`: bytes from skb->data up to and including
+ * the innermost transport header (see segment.h); only used for super-frames.
  */
 static __always_inline struct traffic wire_traffic(struct __sk_buff *skb, u32 header_len)
 {

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * sockex1: packets and bytes per IP protocol
+ * ==========================================
+ *
+ * hook      socket filter on an AF_PACKET socket (a tap: it sees copies, the traffic goes on)
+ * context   struct __sk_buff
+ * packets   not changed; 0 is returned, so that nothing is queued to the socket
+ *
+ *   frame -> direction? -> Ethernet, VLAN tags -+-> IPv4 protocol ----------+-> protocols[protocol]
+ *                                               +-> IPv6 -> extension ------+
+ *                                               |           headers
+ *                                               +-> anything else ------------> nonip[0]
+ *
+ * For IPv6 the protocol is what the extension headers lead to; the fragment header's, for later
+ * fragments. A frame that is cut off before its IP header ends is non-IP. Every frame is counted
+ * once.
+ *
+ * Maps (struct in <bpfkit/wire.h>)
+ *   protocols  percpu_array  IPPROTO_* -> struct traffic
+ *   nonip      percpu_array  0 -> struct traffic
+ */
+#include <bpfkit/bpfkit.h>
+#include <bpfkit/parse.h>
+#include <bpfkit/segment.h>
+#include <bpfkit/wire.h>
+
+LOAD_CONST(0, direction, 2); /* DIRECTION_IN | DIRECTION_OUT */
+LOAD_CONST(1, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
+
+BPF_TABLE("percpu_array", u32, struct traffic, protocols, 256);
+BPF_TABLE("percpu_array", u32, struct traffic, nonip, 1);
+
+SEC("socket")
+int sockex1(struct __sk_buff *skb)
+{
+	struct ip_packet packet = {};
+	struct traffic what, *row;
+	u32 header_len = 0, key = 0;
+
+	if (!wanted(skb, direction()))
+		return 0;
+	if (parse_frame(skb, &packet, l2_len())) {
+		key = packet.proto;
+		row = protocols.lookup(&key);
+		if (is_super_frame(skb))
+			header_len = segment_header_len(skb, packet.cur.off, packet.proto);
+	} else {
+		row = nonip.lookup(&key);
+	}
+	if (row) {
+		what = wire_traffic(skb, header_len);
+		add_traffic(row, &what);
+	}
+	return 0;
+}

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.fanout: packet sockets that share an interface, each flow on one of them.
+
+The C side is bpf_c/socket/fanout.bpf.c, which chooses the socket.  The filter on each socket is
+sockex3's: it counts the flows that came there, without a packet being copied to user space.
+"""
+
+from __future__ import annotations
+
+from bpfkit.app import main, positive
+from bpfkit.net.flows import fill_jump, read_flows
+from bpfkit.packets import SocketApp
+from bpfkit.sockex3 import Sockex3
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from collections.abc import Iterable
+
+    from bpfkit.app import Row, Verdict
+    from bpfkit.core.object import Object
+
+
+class Fanout(SocketApp):
+    """Packet sockets share an interface; a program gives each flow to one of them."""
+
+    name = "fanout"
+    source = "socket/fanout.bpf.c"
+    counters = ("bytes", "packets")
+    direction = "both"
+    judges_captures = False
+
+    @classmethod
+    def add_options(cls, parser: ArgumentParser) -> None:
+        super().add_options(parser)
+        add = parser.add_argument
+        add("--sockets", metavar="N", type=positive, default=4, help="how many (default: 4)")
+        add("--promisc", action="store_true", help="promiscuous mode: frames for others as well")
+
+    def setup(self) -> None:
+        from bpfkit import load
+        from bpfkit.net.packet_socket import Fanout as Group
+
+        interface, count = self.interface, self.options.sockets
+        spread = self.load(sockets=count, l2_len=interface.l2_len)
+        consts = {"direction": self.directions(), "l2_len": interface.l2_len}
+        cache = not self.options.no_cache
+        self.counted: list[Object] = []
+        for _ in range(count):
+            loaded = self.keep(load(Sockex3.source, consts=consts, cache=cache))
+            fill_jump(loaded)
+            self.counted.append(loaded)
+        group = Group(
+            interface,
+            count,
+            program=spread.programs["fanout"],
+            filters=[loaded.programs[Sockex3.entry] for loaded in self.counted],
+            promiscuous=self.options.promisc,
+            counting=True,
+        )
+        self.keep(group)
+        self.observe(group.sockets[0])
+
+    def rows(self) -> list[Row]:
+        rows = []
+        for number, loaded in enumerate(self.counted):
+            flows = len(read_flows(loaded))
+            seen = loaded["totals"].sum(0).seen
+            rows.append(
+                {"socket": number, "flows": flows, "bytes": seen.bytes, "packets": seen.packets}
+            )
+        return rows
+
+    def verify(self) -> Iterable[Verdict]:
+        """Nothing is missing, nothing comes twice, and no flow is on two sockets."""
+        rows = self.rows()
+        yield self.compare_total(
+            sum(row["packets"] for row in rows), sum(row["bytes"] for row in rows)
+        )
+        where: dict[tuple[object, ...], set[int]] = {}
+        for number, loaded in enumerate(self.counted):
+            for src, dst, sport, dport, proto, *_ in read_flows(loaded):
+                ends = sorted([(src, sport or 0), (dst, dport or 0)])
+                where.setdefault((*ends, proto), set()).add(number)
+        split = sum(len(sockets) > 1 for sockets in where.values())
+        yield not split, f"{len(where)} flows, both ways together: {split} of them on two sockets"
+        used = sum(bool(row["flows"]) for row in rows)
+        yield used > 1 or len(rows) == 1, f"{used} of {len(rows)} sockets got flows"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Fanout))

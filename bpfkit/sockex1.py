@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.sockex1: bytes per IP protocol.  The C side is bpf_c/socket/sockex1.bpf.c."""
+
+from __future__ import annotations
+
+from bpfkit.app import main
+from bpfkit.packets import ProtocolApp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bpfkit.app import Row
+
+
+class Sockex1(ProtocolApp):
+    """Bytes per IP protocol of the packets that leave (or enter) an interface."""
+
+    name = "sockex1"
+    source = "socket/sockex1.bpf.c"
+    counters = ("bytes",)
+
+    def values(self) -> list[int]:
+        return [row.bytes for _, row in self.object["protocols"].sums()]
+
+    def notes(self, rows: list[Row]) -> list[str]:
+        other = self.object["nonip"].sum(0)
+        return [f"not IP: {other.packets} packets, {other.bytes} bytes"] if other.packets else []
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Sockex1))

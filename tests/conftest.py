@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test gets: a marker by its folder, a reason where it cannot run, a leak check.
+
+A test fails that leaves behind a descriptor, a BPF program, map or link, a network namespace, an
+interface in the namespace the tests run in, or a cgroup.  The kernel frees some of these a moment
+later (RCU, workqueues), so what is left is looked at again for a second before it counts.
+
+Other programs on the machine come and go too: BPF objects count only if a descriptor of ours or
+of a child of ours, or nothing at all that can be seen, holds them; namespaces only by our own
+descriptors and children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent
+KINDS = ("unit", "packet", "live", "vm")
+_SETTLE_S = 1.0
+
+# The programs of the checkout, also in the child processes that tests start.
+sys.path.insert(0, str(ROOT.parent))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    part for part in (str(ROOT.parent), os.environ.get("PYTHONPATH", "")) if part
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark by folder; skip what needs root where there is none."""
+    root = os.geteuid() == 0
+    no_root = pytest.mark.skip(reason="needs root (BPF programs, network namespaces)")
+    for item in items:
+        path = Path(item.path)
+        kind = path.relative_to(ROOT).parts[0] if path.is_relative_to(ROOT) else ""
+        if kind in KINDS:
+            item.add_marker(kind)
+        if kind in ("packet", "live") and not root:
+            item.add_marker(no_root)
+
+
+def pytest_collection_finish() -> None:
+    """Scapy asks the real network for MAC addresses that a test left open: it must not."""
+    if "scapy.layers.l2" in sys.modules:
+        from scapy.config import conf
+
+        conf.neighbor.resolvers.clear()
+
+
+# -- the leak check -------------------------------------------------------------------------------
+
+
+def _descriptors() -> Counter[str]:
+    """What our descriptors refer to.  Sockets and pipes are told apart by inode."""
+    found: Counter[str] = Counter()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one that listdir itself had open
+            target = os.readlink(f"/proc/self/fd/{name}")
+            if target not in (f"/proc/{os.getpid()}/fd", "/dev/null", "/dev/urandom"):
+                found[target] += 1
+    return found
+
+
+def _descendants() -> set[int]:
+    """This process and all below it (/proc/PID/task/TID/children may miss some)."""
+    parents: dict[int, int] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    stat = file.read()
+                parents[int(name)] = int(stat.rpartition(b")")[2].split()[1])
+    found = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def _children() -> set[str]:
+    """Child processes that are not zombies; helpers that bpfkit keeps are named by command."""
+    found = set()
+    for pid in _descendants() - {os.getpid()}:
+        with contextlib.suppress(OSError):
+            command = (
+                Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+            )
+            if command:
+                found.add(f"{pid}: {command[:100]}")
+    return found
+
+
+def _held_by_others() -> set[tuple[str, int]]:
+    """(kind, id) of the BPF objects that processes which are not ours hold."""
+    ours = _descendants()
+    found = set()
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) in ours:
+            continue
+        with contextlib.suppress(OSError):
+            for fd in os.listdir(f"/proc/{name}/fd"):
+                with contextlib.suppress(OSError):
+                    target = os.readlink(f"/proc/{name}/fd/{fd}")
+                    if not target.startswith("anon_inode:bpf") and "bpf" not in target:
+                        continue
+                    for line in Path(f"/proc/{name}/fdinfo/{fd}").read_text().splitlines():
+                        key, _, value = line.partition(":")
+                        if key in ("prog_id", "map_id", "link_id"):
+                            found.add((key[:-3], int(value)))
+    return found
+
+
+def _bpf_objects() -> set[tuple[str, int]]:
+    from bpfkit.core import syscall
+
+    found: set[tuple[str, int]] = set()
+    for kind, command in (("prog", 11), ("map", 12), ("link", 31)):  # BPF_*_GET_NEXT_ID
+        number: int | None = 0
+        while True:
+            try:
+                number = syscall.next_id(command, number)
+            except OSError:
+                break
+            if not number:
+                break
+            found.add((kind, number))
+    return found
+
+
+def _bpf_name(kind: str, number: int) -> str:
+    """What to call a leftover.  Only for one that is sure to be one, see left_since()."""
+    from bpfkit.core import syscall
+
+    with contextlib.suppress(OSError, KeyError, ValueError):
+        if kind == "prog":
+            fd = syscall.prog_get_fd_by_id(number)
+            info = syscall.prog_info
+        elif kind == "map":
+            fd = syscall.map_get_fd_by_id(number)
+            info = syscall.map_info
+        else:
+            return f"BPF link {number}"
+        try:
+            return f"BPF {kind} {number} {info(fd).get('name', '')!r}"
+        finally:
+            os.close(fd)
+    return f"BPF {kind} {number}"
+
+
+def _interfaces() -> set[str]:
+    import socket
+
+    return {f"interface {name} ({index})" for index, name in socket.if_nameindex()}
+
+
+def _cgroups() -> set[str]:
+    found = set()
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        fields = line.split()
+        if fields[2] == "cgroup2":
+            found |= {f"cgroup {path}" for path in Path(fields[1]).glob("bpfkit*")}
+    return found
+
+
+def _names() -> set[str]:
+    with contextlib.suppress(OSError):
+        return {f"/run/netns/{name}" for name in os.listdir("/run/netns")}
+    return set()
+
+
+class Snapshot:
+    """What there is now that a test could leave behind."""
+
+    def __init__(self, kernel: bool) -> None:
+        self.kernel = kernel
+        self.fds = _descriptors()
+        self.own_ns = os.readlink("/proc/thread-self/ns/net")
+        self.children = _children()
+        self.bpf = _bpf_objects() if kernel else set()
+        self.things = _interfaces() | _cgroups() | _names() if kernel else set()
+
+    def left_since(self, before: Snapshot, named: bool = False) -> list[str]:
+        """What is more than ``before``.
+
+        BPF objects go by their numbers unless ``named``: to learn a name is to open the object,
+        and a prog array that is opened by its id and closed again while the kernel still clears it
+        after its last owner's close stays for ever (prog_array_map_clear() takes a reference for
+        work that is queued already).  Looking too early would make the leak that is looked for.
+        """
+        left = [
+            f"descriptor of {target}" + (f" ({n} times)" if n > 1 else "")
+            for target, n in (self.fds - before.fds).items()
+        ]
+        if self.own_ns != before.own_ns:
+            left.append(f"the thread is in another network namespace: {self.own_ns}")
+        left += [f"process {child}" for child in self.children - before.children]
+        left += self.things - before.things
+        more = self.bpf - before.bpf
+        if more:
+            name = _bpf_name if named else "BPF {} {}".format
+            left += [name(*thing) for thing in sorted(more - _held_by_others())]
+        return left
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_leak_of_the_session() -> object:
+    """Session fixtures clean up too: looked at once more when everything has ended."""
+    kernel = os.geteuid() == 0
+    before = Snapshot(kernel)
+    yield
+    left = _wait_until_clean(before)
+    assert not left, "left behind by the whole run: " + "; ".join(left)
+
+
+@pytest.fixture(autouse=True)
+def _no_leak(request: pytest.FixtureRequest, _no_leak_of_the_session: object) -> object:
+    """Fail the test that leaves something behind."""
+    kernel = os.geteuid() == 0 and request.node.get_closest_marker("unit") is None
+    before = Snapshot(kernel)
+    yield
+    left = _wait_until_clean(before)
+    if left:
+        pytest.fail("the test left behind: " + "; ".join(left), pytrace=False)
+
+
+def _wait_until_clean(before: Snapshot) -> list[str]:
+    left = Snapshot(before.kernel).left_since(before)
+    if not left:
+        return left
+    gc.collect()  # objects in a reference cycle with a traceback are not leaked
+    deadline = time.monotonic() + _SETTLE_S
+    while left and time.monotonic() < deadline:
+        time.sleep(0.02)
+        left = Snapshot(before.kernel).left_since(before)
+    return Snapshot(before.kernel).left_since(before, named=True) if left else left
+
+
+# -- the list at the end --------------------------------------------------------------------------
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Every skip with its reason: a test that did not run is never silent."""
+    skips: dict[str, list[str]] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        longrepr = getattr(report, "longrepr", None)
+        reason = longrepr[2] if isinstance(longrepr, tuple) else str(longrepr)
+        skips.setdefault(reason.removeprefix("Skipped: "), []).append(report.nodeid)
+    if not skips:
+        return
+    total = sum(map(len, skips.values()))
+    terminalreporter.section(f"{total} skipped")
+    for reason, tests in sorted(skips.items()):
+        terminalreporter.line(f"{reason}:")
+        for test in tests:
+            terminalreporter.line(f"    {test}")

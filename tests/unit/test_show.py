@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names, addresses, numbers, tables and the live view."""
+
+from __future__ import annotations
+
+import io
+import ipaddress
+import json
+import os
+import pty
+import re
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bpfkit.show import flows
+from bpfkit.show.address import address_text
+from bpfkit.show.jsonl import json_lines
+from bpfkit.show.live import Frame, LiveView
+from bpfkit.show.protocols import protocol_name, protocol_number
+from bpfkit.show.text import cell, clip, fit, human, table
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (0, "hopopt"),
+        (1, "icmp"),
+        (2, "igmp"),
+        (4, "ipv4"),
+        (6, "tcp"),
+        (17, "udp"),
+        (33, "dccp"),
+        (41, "ipv6"),
+        (47, "gre"),
+        (50, "esp"),
+        (51, "ah"),
+        (58, "ipv6-icmp"),
+        (61, "61"),
+        (84, "iptm"),
+        (89, "ospfigp"),
+        (94, "ipip"),
+        (99, "99"),
+        (103, "pim"),
+        (108, "ipcomp"),
+        (112, "vrrp"),
+        (114, "114"),
+        (115, "l2tp"),
+        (124, "isis over ipv4"),
+        (132, "sctp"),
+        (135, "mobility header"),
+        (136, "udplite"),
+        (138, "manet"),
+        (143, "ethernet"),
+        (147, "bit-emu"),
+        (148, "148"),
+        (254, "254"),
+        (255, "reserved"),
+    ],
+)
+def test_protocol_names_are_ianas(number: int, name: str) -> None:
+    assert protocol_name(number) == name
+
+
+def test_every_protocol_has_one_name_and_it_leads_back() -> None:
+    names = [protocol_name(number) for number in range(256)]
+    assert len(set(names)) == 256
+    assert [protocol_number(name) for name in names] == list(range(256))
+    assert protocol_number("TCP") == 6
+    assert protocol_number("icmpv6") == 58
+    for bad in ("256", "-1", "nope", ""):
+        with pytest.raises(ValueError, match="not in list"):
+            protocol_number(bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("0.0.0.0", "0.0.0.0"),
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:DB8:0:0:0:0:0:1", "2001:db8::1"),
+        ("2001:db8:0:0:1:0:0:1", "2001:db8::1:0:0:1"),
+        ("2001:db8:0:1:1:1:1:1", "2001:db8:0:1:1:1:1:1"),
+        ("::", "::"),
+        ("::1", "::1"),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.1"),
+    ],
+)
+def test_addresses_are_rfc5952(text: str, shown: str) -> None:
+    assert address_text(ipaddress.ip_address(text).packed) == shown
+
+
+@given(st.binary(min_size=16, max_size=16))
+def test_addresses_lead_back(raw: bytes) -> None:
+    text = address_text(raw)
+    assert ipaddress.ip_address(text).packed == raw
+    assert text == text.lower()
+
+
+def test_an_address_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="length"):
+        address_text(b"12345")
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "shown"),
+    [
+        (0, "", "0"),
+        (7, "B", "7 B"),
+        (0.5, "", "0.5"),
+        (999, "B", "999 B"),
+        (999.6, "B", "1.00 kB"),
+        (1000, "B", "1.00 kB"),
+        (1499, "", "1.50 k"),
+        (99_960, "", "100 k"),
+        (123_456, "", "123 k"),
+        (999_499, "", "999 k"),
+        (999_500, "", "1.00 M"),
+        (12_345_678, "bit/s", "12.3 Mbit/s"),
+        (2**64, "B", "18.4 EB"),
+        (-1500, "B", "-1.50 kB"),
+    ],
+)
+def test_human_numbers(value: float, unit: str, shown: str) -> None:
+    assert human(value, unit) == shown
+
+
+@given(st.floats(min_value=0, max_value=1e20))
+def test_human_numbers_are_short_and_near(value: float) -> None:
+    number, _, prefix = human(value).partition(" ")
+    assert len(number.replace(".", "")) <= 4
+    scale = 1000 ** ["", "k", "M", "G", "T", "P", "E"].index(prefix)
+    assert float(number) * scale == pytest.approx(value, rel=0.0051, abs=0.051)
+
+
+def test_cells() -> None:
+    assert [cell(v) for v in (1234567, None, True, 0.25, [1, "x"], "y")] == [
+        "1 234 567",
+        "-",
+        "yes",
+        "0.250",
+        "1 x",
+        "y",
+    ]
+
+
+def test_tables_align_numbers_to_the_right() -> None:
+    lines = table(["dst", "bytes"], [["::1", "7"], ["10.0.0.1", "1234"]], right=[False, True])
+    assert lines == ["dst       bytes", "::1           7", "10.0.0.1   1234"]
+    assert table(["a"], []) == ["a"]
+    assert clip("abcdef", 4) == "abc…"
+    assert clip("abcd", 4) == "abcd"
+
+
+def test_words_are_cut_and_numbers_are_not() -> None:
+    titles, rows = fit(
+        ["source", "destination", "bytes"],
+        [["a" * 30, "b" * 10, "123456"]],
+        [False, False, True],
+        30,
+    )
+    assert titles == ["source", "destination", "bytes"]
+    assert rows == [["a" * 6 + "…" + "a" * 6, "b" * 10, "123456"]]
+    assert sum(map(len, rows[0])) <= 30
+    assert fit(["x"], [["abc"]], [True], 1) == (["x"], [["abc"]])
+    assert fit([], [], [], 10) == ([], [])
+
+
+def test_json_lines_keep_their_fields_and_order() -> None:
+    rows = [{"ts": 1.5, "dst": "::1", "n": 2**64 - 1, "sport": None, "vlan": []}, {"x": "é\n"}]
+    text = json_lines(rows)
+    assert text.count("\n") == 2
+    assert [json.loads(line) for line in text.splitlines()] == rows
+    assert list(json.loads(text.splitlines()[0])) == ["ts", "dst", "n", "sport", "vlan"]
+
+
+def test_a_frame_is_cut_to_the_rows_there_is_room_for() -> None:
+    frame = Frame("t", ["a"], [[str(i)] for i in range(10)], notes=["note"], hidden=5)
+    cut = frame.limited(3)
+    assert [row[0] for row in cut.rows] == ["0", "1", "2"]
+    assert cut.footer() == ["… and 12 more", "note"]
+    assert frame.limited(10).footer() == ["… and 5 more", "note"]
+
+
+class _Screen(io.StringIO):
+    """Standard output of a terminal of a given size."""
+
+    def __init__(self, columns: int, lines: int) -> None:
+        import fcntl
+        import struct
+        import termios
+
+        super().__init__()
+        self.master, self.slave = pty.openpty()
+        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("4H", lines, columns, 0, 0))
+
+    def fileno(self) -> int:
+        return self.slave
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self.master)
+            os.close(self.slave)
+        super().close()
+
+
+@pytest.mark.parametrize("use_rich", [False, True])
+def test_the_live_view_stays_inside_the_window(
+    use_rich: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if use_rich:
+        pytest.importorskip("rich")
+    screen = _Screen(40, 12)
+    try:
+        monkeypatch.setattr(sys, "stdout", screen)
+        view = LiveView(use_rich=use_rich)
+        rows = [[f"2001:db8:1111:2222:3333:4444:5555:{i:04x}", str(i)] for i in range(50)]
+        frame = Frame("a title that is longer than the window is wide", ["dst", "n"], rows)
+        view.draw(frame)
+        first = screen.getvalue()
+        view.draw(frame)
+        second = screen.getvalue()[len(first) :]
+    finally:
+        monkeypatch.undo()
+        screen.close()
+    plain = re.sub(r"\x1b\[[0-9;]*[mJF]", "", first).splitlines()
+    assert len(plain) <= 11
+    assert max(map(len, plain)) <= 40
+    assert any("more" in line for line in plain)
+    # The second frame goes over the first, not below it.
+    assert second.startswith(f"\x1b[{len(plain)}F\x1b[J")
+
+
+# ---------------------------------------------------------------- flows
+
+
+def _flow(
+    src: str = "10.0.0.1",
+    dst: str = "10.0.0.2",
+    sport: int | None = 1000,
+    dport: int | None = 80,
+    proto: int = 6,
+    size: int = 100,
+    packets: int = 1,
+    outer: flows.Outer | None = None,
+) -> flows.Flow:
+    return (
+        ipaddress.ip_address(src).packed,
+        ipaddress.ip_address(dst).packed,
+        sport,
+        dport,
+        proto,
+        outer,
+        size,
+        packets,
+    )
+
+
+_TUNNEL: flows.Tunnel = ("gre", bytes([192, 0, 2, 1]), bytes([192, 0, 2, 2]), 7)
+
+
+def test_a_flow_as_a_row() -> None:
+    assert flows.flow_row(_flow(outer=([5, 7], [_TUNNEL]))) == {
+        "src": "10.0.0.1",
+        "sport": 1000,
+        "dst": "10.0.0.2",
+        "dport": 80,
+        "proto": "tcp",
+        "vlan": [5, 7],
+        "tunnel": [{"type": "gre", "src": "192.0.2.1", "dst": "192.0.2.2", "id": 7}],
+        "bytes": 100,
+        "packets": 1,
+    }
+    row = flows.flow_row(_flow("::1", "2001:db8::2", None, None, 58))
+    assert (row["sport"], row["dport"], row["proto"]) == (None, None, "ipv6-icmp")
+    assert (row["vlan"], row["tunnel"]) == ([], [])
+
+
+def test_flows_as_plain_lines() -> None:
+    rows = [
+        flows.flow_row(_flow(size=1234, packets=12)),
+        flows.flow_row(_flow("::1", "::1", None, None, 58, outer=([5], [_TUNNEL]))),
+    ]
+    assert flows.plain_lines(rows) == [
+        "IP src.port -> dst.port bytes packets proto",
+        "10.0.0.1.1000 -> 10.0.0.2.80 1234 12 tcp",
+        "::1           -> ::1          100  1 ipv6-icmp vlan 5 gre 192.0.2.1>192.0.2.2 id 7",
+    ]
+    assert flows.plain_lines([]) == ["IP src.port -> dst.port bytes packets proto"]
+    assert flows.plain_lines([], lambda: "total")[-1] == "total"
+
+
+def test_flows_sort_by_every_field() -> None:
+    a = _flow("10.0.0.9", size=5, packets=9, sport=None, dport=None, proto=1)
+    b = _flow("10.0.0.1", size=7, packets=1, sport=3)
+    c = _flow("2001:db8::1", "::1", size=7, packets=2, sport=2, proto=17)
+    expected = {
+        "bytes": [b, c, a],
+        "packets": [a, c, b],
+        "src": [b, a, c],
+        "dst": [b, a, c],
+        "sport": [a, c, b],
+        "dport": [a, b, c],
+        "proto": [a, b, c],
+    }
+    assert set(expected) == set(flows.SORTS)
+    for by, order in expected.items():
+        got = [a, b, c]
+        flows.sort_flows(got, by)
+        assert got == order, by
+        got = [c, b, a]
+        flows.sort_flows(got, by)
+        assert got == order, by
+
+
+@pytest.mark.parametrize(
+    ("text", "matches"),
+    [
+        ("10.0.0.0/8", True),
+        ("10.0.0.1", True),
+        ("10.0.0.2/32", True),
+        ("11.0.0.0/8", False),
+        ("0.0.0.0/0", True),
+        ("::/0", False),
+        ("10.0.0.4/30", False),
+    ],
+)
+def test_flows_by_host(text: str, matches: bool) -> None:
+    assert flows.Choice(hosts=[flows.prefix(text)])(_flow()) is matches
+
+
+@given(st.ip_addresses(), st.ip_addresses(), st.integers(0, 128))
+def test_prefixes_agree_with_ipaddress(
+    a: ipaddress.IPv4Address | ipaddress.IPv6Address,
+    b: ipaddress.IPv4Address | ipaddress.IPv6Address,
+    length: int,
+) -> None:
+    length = min(length, a.max_prefixlen)
+    network = ipaddress.ip_network(f"{a}/{length}", strict=False)
+    choice = flows.Choice(hosts=[flows.prefix(f"{a}/{length}")])
+    other = "192.0.2.77" if b.version == 6 else "::77"
+    flow = _flow(str(b), str(b))
+    assert choice(flow) is (b in network)
+    assert choice(_flow(other, str(b))) is (b in network or ipaddress.ip_address(other) in network)
+
+
+@pytest.mark.parametrize("bad", ["", "10.0.0.0/33", "10.0.0/8", "::1/129", "x", "1.2.3.4/", "/8"])
+def test_bad_prefixes_are_refused(bad: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(bad)):
+        flows.prefix(bad)
+
+
+def test_flows_by_port_and_protocol() -> None:
+    flow = _flow(sport=1000, dport=80, proto=6)
+    assert not flows.Choice()
+    assert flows.Choice()(flow)
+    assert flows.Choice(ports=[80, 9])(flow)
+    assert flows.Choice(ports=[1000])(flow)
+    assert not flows.Choice(ports=[81])(flow)
+    assert flows.Choice(protos=[6, 17])(flow)
+    assert not flows.Choice(protos=[17])(flow)
+    assert not flows.Choice(ports=[80], protos=[17])(flow)
+    assert not flows.Choice(ports=[0])(_flow(sport=None, dport=None))
