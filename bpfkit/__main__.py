@@ -290,13 +290,10 @@ def _detail(answer: Feature) -> str:
 
 
 def _clean(options: Namespace) -> int:
-    removed: list[str] = []
-    try:
-        from bpfkit.core.cleanup import reap  # type: ignore[import-not-found]
-    except ImportError:
-        pass
-    else:
-        removed += reap()
+    from bpfkit.core.headers import remove_leftovers
+    from bpfkit.core.records import reap
+
+    removed = [*reap(), *remove_leftovers()]
     if options.cache:
         from bpfkit.core.cache import Cache
 

@@ -34,6 +34,7 @@ from time import time as unix_time
 
 from bpfkit.core.errors import BpfkitError, InputError, PrivilegeError
 from bpfkit.core.log import set_verbose
+from bpfkit.core.records import reap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -707,6 +708,7 @@ def main(cls: type[App], argv: Sequence[str] | None = None) -> int:
         options = _parser(cls).parse_args(argv)
         signals.verbose = options.verbose
         set_verbose(options.verbose)
+        reap()
         app = cls(options)
         try:
             return _live(app, signals)

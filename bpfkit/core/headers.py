@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from .source import Source
 
-__all__ = ["Route", "Tree", "describe", "routes", "uapi_tree"]
+__all__ = ["Route", "Tree", "describe", "remove_leftovers", "routes", "uapi_tree"]
 
 _BTF = "/sys/kernel/btf/vmlinux"
 _KEEP_TREES = 48
@@ -653,6 +653,30 @@ def _tidy(base: str) -> None:
         keep -= not partial
         if partial or keep < 0:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_leftovers() -> list[str]:
+    """Remove trees that could not be kept and whose compile was killed; a line about each.
+
+    Only our own ones, and only after :data:`_STALE` seconds: a younger one may be in use.
+    """
+    import shutil
+    import tempfile
+    import time
+
+    removed = []
+    for base in dict.fromkeys(("/dev/shm", tempfile.gettempdir())):
+        for name in _listdir(base):
+            path = os.path.join(base, name)
+            try:
+                s = os.stat(path, follow_symlinks=False)
+            except OSError:
+                continue
+            ours = name.startswith("bpfkit-headers-") and s.st_uid == os.geteuid()
+            if ours and time.time() - s.st_mtime > _STALE:
+                shutil.rmtree(path, ignore_errors=True)
+                removed.append(f"header tree of a killed compile ({path})")
+    return removed
 
 
 def _write(root: str, files: dict[str, str]) -> None:

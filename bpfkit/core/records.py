@@ -73,8 +73,8 @@ class Record:
             pass
 
 
-def reap() -> int:
-    """Undo what dead processes left; returns how many records were dealt with.
+def reap() -> list[str]:
+    """Undo what dead processes left; returns a line about each thing.
 
     Costs one ``listdir`` where there is nothing to do.
     """
@@ -83,18 +83,18 @@ def reap() -> int:
         s = os.stat(directory)
         names = os.listdir(directory) if s.st_uid == os.geteuid() else []
     except OSError:
-        return 0
-    count = 0
+        return []
+    undone: list[str] = []
     for name in names:
         pid, _, rest = name.partition("-")
         started = rest.partition("-")[0]
         if not pid.isdigit() or _start_time(int(pid)) == started:
             continue
-        count += _reap_one(f"{directory}/{name}")
-    return count
+        undone += _reap_one(f"{directory}/{name}")
+    return undone
 
 
-def _reap_one(path: str) -> int:
+def _reap_one(path: str) -> list[str]:
     import json
 
     try:
@@ -103,12 +103,17 @@ def _reap_one(path: str) -> int:
         handler = undoers.get(record["kind"])
         if handler is None:
             say(f"leftover of unknown kind {record['kind']} in {path}")
-            return 0
+            return []
         handler(record["data"])
-        say(f"removed what a killed bpfkit left: {record['kind']} {record['data']}")
-    except (OSError, ValueError, KeyError) as error:
+    except ValueError:
+        say(f"{path} is no record; removed")
+        os.unlink(path)
+        return []
+    except (OSError, KeyError) as error:
         say(f"cannot undo {path}: {error}")
-        if not isinstance(error, ValueError):
-            return 0
+        return []
     os.unlink(path)
-    return 1
+    figures = ", ".join(f"{name} {value}" for name, value in record["data"].items())
+    text = f"{record['kind']} of a killed bpfkit ({figures})"
+    say(f"removed {text}")
+    return [text]

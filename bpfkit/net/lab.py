@@ -350,17 +350,21 @@ class Lab:
             if time.monotonic() > deadline:
                 raise BpfkitError(f"the lab is not ready after {timeout} s", why=missing)
             time.sleep(0.002)
+        # "Running" is shown a moment before queues are active and bridge ports forward.  Both
+        # happen under the lock that setting a flag takes.
+        for ns in self:
+            self.interface(f"{ns}:lo").set_up()
         return self
 
     def _not_ready(self) -> str:
         for ns, devices in self.devices.items():
             for dev, device in devices.items():
-                peer = device.peer
-                if device.kind == "veth" and peer:
-                    ends = [self.interface(f"{ns}:{dev}"), self.interface(":".join(peer))]
-                    # Where an end is down on purpose there is nothing to wait for.
-                    if all(end.flags & IFF_UP for end in ends) and not ends[0].flags & IFF_RUNNING:
-                        return f"no carrier on {ns}:{dev}"
+                ends = [self.interface(f"{ns}:{dev}")]
+                if device.peer:
+                    ends.append(self.interface(":".join(device.peer)))
+                # Where an end is down on purpose there is nothing to wait for.
+                if all(end.flags & IFF_UP for end in ends) and not ends[0].flags & IFF_RUNNING:
+                    return f"{ns}:{dev} is not running"
             for line in self[ns].run(_if_inet6):
                 _, _, _, _, flags, dev = line.split()
                 if int(flags, 16) & _IFA_F_TENTATIVE:

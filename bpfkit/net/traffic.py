@@ -355,11 +355,19 @@ class TcpConnection:
         return self.client.segs_out, self.server.segs_out + 1
 
     @property
+    def clean(self) -> bool:
+        """Nothing was sent again or came out of order: no segment carries a SACK block."""
+        return not any(
+            info.total_retrans or info.dsack_dups or info.rcv_ooopack
+            for info in (self.client, self.server)
+        )
+
+    @property
     def header_and_payload(self) -> tuple[int, int]:
         """Bytes of TCP header and payload (client → server, server → client), retransmissions too.
 
-        Exact while nothing is lost (no SACK blocks) and options are Linux's own: 20 bytes on a
-        SYN, timestamps on the rest.
+        Exact while the connection is :attr:`clean` and its options are Linux's own: 20 bytes on
+        a SYN, timestamps on the rest.
         """
         sizes = []
         for info, segments in zip((self.client, self.server), self.packets, strict=True):

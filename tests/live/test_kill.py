@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from bpfkit.core import syscall
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ["sock_example", "sockex1", "sockex2", "sockex3", "truncate", "fanout"]
 
@@ -62,12 +64,27 @@ def machine() -> dict[str, object]:
     }
 
 
-def _settled(before: dict[str, object], seconds: float = 15) -> dict[str, object]:
+def _numbers() -> set[tuple[int, int]]:
+    """Ids of all programs, maps and links, without opening one.
+
+    Opening a PROG_ARRAY while the kernel clears it after its last owner's end makes the kernel keep
+    it for good, so bpftool (which opens) is asked only when everything has settled.
+    """
+    found = set()
+    for cmd in (syscall.PROG_GET_NEXT_ID, syscall.MAP_GET_NEXT_ID, syscall.LINK_GET_NEXT_ID):
+        number: int | None = 0
+        while (number := syscall.next_id(cmd, number)) is not None:
+            found.add((cmd, number))
+    return found
+
+
+def _settled(numbers: set[tuple[int, int]], seconds: float = 20) -> dict[str, object]:
     """The kernel frees programs and namespaces a moment later than it closes them."""
+    time.sleep(1)
     end = time.monotonic() + seconds
-    while (after := machine()) != before and time.monotonic() < end:
+    while _numbers() - numbers and time.monotonic() < end:
         time.sleep(0.2)
-    return after
+    return machine()
 
 
 @pytest.mark.skipif(not shutil.which("bpftool"), reason="bpftool is not installed")
@@ -83,7 +100,9 @@ def test_nothing_is_left_after_100_kills_at_random_moments():
             stderr=subprocess.DEVNULL,
             timeout=60,
         )
-    before = _settled(machine(), 1)
+    time.sleep(2)
+    numbers = _numbers()
+    before = machine()
     alive = 0
     for n in range(100):
         argv = [sys.executable, "-m", f"bpfkit.{PROGRAMS[n % len(PROGRAMS)]}", "--json"]
@@ -102,5 +121,6 @@ def test_nothing_is_left_after_100_kills_at_random_moments():
         alive += child.poll() is None
         child.send_signal(signal.SIGKILL)
         child.wait()
-    assert alive > 80  # else the moments were not what the name says
-    assert _settled(before) == before
+    assert alive > 50  # else the moments were not what the name says
+    after = _settled(numbers)
+    assert after == before

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "commit it without outputs"
     client = nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3")
-    done = client.execute(cwd=os.fspath(tmp_path))
+    # execute() would keep an event loop open for the rest of the process.
+    done = asyncio.run(client.async_execute(cwd=os.fspath(tmp_path)))
     outputs = [out for cell in done.cells for out in cell.get("outputs", ())]
     kinds = {kind for out in outputs for kind in out.get("data", ())}
     assert {"text/html", "image/png"} <= kinds  # a table and a plot

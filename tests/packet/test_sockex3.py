@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections import Counter as Tally
 from collections.abc import Iterator
 
@@ -27,6 +28,8 @@ from scapy.layers.l2 import ARP, GRE, LLC, STP, Dot1AD, Dot1Q, Ether
 from scapy.layers.sctp import SCTP
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
+
+from bpfkit.core import syscall
 
 ETH = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 INNER_ETH = Ether(src="02:00:00:00:00:03", dst="02:00:00:00:00:04")
@@ -631,6 +634,29 @@ def test_segments_of_a_tunnel_that_is_not_shown_repeat_its_inner_headers(sockex3
     flow = Flow(A4, B4, 17, 5, VXLAN_PORT)
     wire = len(packet) + 2 * header
     assert sockex3.flow_of(bytes(packet), gso_size=1000, gso_segs=3) == (flow, (3, wire))
+
+
+# --- coming and going --------------------------------------------------------------------------
+
+
+def test_nothing_is_left_when_others_look_at_the_maps_meanwhile() -> None:
+    """The kernel empties a tail-call array after its last descriptor is closed, and keeps it for
+    good if somebody opens it by its id twice meanwhile.  Where calls were patched into the code
+    emptying takes 0.2 s, and any ``bpftool map`` will do."""
+    for _ in range(5):
+        program = Sockex3()
+        number = program.object["jump"].id
+        program.run(bytes(ETH / Dot1Q(vlan=1) / V4 / SEG))
+        program.close()
+        time.sleep(0.1)
+        deadline = time.monotonic() + 2
+        while True:
+            try:
+                os.close(syscall.map_get_fd_by_id(number))
+            except FileNotFoundError:
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 # --- at random ---------------------------------------------------------------------------------

@@ -28,7 +28,7 @@
 #include <unistd.h>
 
 #define NONE (~0u)
-#define MAX 64
+#define MAX  64
 
 static FILE *image;
 
@@ -53,8 +53,7 @@ int main(int argc, char **argv)
 {
 	uint32_t maps, progs, slot[MAX], key_size[MAX], i, j, jump, entry;
 	int map_fd[MAX], prog_fd[MAX], sock;
-	struct sockaddr_ll where = { .sll_family = AF_PACKET,
-				     .sll_protocol = htons(ETH_P_ALL) };
+	struct sockaddr_ll where = { .sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ALL) };
 	unsigned char key[512];
 
 	if (argc != 3) {
@@ -88,8 +87,8 @@ int main(int argc, char **argv)
 			insns[at].src_reg = BPF_PSEUDO_MAP_FD;
 			insns[at].imm = map_fd[map];
 		}
-		prog_fd[i] = bpf_prog_load(BPF_PROG_TYPE_SOCKET_FILTER, NULL, "GPL", insns,
-					   count, NULL);
+		prog_fd[i] =
+			bpf_prog_load(BPF_PROG_TYPE_SOCKET_FILTER, NULL, "GPL", insns, count, NULL);
 		if (prog_fd[i] < 0)
 			die("bpf_prog_load");
 		free(insns);
@@ -108,9 +107,10 @@ int main(int argc, char **argv)
 	where.sll_ifindex = if_nametoindex(argv[2]);
 	if (!where.sll_ifindex || bind(sock, (struct sockaddr *)&where, sizeof(where)))
 		die(argv[2]);
+	puts("attached");
+	fflush(stdout);
 	for (i = 0; i < maps; i++)
 		if (key_size[i] <= sizeof(key))
 			bpf_map_get_next_key(map_fd[i], NULL, key);
-	puts("attached");
 	return 0;
 }

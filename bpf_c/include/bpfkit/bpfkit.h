@@ -50,11 +50,20 @@
  * loader finds it by that and puts the value in (libbpf's way, a frozen
  * .rodata map, is not open to BCC).
  */
+#ifdef BPFKIT_NO_LOADER /* compiled and loaded by BCC alone: everything has its default */
+#define LOAD_CONST(index, name, def)                         \
+	static __always_inline __maybe_unused u64 name(void) \
+	{                                                    \
+		return def;                                  \
+	}                                                    \
+	struct __bpfkit_const_##name
+#else
 #define LOAD_CONST(index, name, def)                         \
 	static __always_inline __maybe_unused u64 name(void) \
 	{                                                    \
 		return bpf_pseudo_fd(15, index);             \
 	}                                                    \
 	struct __bpfkit_const_##name
+#endif
 
 #endif /* __BPFKIT_H */
