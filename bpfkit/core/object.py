@@ -15,7 +15,7 @@ from struct import pack_into
 from . import syscall
 from .artifact import MapDef, map_defs, prog_defs
 from .cache import Cache, digest
-from .constants import map_type, map_type_name, prog_type_name
+from .constants import map_type, map_type_name, prog_type, prog_type_name
 from .errors import (
     BpfkitError,
     InputError,
@@ -254,7 +254,7 @@ class Object:
             pack_into("<I", insns, offset + 12, value >> 32)
         btf_id, prog_fd = options.attach_targets.get(definition.name, (0, 0))
         if section.attach_btf and not btf_id:
-            btf_id = _attach_btf_id(definition.name, section)
+            btf_id = _attach_btf_id(f"{self.name}: '{definition.name}'", section)
         fd = load_program(
             definition.name,
             section,
@@ -528,10 +528,13 @@ def _load_error(
 
 
 def _attach_btf_id(name: str, section: Section) -> int:
-    """The kernel type that a tp_btf, fentry, LSM … program names, by its id in vmlinux BTF."""
+    """The kernel type that a tp_btf, fentry, LSM … program names, by its id in vmlinux BTF.
+
+    ``struct_ops/STRUCT.member`` also sets the expected attach type: the member's index.
+    """
     from .btf import vmlinux
 
-    what = f"cannot load '{name}' (SEC(\"{section.name}\"))"
+    what = f'cannot load {name} (SEC("{section.name}"))'
     btf = vmlinux()
     if btf is None:
         raise UnsupportedError(
@@ -539,6 +542,22 @@ def _attach_btf_id(name: str, section: Section) -> int:
         )
     attach = section.expected_attach_type
     target = section.target
+    if section.prog_type == prog_type("STRUCT_OPS"):
+        struct, _, member = target.partition(".")
+        found = btf.find(struct, "struct")
+        names = [m.name for m in btf.members(found)] if found is not None else []
+        if found is None or member not in names:
+            raise InputError(
+                what,
+                why=f"the kernel's BTF has no {target or 'such struct'}",
+                hint='say which member: SEC("struct_ops/tcp_congestion_ops.ssthresh")',
+            )
+        section.expected_attach_type = names.index(member)
+        return found
+    if section.prog_type == prog_type("EXT"):
+        raise InputError(
+            what, why="what it replaces is a program", hint="pass attach_targets={function: …}"
+        )
     prefix, kind = {
         23: ("btf_trace_", "typedef"),
         27: ("bpf_lsm_", "func"),
