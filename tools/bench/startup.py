@@ -45,7 +45,8 @@ BCC = f"""
 import os
 from bcc import BPF
 text = open(os.path.join({ROOT!r}, "bpf_c", {SOURCE!r})).read()
-b = BPF(text=text, cflags=["-I" + os.path.join({ROOT!r}, "bpf_c", "include"), "-w", "-DBPFKIT_NO_LOADER"])
+include = "-I" + os.path.join({ROOT!r}, "bpf_c", "include")
+b = BPF(text=text, cflags=[include, "-w", "-DBPFKIT_NO_LOADER"])
 PROGS
 BPF.attach_raw_socket(b.load_func({{entry!r}}, BPF.SOCKET_FILTER), "lo")
 print("attached", flush=True)
