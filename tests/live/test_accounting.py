@@ -212,6 +212,13 @@ def quiet(ns, seconds=0.5):
         time.sleep(seconds)
 
 
+def written(capture, seconds=1.0):
+    """Wait until tcpdump has nothing more to write: on SIGINT it drops what is in its buffer."""
+    size = -1
+    while size != (size := capture.stat().st_size):
+        time.sleep(seconds)
+
+
 @needs_tools
 def test_a_million_packets_agree_with_tshark_and_the_interface_offloads_off(tmp_path):
     with pair_lab(offloads=False) as lab:
@@ -237,6 +244,7 @@ def test_a_million_packets_agree_with_tshark_and_the_interface_offloads_off(tmp_
             quiet(client)
             after = counters(client)
             flows, summary = watch.stop()
+            written(capture)
         finally:
             for process in servers:
                 stop(process)

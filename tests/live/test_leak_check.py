@@ -33,14 +33,14 @@ LEAKS = {
     "map_of_a_child": (
         "import subprocess, sys\n"
         "code = 'from bpfkit.core import syscall; import time; '"
-        "'syscall.map_create(2, 4, 4, 1); print(1, flush=True); time.sleep(2)'\n"
+        "'syscall.map_create(2, 4, 4, 1); print(1, flush=True); time.sleep(8)'\n"
         "child = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE)\n"
         "child.stdout.readline(); KEPT.append(child)",
         "BPF map",
     ),
     "child": (
-        "import subprocess\nKEPT.append(subprocess.Popen(['sleep', '2']))",
-        "sleep 2",
+        "import subprocess\nKEPT.append(subprocess.Popen(['sleep', '8']))",
+        "sleep 8",
     ),
     "interface": (
         "import subprocess\n"
