@@ -84,15 +84,19 @@ def _descendants() -> set[int]:
 
 
 def _children() -> set[str]:
-    """Child processes that are not zombies; helpers that bpfkit keeps are named by command."""
+    """Child processes that are not zombies, by number and command."""
     found = set()
     for pid in _descendants() - {os.getpid()}:
         with contextlib.suppress(OSError):
-            command = (
-                Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-            )
-            if command:
-                found.add(f"{pid}: {command[:100]}")
+            state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+            if state in (b"Z", b"X"):
+                continue
+            # Empty for a moment after exec, when whoever waited for it already goes on.
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+            if not words:
+                time.sleep(0.002)
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ") or b"?"
+            found.add(f"{pid}: {words.decode(errors='replace').strip()[:100]}")
     return found
 
 
