@@ -242,7 +242,12 @@ class App:
             return []
         titles = list(rows[0])
         right = [isinstance(rows[0][title], (int, float)) for title in titles]
-        return table(titles, [[cell(row[title]) for title in titles] for row in rows], right=right)
+        body = [
+            # Plain digits: what reads a pipe takes a blank for the end of a field.
+            [str(row[t]) if type(row[t]) is int else cell(row[t]) for t in titles]
+            for row in rows
+        ]
+        return table(titles, body, right=right)
 
     def verify(self) -> Iterable[Verdict]:
         """After the demo: compare what was counted with what is known from elsewhere."""
@@ -454,7 +459,8 @@ def _require(names: Sequence[str]) -> None:
         return
     if held >> _CAPABILITIES["SYS_ADMIN"] & 1:
         held |= 1 << _CAPABILITIES["BPF"] | 1 << _CAPABILITIES["PERFMON"]
-    missing = [f"CAP_{name}" for name in names if not held >> _CAPABILITIES[name] & 1]
+    wanted = dict.fromkeys(names)
+    missing = [f"CAP_{name}" for name in wanted if not held >> _CAPABILITIES[name] & 1]
     if missing:
         raise PrivilegeError(f"needs root: run it with sudo (missing {', '.join(missing)})")
 
@@ -624,7 +630,7 @@ def _live(app: App, signals: Signals) -> int:
     options = app.options
     app.check_options()
     if getattr(options, "pcap", None) is not None:
-        _require(app.needs)
+        _require(("BPF",))  # no socket is opened, no interface touched
         try:
             app.judge(options.pcap)
         except InputError as error:

@@ -8,6 +8,7 @@ sockex3's: it counts the flows that came there, without a packet being copied to
 from __future__ import annotations
 
 from bpfkit.app import main, positive
+from bpfkit.core.errors import UsageError
 from bpfkit.net.flows import fill_jump, read_flows
 from bpfkit.packets import SocketApp
 from bpfkit.sockex3 import Sockex3
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
     from bpfkit.app import Row, Verdict
     from bpfkit.core.object import Object
+
+#: A kernel frees the programs of a process that ended all at once, in a work queue that has room
+#: for 1024; one of them may then wait for a work item that gets no place behind the others, and
+#: nobody can load or free a program until the next boot (seen on 6.18).  Stay well below.
+MOST_SOCKETS = 32
 
 
 class Fanout(SocketApp):
@@ -34,8 +40,22 @@ class Fanout(SocketApp):
     def add_options(cls, parser: ArgumentParser) -> None:
         super().add_options(parser)
         add = parser.add_argument
-        add("--sockets", metavar="N", type=positive, default=4, help="how many (default: 4)")
+        add(
+            "--sockets",
+            metavar="N",
+            type=positive,
+            default=4,
+            help=f"how many, up to {MOST_SOCKETS} (default: 4)",
+        )
         add("--promisc", action="store_true", help="promiscuous mode: frames for others as well")
+
+    def check_options(self) -> None:
+        super().check_options()
+        if self.options.sockets > MOST_SOCKETS:
+            raise UsageError(
+                f"--sockets {self.options.sockets} is too many",
+                why=f"at most {MOST_SOCKETS}, each has a copy of sockex3's programs to itself",
+            )
 
     def setup(self) -> None:
         from bpfkit import load

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import os
+
 from bpfkit.app import main, port, positive
+from bpfkit.core.errors import UsageError
 from bpfkit.net.flows import fill_jump, read_flows
 from bpfkit.packets import SocketApp, amount
 
@@ -19,6 +22,23 @@ if TYPE_CHECKING:
     from bpfkit.core.object import Object
 
 VXLAN_PORT = 4789
+
+
+def fits(flows: int) -> None:
+    """The kernel makes room for all flows at once; a table that memory cannot hold is refused.
+
+    :raises UsageError: it would take more than half of what is free.
+    """
+    per_flow = 128 + 24 * (os.cpu_count() or 1)  # element and key, then a value for each CPU
+    with open("/proc/meminfo", "rb") as file:
+        for line in file:
+            if line.startswith(b"MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+                if flows * per_flow > free // 2:
+                    raise UsageError(
+                        f"--max-flows {flows} is too much",
+                        why=f"it takes {flows * per_flow >> 20} MB, {free >> 20} MB are available",
+                    )
 
 
 class Sockex3(SocketApp):
@@ -67,6 +87,7 @@ class Sockex3(SocketApp):
     def load_options(self) -> dict[str, Any]:
         more: dict[str, Any] = {}
         if self.options.max_flows:
+            fits(self.options.max_flows)
             more["max_entries"] = {"flows": self.options.max_flows}
         if self.options.lru:
             more["map_types"] = {"flows": "lru_percpu_hash"}

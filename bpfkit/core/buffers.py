@@ -25,6 +25,7 @@ import os
 from struct import Struct, unpack_from
 
 from . import syscall as sc
+from .closing import Closing
 from .errors import BpfkitError, MapError, PrivilegeError, errno_text
 
 TYPE_CHECKING = False
@@ -68,7 +69,7 @@ class UserRingFullError(MapError):
     """The program has not drained the ring far enough for another record of this size."""
 
 
-class _Stream:
+class _Stream(Closing):
     """What the consumers share: waiting, and the context manager."""
 
     __slots__ = ("_poll", "layout", "map")
@@ -77,15 +78,6 @@ class _Stream:
         self.map = m
         self.layout = layout
         self._poll: Any = None
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _wait(self, timeout: float | None) -> bool:
         """Wait until there is something; seconds, None for ever.  False when time is up."""
@@ -389,7 +381,7 @@ class PerfBuffer(_Stream):
 # --- user ring buffers --------------------------------------------------------------------------
 
 
-class UserRingBuffer:
+class UserRingBuffer(Closing):
     """Producer for a USER_RINGBUF (6.1), which a program drains by ``bpf_user_ringbuf_drain``.
 
     Only one producer per map, and not from several threads.
@@ -418,12 +410,6 @@ class UserRingBuffer:
         self._consumer = memoryview(self._control).cast("Q")
         self._producer = memoryview(self._data)[:8].cast("Q")
         self._open: dict[int, memoryview] = {}
-
-    def __enter__(self) -> UserRingBuffer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Unmap the memory; records that were reserved and not submitted are discarded."""

@@ -132,12 +132,20 @@ def _generation() -> bytes:
 _GENERATION = _generation()
 
 
+def _bound_of(text: str) -> int:
+    """BPFKIT_CACHE_BYTES; what is no number is said with ``-v`` and otherwise ignored."""
+    if text and not (text.isascii() and text.isdigit()):
+        say(f"BPFKIT_CACHE_BYTES={text} is no number of bytes: not used")
+        text = ""
+    return int(text or 0) or _DEFAULT_BOUND
+
+
 class Cache:
     """A directory of artifacts.  Every method survives a missing, foreign or full directory."""
 
     def __init__(self, path: str | None = None, bound: int | None = None) -> None:
         self.path = os.path.join(path or cache_dir(), "objects")
-        self.bound = bound or int(os.environ.get("BPFKIT_CACHE_BYTES") or _DEFAULT_BOUND)
+        self.bound = bound or _bound_of(os.environ.get("BPFKIT_CACHE_BYTES", ""))
 
     def _open_dir(self, create: bool) -> int | None:
         """An fd of the directory once it is ours and nobody else's, else None."""

@@ -82,6 +82,12 @@ def _compile(source: Source, cflags: Sequence[str], verbose: bool, workers: _Wor
             if not isinstance(error, CompileError) or not _kernel_knows(names):
                 break
             say(f"the {route.name} headers lack {names[0]}")
+        else:
+            if first is not None:
+                from .headers import describe
+
+                why = [text for route, fine, text in describe() if not fine and route != "uapi"]
+                first.hint = "\n".join(part for part in (first.hint, "; ".join(why)) if part)
     except UnsupportedError as error:
         refusal = error
     if first is None:
@@ -363,7 +369,10 @@ class _Workers:
 
     def run(self, request: dict[str, Any]) -> tuple[dict[str, Any] | None, str, int]:
         """(answer or None, stderr, exit status) of a request."""
-        limit = float(os.environ.get("BPFKIT_COMPILE_TIMEOUT") or _TIME_LIMIT)
+        try:
+            limit = float(os.environ.get("BPFKIT_COMPILE_TIMEOUT") or _TIME_LIMIT)
+        except ValueError:
+            limit = _TIME_LIMIT
         while True:
             self.start()
             worker = self.current
@@ -384,6 +393,9 @@ class _Workers:
                 if isinstance(answer, dict):
                     return answer, err, status
                 self.tried.append((self.paths.pop(0), "is no Python interpreter"))
+                continue
+            if "SyntaxError" in err and "annotations" in err:  # of worker.py: before 3.7
+                self.tried.append((self.paths.pop(0), "is too old, it takes Python 3.7"))
                 continue
             if "Traceback (most recent call last)" in err or "SyntaxError" in err:
                 raise CompileError(

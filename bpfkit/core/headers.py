@@ -111,15 +111,20 @@ def routes(
     if not uapi and not required:
         yield Route("uapi", uapi_tree)
     problems = [f"the user-space API headers {uapi}"] if uapi else []
+    # Without the API headers nothing is known about names like theirs.
+    internal = [name for name in required if not (uapi and _in_uapi_namespace(name))]
     if required:
         _check_spelling(source, required)
-        problems.append(f"{required[0]} is no user-space API header")
+    if internal:
+        problems.append(f"{internal[0]} is no user-space API header")
     btf = _btf_problem()
+    has_types = False
     if btf:
         problems.append(btf)
     elif uapi and any(_in_uapi_namespace(name) for name in extra):
         problems.append("macros come from the user-space API headers, which are not installed")
     else:
+        has_types = True
         yield Route("btf-trimmed", lambda: _btf_tree(source, interpreter, trimmed=True))
         yield Route("btf", lambda: _btf_tree(source, interpreter, trimmed=False))
     modules, problem = _modules()
@@ -128,13 +133,13 @@ def routes(
         yield Route("modules", lambda: tree)
     else:
         problems.append(problem)
-    if (uapi or required) and btf and modules is None:
+    if (uapi or required) and not has_types and modules is None:
         raise UnsupportedError(
             f"{source.name} cannot be compiled here",
             why="; ".join(problems),
             hint="Use a kernel with CONFIG_DEBUG_INFO_BTF=y, install linux-headers-"
             f"{os.uname().release}, or set BPFKIT_HEADERS to a tree of this kernel."
-            if not uapi or required
+            if internal
             else "Install linux-libc-dev (kernel-headers on Fedora, linux-api-headers on Arch).",
         )
 

@@ -8,21 +8,24 @@ undoes it.
 
 from __future__ import annotations
 
+import errno
 import os
 
 from . import syscall
+from .closing import Closing
+from .constants import attach_type_name
+from .errors import AttachError, BpfkitError, PrivilegeError, UnsupportedError, errno_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from .program import Program
 
-__all__ = ["Link"]
+__all__ = ["Link", "attach_error"]
 
 
-class Link:
+class Link(Closing):
     """One attachment of one program.
 
     :param kind: how, in the field's words ("xdp", "tcx", "socket", "cgroup" …).
@@ -65,8 +68,6 @@ class Link:
 
     def update(self, program: Program) -> None:
         """Replace the program atomically, without a gap (kernel 5.7; BPF_LINK_UPDATE)."""
-        from .program import attach_error
-
         try:
             syscall.link_update(self.fd, program.fd)
         except OSError as error:
@@ -88,17 +89,38 @@ class Link:
 
     detach = close
 
-    def __enter__(self) -> Link:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         state = " closed" if self.closed else ""
         return f"<Link {self.kind} {self.program.name} on {self.target}{state}>"
+
+
+_REASONS: dict[int, tuple[str, str]] = {
+    errno.ENODEV: ("there is no such interface", ""),
+    errno.EBUSY: (
+        "another program is attached there",
+        "see whose it is with `bpftool net show`",
+    ),
+    errno.EEXIST: ("another program is attached there", "see `bpftool net show`"),
+    errno.EOPNOTSUPP: ("the driver or the kernel cannot do this here", ""),
+    errno.EINVAL: ("the kernel does not know this kind of attachment, or not for this type", ""),
+    errno.EPERM: ("not permitted", "run as root"),
+    errno.ENOENT: ("the target does not exist in this kernel", ""),
+    errno.E2BIG: ("too many programs are attached there", ""),
+}
+
+_UNSUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOPROTOOPT)
+
+
+def attach_error(program: Program, target: str, error: OSError) -> BpfkitError:
+    """The error to raise when the kernel refused an attachment."""
+    number = error.errno or 0
+    why, hint = _REASONS.get(number, ("", ""))
+    text = f"{why} [{errno_text(number)}]" if why else errno_text(number)
+    kind = UnsupportedError if number in _UNSUPPORTED else AttachError
+    if number == errno.EPERM and os.geteuid() != 0:
+        kind = PrivilegeError
+    attach = program.section.expected_attach_type
+    what = f"cannot attach '{program.name}' ({program.type_name}"
+    if attach:
+        what += f", {attach_type_name(attach)}"
+    return kind(f"{what}) to {target}", why=text, hint=hint)

@@ -36,6 +36,7 @@ from struct import Struct, calcsize
 
 from . import syscall as sc
 from .artifact import MapDef
+from .closing import Closing
 from .constants import MAP_TYPES, map_type
 from .errors import MapError, UnsupportedError, errno_text
 from .layout import BytesLayout, StructValue, bytes_layout, int_layout, struct_layout
@@ -176,7 +177,7 @@ class _NoGc:
             gc.enable()
 
 
-class Map:
+class Map(Closing):
     """A map, dict-like.  It owns ``fd`` and closes it with :meth:`close`.
 
     :ivar name: the map's name in C.
@@ -351,12 +352,6 @@ class Map:
             fd, self.fd = self.fd, -1
             self._scratch.clear()
             os.close(fd)
-
-    def __enter__(self) -> Map:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return (

@@ -11,9 +11,10 @@ import os
 from struct import Struct, pack, pack_into
 
 from . import syscall
-from .constants import SOCKET_FILTER, attach_type_name, prog_type_name
-from .errors import AttachError, BpfkitError, InputError, UnsupportedError, errno_text
-from .link import Link
+from .closing import Closing
+from .constants import SOCKET_FILTER, prog_type_name
+from .errors import BpfkitError, InputError, UnsupportedError, errno_text
+from .link import Link, attach_error
 from .registry import attachers
 from .sections import Section
 
@@ -21,12 +22,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket as socket_module
     from collections.abc import Mapping
-    from types import TracebackType
     from typing import Any
 
     from .maps import Map
 
-__all__ = ["Program", "RunResult", "Runner", "attach_error", "skb_context"]
+__all__ = ["Program", "RunResult", "Runner", "skb_context"]
 
 _ETH_HLEN = 14
 #: Where that ethertype is IP, the kernel refuses packet runs over less than an IP header (EINVAL).
@@ -142,7 +142,7 @@ class Runner:
         return self._run.run(size + pad)[0]
 
 
-class Program:
+class Program(Closing):
     """A program in the kernel, held by an fd; closing it (and its links) unloads it.
 
     :ivar name: the C function's name.
@@ -179,7 +179,7 @@ class Program:
         :raises VerifierError: with the reason in words, when the verifier rejects them.
         """
         from .constants import prog_type
-        from .object import load_program
+        from .loading import load_program
 
         number = type if isinstance(type, int) else prog_type(type)
         section = Section("", number, expected_attach_type, prog_flags)
@@ -555,51 +555,6 @@ class Program:
         """The program's fd."""
         return self.fd
 
-    def __enter__(self) -> Program:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         state = f"fd {self.fd}" if self.fd >= 0 else "closed"
         return f"<Program {self.name} {self.type_name} {state}>"
-
-
-_REASONS: dict[int, tuple[str, str]] = {
-    errno.ENODEV: ("there is no such interface", ""),
-    errno.EBUSY: (
-        "another program is attached there",
-        "see whose it is with `bpftool net show`",
-    ),
-    errno.EEXIST: ("another program is attached there", "see `bpftool net show`"),
-    errno.EOPNOTSUPP: ("the driver or the kernel cannot do this here", ""),
-    errno.EINVAL: ("the kernel does not know this kind of attachment, or not for this type", ""),
-    errno.EPERM: ("not permitted", "run as root"),
-    errno.ENOENT: ("the target does not exist in this kernel", ""),
-    errno.E2BIG: ("too many programs are attached there", ""),
-}
-
-_UNSUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOPROTOOPT)
-
-
-def attach_error(program: Program, target: str, error: OSError) -> BpfkitError:
-    """The error to raise when the kernel refused an attachment."""
-    number = error.errno or 0
-    why, hint = _REASONS.get(number, ("", ""))
-    text = f"{why} [{errno_text(number)}]" if why else errno_text(number)
-    kind = UnsupportedError if number in _UNSUPPORTED else AttachError
-    if number == errno.EPERM and os.geteuid() != 0:
-        from .errors import PrivilegeError
-
-        kind = PrivilegeError
-    attach = program.section.expected_attach_type
-    what = f"cannot attach '{program.name}' ({program.type_name}"
-    if attach:
-        what += f", {attach_type_name(attach)}"
-    return kind(f"{what}) to {target}", why=text, hint=hint)

@@ -294,6 +294,28 @@ def btf_raw(fd: int) -> bytes:
 # --- programs -------------------------------------------------------------------------------
 
 
+#: Programs loaded since the kernel was last given time to free what was closed.
+_loaded = 0
+_BURST = 200
+_NR_MEMBARRIER = 324 if _MACHINE == "x86_64" else 283
+
+
+def _pace() -> None:
+    """Keep bursts of short-lived programs small: a kernel that frees too many at once hangs.
+
+    A closed program is freed by a work item after an RCU grace period.  A thousand that one grace
+    period sets free fill the kernel's shared work queue (1024 items a CPU), all waiting for the
+    mutex of the JIT's memory, whose holder waits for an item that then never gets its turn: every
+    later load on the machine hangs in state D until a reboot (seen on 6.18: bpf_prog_pack_free() ->
+    vfree() -> flush_work()).  Probing every helper of every type is such a burst.  So a process
+    that has loaded many waits for a grace period, and a moment for what it sets free.
+    """
+    import time
+
+    _syscall(_NR_MEMBARRIER, ct.c_int(1), ct.c_uint(0), ct.c_int(0))  # MEMBARRIER_CMD_GLOBAL
+    time.sleep(0.02)
+
+
 def prog_load(
     prog_type: int,
     insns: bytes,
@@ -320,6 +342,10 @@ def prog_load(
     ``log`` receives the verifier's text when ``log_level`` is set.  ENOSPC then means that
     the log, not the program, was too large.
     """
+    global _loaded
+    _loaded += 1
+    if not _loaded % _BURST:
+        _pace()
     i = buffer(insns)
     lic = ct.create_string_buffer(license)
     fi = buffer(func_info)

@@ -99,7 +99,8 @@ class Interface:
         except UnicodeEncodeError:
             raw = b""
         # IFNAMSIZ with its NUL: a longer name would be cut, and could then match another one.
-        if not 0 < len(raw) < 16 or b"\0" in raw:
+        # ioctls take "eth0:1", an address label, for eth0.
+        if not 0 < len(raw) < 16 or b"\0" in raw or b":" in raw:
             raise InputError(what, why=_existing(ns))
         sock = ioctl_socket(ns)
         try:

@@ -22,6 +22,7 @@ import errno
 import os
 import time
 
+from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_text
 from bpfkit.net.interfaces import IFF_RUNNING, IFF_UP, Interface
 from bpfkit.net.netns import NetNS
@@ -29,7 +30,6 @@ from bpfkit.net.netns import NetNS
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from types import TracebackType
     from typing import Any, TypeVar
 
     T = TypeVar("T")
@@ -102,7 +102,7 @@ class Device:
         self.notes: list[str] = []
 
 
-class Lab:
+class Lab(Closing):
     """Namespaces and what connects them.
 
     :param title: for the drawing.
@@ -391,17 +391,6 @@ class Lab:
         """Let go of the namespaces; all devices go with them.  Safe to call twice."""
         while self.namespaces:
             self.namespaces.popitem()[1].close()
-
-    def __enter__(self) -> Lab:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # -- below ------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ import errno
 import fcntl
 import os
 
+from bpfkit.core.closing import Closing
 from bpfkit.core.errors import (
     BpfkitError,
     InputError,
@@ -120,7 +121,7 @@ class _Entered:
             os.close(self._back)
 
 
-class NetNS:
+class NetNS(Closing):
     """A network namespace, kept alive by :attr:`fd`.
 
     Closing (or leaving the with-block, or losing the last reference) closes the descriptor; a
@@ -310,17 +311,6 @@ class NetNS:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> NetNS:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         # A notebook cell that is run again must not pile namespaces up.

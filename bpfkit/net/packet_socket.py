@@ -22,6 +22,7 @@ import select
 import struct
 import time
 
+from bpfkit.core.closing import Closing
 from bpfkit.core.errors import (
     AttachError,
     BpfkitError,
@@ -35,7 +36,6 @@ from bpfkit.net.interfaces import Interface
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
     from typing import Protocol
 
     from bpfkit.net.netns import NetNS
@@ -149,7 +149,7 @@ class Packet:
         return f"<Packet {self.interface} {way} {self.orig_len} bytes {self.data[:20].hex()}…>"
 
 
-class PacketSocket:
+class PacketSocket(Closing):
     """A raw packet socket on one interface, with a program as its filter.
 
     :param interface: an :class:`Interface`, an ifindex, or None for all interfaces of the
@@ -405,17 +405,6 @@ class PacketSocket:
         """Close the socket; the program comes off with it.  Safe to call twice."""
         self.sock.close()
 
-    def __enter__(self) -> PacketSocket:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     # -- fanout -----------------------------------------------------------------------------------
 
     def _join(self, group: int, mode: int, flags: int) -> int:
@@ -427,7 +416,7 @@ class PacketSocket:
         return self.sock.getsockopt(_SOL_PACKET, _PACKET_FANOUT) & 0xFFFF
 
 
-class Fanout:
+class Fanout(Closing):
     """``count`` packet sockets that share an interface: each packet goes to one of them.
 
     The sockets join behind a closed gate, which opens when the group is complete and its program
@@ -512,17 +501,6 @@ class Fanout:
         """Close the sockets; the group ends with the last one.  Safe to call twice."""
         for sock in self.sockets:
             sock.close()
-
-    def __enter__(self) -> Fanout:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[PacketSocket]:
         return iter(self.sockets)

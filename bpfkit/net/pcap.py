@@ -16,15 +16,14 @@ import os
 import struct
 import sys
 
+from bpfkit.core.closing import Closing
 from bpfkit.core.errors import InputError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
     from typing import Any, BinaryIO
 
-    from typing_extensions import Self
 
 __all__ = ["LINKTYPES", "PcapReader", "PcapWriter", "PcapngWriter", "Record", "to_ethernet"]
 
@@ -54,6 +53,12 @@ _PCAP_MAGIC = {
 }
 _PCAPNG_MAGIC = b"\n\r\r\n"
 _GZIP_MAGIC = b"\x1f\x8b"
+_MAGIC_HINTS = {
+    b"\x28\xb5\x2f": "it is compressed with zstd: decompress it first, `zstdcat FILE | … --pcap -`",
+    b"BZh": "it is compressed with bzip2: decompress it first, `bzcat FILE | … --pcap -`",
+    b"\xfd7z": "it is compressed with xz: decompress it first, `xzcat FILE | … --pcap -`",
+    b"\x04\x22\x4d": "it is compressed with lz4: decompress it first, `lz4cat FILE | … --pcap -`",
+}
 
 _MAX_SNAPLEN = 262144  # libpcap's, and what Wireshark takes a longer record for: damage
 _MAX_BLOCK = 16 << 20  # of packet and header blocks; others are skipped piecewise
@@ -175,7 +180,7 @@ class _Interface:
         self.fcs = 0
 
 
-class PcapReader:
+class PcapReader(Closing):
     """The records of a capture file, one after the other.
 
     ::
@@ -227,7 +232,11 @@ class PcapReader:
                 self._interfaces: list[_Interface] = []
                 self._order = ""
             else:
-                raise self._bad("neither a pcap nor a pcapng file")
+                error = self._bad("neither a pcap nor a pcapng file", 0)
+                error.hint = _MAGIC_HINTS.get(
+                    magic[:3], "other formats: convert with `editcap -F pcapng FILE NEW`"
+                )
+                raise error
         except BaseException:
             self.close()
             raise
@@ -289,17 +298,6 @@ class PcapReader:
         """Close the file.  Safe to call twice."""
         while self._close:
             self._close.pop().close()
-
-    def __enter__(self) -> PcapReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[Record]:
         return self
@@ -508,7 +506,7 @@ class _Pushback:
         return first
 
 
-class _Writer:
+class _Writer(Closing):
     """The file that both writers write to; theirs to close if they opened it."""
 
     def __init__(self, target: str | os.PathLike[str] | BinaryIO) -> None:
@@ -523,17 +521,6 @@ class _Writer:
             self._file.close()
         else:
             self._file.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class PcapWriter(_Writer):

@@ -97,6 +97,7 @@ def test_info_about_nothing_names_the_nearest() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.loads
 def test_doctor_answers_in_three_values() -> None:
     done = run("bpfkit", "doctor", "--json")
     assert (done.returncode, done.stderr) == (0, "")
@@ -114,6 +115,7 @@ def test_doctor_answers_in_three_values() -> None:
     assert {"bcc", "headers"} <= names
 
 
+@pytest.mark.loads
 def test_doctor_for_people() -> None:
     done = run("bpfkit", "doctor")
     assert (done.returncode, done.stderr) == (0, "")
@@ -170,6 +172,7 @@ def test_a_missing_interface_is_named(name: str) -> None:
     assert len(done.stderr.splitlines()) <= 2
 
 
+@pytest.mark.loads
 @pytest.mark.parametrize("name", OBSERVERS)
 @pytest.mark.parametrize(
     ("content", "says"),
@@ -194,6 +197,7 @@ def test_bad_captures(name: str, content: bytes | None, says: str, tmp_path: Pat
 @pytest.mark.parametrize(
     "arguments",
     [
+        ["--max-flows", "100000000000"],
         ["--pcap", "x", "-i", "lo"],
         ["--pcap", "x", "--check"],
         ["--pcap", "x", "--netns", "y"],

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bpfkit.core import headers
+from bpfkit.core import compiler, headers
 from bpfkit.core.errors import CompileError, InputError, UnsupportedError
 from bpfkit.core.headertext import macros_only
 from bpfkit.core.source import Source
@@ -218,3 +218,35 @@ struct far {
 def test_macros_only() -> None:
     text = macros_only("/* a\n * #define NO */\n#define A 1\\\n\t+ 2\nstruct s { int x; };\n")
     assert "#define A 1\\\n\t+ 2" in text and "struct" not in text and "NO" not in text
+
+
+def test_with_btf_but_without_the_api_headers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Types would come from BTF, but no macros: the package is named, and nothing breaks down."""
+    monkeypatch.setattr(headers, "_UAPI", str(tmp_path))
+    monkeypatch.setattr(headers, "_btf_problem", lambda: "")
+    monkeypatch.setattr(headers, "_modules", lambda: (None, "none"))
+    with pytest.raises(UnsupportedError, match="linux-libc-dev") as caught:
+        names("#include <uapi/linux/if_packet.h>")
+    assert "no user-space API header" not in str(caught.value)
+    assert caught.value.exit_status == 77
+
+
+@needs_uapi
+def test_a_kernel_struct_without_btf_says_that_btf_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(headers, "_btf_problem", lambda: "the kernel has no BTF")
+    monkeypatch.setattr(headers, "_modules", lambda: (None, "no headers of this kernel"))
+    monkeypatch.setattr(compiler, "_kernel_knows", bool)
+    text = (
+        "#include <bpfkit/bpfkit.h>\n#include <linux/sched.h>\n"
+        'SEC("raw_tp/sched_switch")\n'
+        "int x(struct bpf_raw_tracepoint_args *ctx)\n{\n"
+        "\treturn ((struct task_struct *)ctx->args[1])->pid;\n}\n"
+    )
+    with pytest.raises(CompileError) as caught:
+        compiler.compile_source(Source.from_text(text))
+    assert "task_struct" in str(caught.value)
+    assert "the kernel has no BTF; no headers of this kernel" in caught.value.hint

@@ -128,6 +128,7 @@ def test_without_llvms_object_globals_are_still_noticed(monkeypatch: pytest.Monk
         compile_source(Source.from_text(sub.replace("return 0;", "return h(skb->len);"), "w.bpf.c"))
 
 
+@pytest.mark.loads
 @pytest.mark.skipif(os.geteuid() != 0, reason="without hooks BCC makes its maps: takes root")
 def test_without_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
     hooked = compile_source(source())

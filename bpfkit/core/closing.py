@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What makes a class with ``close()`` a context manager."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import TypeVar
+
+    T = TypeVar("T", bound="Closing")
+
+__all__ = ["Closing"]
+
+
+class Closing:
+    """``with`` closes it at the end of the block, however that comes."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Undo, let go.  Closing twice does nothing."""
+        raise NotImplementedError
+
+    def __enter__(self: T) -> T:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bpfkit elsewhere than in its checkout, and in Pythons that have nothing: no bcc, no rich."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("bpfkit", "bpf_c", "pyproject.toml", "README.md")
+OFFLINE = (
+    "Could not find a version",
+    "No matching distribution",
+    "Failed to establish",
+    "Retrying",
+)
+
+LIBRARY = """
+import sys
+import bpfkit
+
+source = '''
+#include <bpfkit/bpfkit.h>
+#include <uapi/linux/bpf.h>
+
+BPF_HASH(lengths, u32, u64);
+
+SEC("xdp")
+int count(struct xdp_md *ctx)
+{
+	u32 length = ctx->data_end - ctx->data;
+
+	lengths.increment(length);
+	return XDP_PASS;
+}
+'''
+for module in ("bcc", "pyroute2", "rich"):
+    try:
+        __import__(module)
+    except ImportError:
+        pass
+    else:
+        sys.exit(f"{module} is here")
+with bpfkit.load(source, cache=False) as loaded:
+    print(loaded.programs["count"].run(bytes(100)).retval, dict(loaded["lengths"].items()))
+"""
+
+
+def run(
+    argv: list[str | os.PathLike[str]], where: Path, timeout: float = 60, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environ
+    return subprocess.run(
+        argv, cwd=where, env=env, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python with the standard library and nothing else."""
+    place = tmp_path_factory.mktemp("bare")
+    venv.create(place, with_pip=False, symlinks=True)
+    return place / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A virtual environment with bpfkit installed into it, from a copy of the sources."""
+    place = tmp_path_factory.mktemp("installed")
+    tree = place / "tree"
+    tree.mkdir()
+    for name in SOURCES:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tree / name)
+    for licence in ROOT.glob("LICENSE*"):
+        shutil.copy(licence, tree)
+    python = place / "venv" / "bin" / "python"
+    done = run([sys.executable, "-m", "venv", place / "venv"], place)
+    if done.returncode:
+        pytest.skip(f"no virtual environments here: {done.stdout.strip()[-200:]}")
+    done = run([python, "-m", "pip", "install", "-q", "--retries", "1", tree], place, timeout=120)
+    if done.returncode and any(text in done.stderr for text in OFFLINE):
+        pytest.skip("the package index is not reachable")
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(tree)
+    yield python
+    shutil.rmtree(place)
+
+
+def test_the_library_in_a_python_that_has_nothing(bare: Path, tmp_path: Path) -> None:
+    done = run([bare, "-c", LIBRARY], tmp_path, PYTHONPATH=str(ROOT))
+    assert (done.returncode, done.stdout) == (0, "2 {100: 1}\n"), done.stderr
+
+
+def test_a_program_in_a_python_that_has_nothing(bare: Path, tmp_path: Path) -> None:
+    argv = [bare, "-m", "bpfkit.sockex3", "--json", "-t", "0.1", "-c", "1"]
+    done = run(argv, tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["summary"]
+
+
+def test_an_installed_bpfkit_lists_its_programs(installed: Path, tmp_path: Path) -> None:
+    done = run([installed, "-m", "bpfkit", "list", "--json"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = {json.loads(line)["name"] for line in done.stdout.splitlines()}
+    assert {"sock_example", "sockex1", "sockex2", "sockex3", "truncate", "fanout"} <= names
+    command = installed.parent / "bpfkit"
+    assert run([command, "list", "--json"], tmp_path).stdout == done.stdout
+
+
+def test_an_installed_bpfkit_brings_every_c_file(installed: Path, tmp_path: Path) -> None:
+    ask = "from bpfkit.core.source import c_root; print(c_root())"
+    root = Path(run([installed, "-c", ask], tmp_path).stdout.strip())
+    assert not root.is_relative_to(ROOT)
+
+    def files(top: Path) -> set[str]:
+        return {str(path.relative_to(top)) for path in top.rglob("*.[ch]")}
+
+    assert files(root) == files(ROOT / "bpf_c")
+
+
+def test_an_installed_bpfkit_verifies_itself(installed: Path, tmp_path: Path) -> None:
+    """Compiled anew from the package's C files, from a directory that has nothing to do with it."""
+    argv = [installed, "-m", "bpfkit.sockex3", "--check", "-v"]
+    done = run(argv, tmp_path, BPFKIT_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "compiled socket/sockex3.bpf.c" in done.stderr
+    assert "FAILED" not in done.stdout
