@@ -376,8 +376,10 @@ def test_an_interface_that_is_removed(name: str, ns: NetNS) -> None:
         out, errors = program.process.communicate(timeout=10)
     assert program.process.returncode == 1
     assert out  # the last figures
-    assert "v0 was removed" in errors
-    assert len(errors.splitlines()) == 1
+    # It goes down on its way out, which a slow machine may notice first.
+    *before, last = errors.splitlines()
+    assert "v0 was removed" in last
+    assert all("went down" in line for line in before) and len(before) <= 1
 
 
 def test_an_interface_that_is_down_at_the_start(ns: NetNS) -> None:

@@ -180,7 +180,11 @@ def test_a_signal_during_set_up_ends_at_once(program: Path) -> None:
 
 def test_a_second_signal_breaks_off_output_that_nobody_reads(program: Path) -> None:
     child = start(program, "--json", "-t", "0.0001", "--no-demo")
-    time.sleep(1.5)  # the pipe is full by now
+    blocked = Path(f"/proc/{child.pid}/wchan")
+    for _ in range(600):  # until the pipe is full
+        if "pipe_write" in blocked.read_text():
+            break
+        time.sleep(0.1)
     child.send_signal(signal.SIGINT)
     time.sleep(0.3)
     assert child.poll() is None
