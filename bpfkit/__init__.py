@@ -73,5 +73,12 @@ def _undo_clsact(data: dict[str, Any]) -> None:
     undo_clsact(data)
 
 
+def _undo_route(data: dict[str, Any]) -> None:
+    from .net.lwt import undo_route
+
+    undo_route(data)
+
+
 _registry.attachers["clsact"] = _attach_clsact
 _registry.undoers["clsact"] = _undo_clsact
+_registry.undoers["route"] = _undo_route

@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 __all__ = ["main", "program", "programs"]
 
 _INFO_NAMES = "a program of `list`, a program type or its section name, or a map type"
-_NOT_PROGRAMS = ("__init__", "__main__", "app", "guide", "packets")
+_NOT_PROGRAMS = (
+    "__init__",
+    "__main__",
+    "app",
+    "guide",
+    "hookapp",
+    "labapp",
+    "packets",
+    "routeapp",
+)
 
 
 # ---------------------------------------------------------------- the programs
@@ -85,6 +94,11 @@ def _row(cls: type[App]) -> dict[str, object]:
 # ---------------------------------------------------------------- commands
 
 
+def _short_list(words: list[str]) -> str:
+    """The words, or the first and how many more: one program has nine types."""
+    return " ".join(words) if len(words) < 3 else f"{words[0]}, {len(words) - 1} more"
+
+
 def _list(options: Namespace) -> int:
     rows = [_row(cls) for cls in programs()]
     if options.json:
@@ -98,7 +112,7 @@ def _list(options: Namespace) -> int:
     cells = [
         [
             str(row["name"]),
-            " ".join(name.removeprefix(short).lower() for name in row["types"]),  # type: ignore[attr-defined]
+            _short_list([name.removeprefix(short).lower() for name in row["types"]]),  # type: ignore[attr-defined]
             str(row["summary"]),
         ]
         for row in rows

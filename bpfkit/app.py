@@ -264,6 +264,11 @@ class App:
     def look(self) -> None:
         """Is what is observed still there?  Called at least once a second; may raise."""
 
+    def conduct(self, signals: Signals) -> int:
+        """From attached to the end; returns the exit status.  For programs with a play of their
+        own: ``signals.asked`` says that a signal asked for the end."""
+        return _check(self, signals) if self.options.check else _observe(self, signals)
+
     def where(self) -> str:
         """What the program is attached to, for people."""
         return ""
@@ -657,7 +662,7 @@ def _live(app: App, signals: Signals) -> int:
     if options.verbose:
         passed = (perf_counter() - _STARTED) * 1e3
         _say(f"{app.name}: attached to {app.where()} in {passed:.1f} ms")
-    return _check(app, signals) if options.check else _observe(app, signals)
+    return app.conduct(signals)
 
 
 def _report(error: BaseException, name: str, verbose: bool) -> int:

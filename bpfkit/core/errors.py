@@ -37,6 +37,8 @@ class BpfkitError(Exception):
     """
 
     exit_status = 1
+    #: The system call's, where one refused to attach.
+    errno = 0
 
     def __init__(self, what: str, *, why: str = "", hint: str = "", log: str = "") -> None:
         super().__init__(what, why, hint)

@@ -123,4 +123,6 @@ def attach_error(program: Program, target: str, error: OSError) -> BpfkitError:
     what = f"cannot attach '{program.name}' ({program.type_name}"
     if attach:
         what += f", {attach_type_name(attach)}"
-    return kind(f"{what}) to {target}", why=text, hint=hint)
+    refused = kind(f"{what}) to {target}", why=text, hint=hint)
+    refused.errno = number
+    return refused

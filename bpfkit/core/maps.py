@@ -474,7 +474,7 @@ class Map(Closing):
         else:
             why = errno_text(number)
         failure = MapError(what, why=why, hint=hint)
-        failure.errno = number  # type: ignore[attr-defined]
+        failure.errno = number
         raise failure from None
 
     def _full(self, what: str, key: Any) -> NoReturn:

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.flow_dissector: a flow dissector for a small tunnel, shown by packet fanout.
+
+The C side is bpf_c/misc/flow_dissector.bpf.c.  The demo sends packets of many flows through the
+tunnel to a namespace where four packet sockets share an interface by flow hash: first with the
+kernel's own dissector, to which all is one flow, then with the program.  Rows of the demo:
+``traffic, dissector, sockets`` (packets that each socket got); with ``--netns``: ``kind, packets``.
+"""
+
+from __future__ import annotations
+
+from struct import pack
+
+from bpfkit.app import main
+from bpfkit.labapp import LabApp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bpfkit.app import Row, Verdict
+
+KINDS = ("plain", "tunnel IPv4", "tunnel IPv6", "fragment", "left to the kernel")
+PROTOCOL = 253
+FLOWS, SOCKETS = 64, 4
+#: Ethernet type and tag in front: none, or a VLAN's.
+VLAN = pack("!HH", 0x8100, 42)
+
+
+class FlowDissector(LabApp):
+    """A flow dissector of one's own: a tunnel's inner flows spread over packet sockets."""
+
+    name = "flow_dissector"
+    source = "misc/flow_dissector.bpf.c"
+    has_live_view = False
+    demo_rounds = 1
+
+    def setup(self) -> None:
+        self.object = self.load(protocol=PROTOCOL)
+        self.splits: list[Row] = []
+        if self.lab is None:
+            self.attach()
+
+    def attach(self) -> None:
+        self.link = self.keep(self.object.programs["dissect"].attach_netns(self.namespace.fd))
+
+    def demo(self) -> None:
+        """The same packets without the program, with it, and without it again."""
+        rows = self.split("kernel")
+        self.attach()
+        rows += self.split("bpf")
+        self.link.close()
+        rows += self.split("kernel again")
+        self.splits = rows
+
+    def split(self, dissector: str) -> list[Row]:
+        """How the packets of each kind spread over the sockets."""
+        rows = []
+        for traffic, outer, inner, tag in (
+            ("IPv4 in IPv4", 4, 4, b""),
+            ("IPv6 in IPv4", 4, 6, b""),
+            ("IPv4 in IPv6", 6, 4, b""),
+            ("IPv6 in IPv6 in a VLAN", 6, 6, VLAN),
+        ):
+            frames = [frame(outer, inner, tag, port) for port in range(1000, 1000 + FLOWS)]
+            got = self.received(frames)
+            rows.append({"traffic": traffic, "dissector": dissector, "sockets": got})
+        return rows
+
+    def received(self, frames: list[bytes]) -> list[int]:
+        """How many of the frames each socket of the group got."""
+        from time import monotonic, sleep
+
+        from bpfkit.net.packet_socket import Fanout, PacketSocket
+
+        assert self.lab is not None
+        there, here = self.lab.interface("client:eth0"), self.lab.interface("server:eth0")
+        got = [0] * SOCKETS
+        group = Fanout(here, SOCKETS, "hash", ignore_outgoing=True)
+        sender = PacketSocket(there, protocol=0)
+        try:
+            for one in frames:
+                sender.send(one)
+            deadline = monotonic() + 5
+            while sum(got) < len(frames) and monotonic() < deadline:
+                for number, sock in enumerate(group):
+                    got[number] += sum(packet.data in frames for packet in sock)
+                sleep(0.002)
+        finally:
+            sender.close()
+            group.close()
+        return got
+
+    def rows(self) -> list[Row]:
+        return self.splits if self.lab is not None else self.counted()
+
+    def counted(self) -> list[Row]:
+        """Packets by what the program made of them."""
+        seen = self.object["seen"]
+        return [{"kind": kind, "packets": int(seen.sum(i))} for i, kind in enumerate(KINDS)]
+
+    def verify(self) -> Iterable[Verdict]:
+        for row in self.splits:
+            got = row["sockets"]
+            used = sum(map(bool, got))
+            text = f"{row['traffic']}, {row['dissector']} dissector: {FLOWS} flows spread {got}"
+            whole = sum(got) == FLOWS
+            yield whole and (used == SOCKETS if row["dissector"] == "bpf" else used == 1), text
+        counted = {row["kind"]: row["packets"] for row in self.counted()}
+        for kind in ("tunnel IPv4", "tunnel IPv6"):
+            fine = counted[kind] >= 2 * FLOWS
+            yield fine, f"{kind}: the program dissected {counted[kind]} packets"
+
+
+def frame(outer: int, inner: int, tag: bytes, port: int) -> bytes:
+    """A UDP datagram from ``port`` in the tunnel: Ethernet, IP ``outer``, tunnel, IP ``inner``."""
+    data = b"flow"
+    udp = pack("!HHHH", port, 9, 8 + len(data), 0) + data
+    head = pack("!B3xI", 4 if inner == 4 else 41, 7)
+    packet = ip(outer, PROTOCOL, head + ip(inner, 17, udp))
+    kind = pack("!H", 0x0800 if outer == 4 else 0x86DD)
+    return bytes.fromhex("ffffffffffff020000000001") + tag + kind + packet
+
+
+def ip(version: int, protocol: int, payload: bytes) -> bytes:
+    """An IP header (192.0.2.1 or 2001:db8::1 to .2, ::2) and its payload."""
+    if version == 4:
+        size = 20 + len(payload)
+        ends = bytes([192, 0, 2, 1, 192, 0, 2, 2])
+        return pack("!BBHIBBH", 0x45, 0, size, 0, 64, protocol, 0) + ends + payload
+    ends = b"".join(bytes.fromhex("20010db8") + bytes(11) + bytes([n]) for n in (1, 2))
+    return pack("!IHBB", 6 << 28, len(payload), protocol, 64) + ends + payload
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(FlowDissector))

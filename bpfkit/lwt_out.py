@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.lwt_out: a program on what a host sends by a route.
+
+The C side is bpf_c/lwt/lwt_out.bpf.c.  In the demo a client has it on its routes to the server: it
+counts what is sent, and drops ICMP and ICMPv6.
+"""
+
+from __future__ import annotations
+
+from bpfkit.app import main
+from bpfkit.routeapp import DropApp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bpfkit.app import Verdict
+
+
+class LwtOut(DropApp):
+    """A program on a route's output: counts what a host sends, drops one protocol."""
+
+    name = "lwt_out"
+    source = "lwt/lwt_out.bpf.c"
+    place = "client"
+    drops = "icmp"
+
+    def verify(self) -> Iterable[Verdict]:
+        yield from self.verify_drops()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(LwtOut))

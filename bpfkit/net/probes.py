@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is somebody there?  One question, one answer: TCP connect, HTTP, a bare SYN; and who answers.
+
+Each probe runs in the namespace it is told and returns whether an answer came in time.  Hosts are
+numeric addresses.  :mod:`bpfkit.net.traffic` has ping, and traffic with reports.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import select
+import struct
+import time
+
+from bpfkit.core.errors import BpfkitError, errno_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket as socket_module
+
+    from bpfkit.net.netns import NetNS
+
+__all__ = ["Listener", "SynProber", "http_answers", "tcp_answers"]
+
+_SYN, _RST, _ACK = 2, 4, 16
+_PAGE = b"HTTP/1.0 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n"
+
+
+def _family(host: str) -> int:
+    return _socket.AF_INET6 if ":" in host else _socket.AF_INET
+
+
+class Listener:
+    """Answers TCP connections in a namespace, IPv4 and IPv6, each with a small HTTP page.
+
+    :ivar port: its port.
+    :raises BpfkitError: the port is taken.
+    """
+
+    def __init__(self, ns: NetNS, port: int = 0) -> None:
+        import socket
+        from threading import Thread
+
+        with ns.entered():
+            self.sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+        try:
+            self.sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.sock.bind(("::", port))
+            self.sock.listen(64)
+        except OSError as error:
+            self.sock.close()
+            why = errno_text(error.errno or 0)
+            raise BpfkitError(f"cannot listen on port {port}", why=why) from error
+        self.port = int(self.sock.getsockname()[1])
+        self._thread = Thread(target=self._serve, name="listener", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self.sock.accept()
+            except OSError:
+                return  # closed
+            with connection:
+                self._answer(connection)
+
+    @staticmethod
+    def _answer(connection: socket_module.socket) -> None:
+        connection.settimeout(0.5)  # one after the other: nobody may hold the rest up for long
+        try:
+            if connection.recv(4096):
+                connection.sendall(_PAGE)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Stop listening."""
+        try:
+            self.sock.shutdown(_socket.SHUT_RDWR)  # wakes accept(2)
+        except OSError:
+            pass
+        self._thread.join(2)
+        self.sock.close()
+
+
+def tcp_answers(host: str, port: int, *, ns: NetNS, timeout: float = 0.5, sport: int = 0) -> bool:
+    """Does a TCP connection come about?  ``sport`` is the port it comes from; 0: any."""
+    sock = ns.socket(_family(host), _socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        if sport:
+            sock.bind(("::" if ":" in host else "0.0.0.0", sport))
+        sock.connect((host, port))
+        return True
+    except OSError:
+        return False
+    finally:
+        sock.close()
+
+
+def http_answers(host: str, port: int, *, ns: NetNS, timeout: float = 0.5, sport: int = 0) -> bool:
+    """Does ``GET /`` get 200?  ``sport`` is the port it comes from; 0: any."""
+    sock = ns.socket(_family(host), _socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        if sport:
+            sock.bind(("::" if ":" in host else "0.0.0.0", sport))
+        sock.connect((host, port))
+        name = f"[{host}]" if ":" in host else host
+        sock.sendall(f"GET / HTTP/1.0\r\nHost: {name}\r\n\r\n".encode())
+        return b" 200 " in sock.recv(4096).partition(b"\r\n")[0]
+    except OSError:
+        return False
+    finally:
+        sock.close()
+
+
+class SynProber:
+    """Sends bare SYNs from a raw socket and waits for SYN-ACK or RST, as nping does.
+
+    The kernel, which knows of no such connection, ends each with an RST of its own.
+
+    :ivar sent, received: how many SYNs, and how many of them were answered.
+    :raises BpfkitError: no route.
+    """
+
+    def __init__(self, host: str, port: int, *, ns: NetNS) -> None:
+        self.host, self.port = host, port
+        self.sent = self.received = 0
+        family = _family(host)
+        self._six = family == _socket.AF_INET6
+        finder = ns.socket(family, _socket.SOCK_DGRAM)
+        try:
+            finder.connect((host, 9))
+            self.source = finder.getsockname()[0]
+        except OSError as error:
+            why = errno_text(error.errno or 0)
+            raise BpfkitError(f"cannot probe {host}", why=why) from error
+        finally:
+            finder.close()
+        self._sock = ns.socket(family, _socket.SOCK_RAW, _socket.IPPROTO_TCP)
+        #: The port that the next SYN comes from.
+        self.sport = 20000 + int.from_bytes(os.urandom(2), "big") % 10000
+        self._waiting: set[int] = set()
+
+    def send(self) -> None:
+        """One more SYN, from a port of its own."""
+        source = self.sport
+        self.sport += 1
+        head = struct.pack("!HHIIBBHHH", source, self.port, 1, 0, 5 << 4, _SYN, 1024, 0, 0)
+        pton = _socket.inet_pton
+        family = _family(self.host)
+        pseudo = pton(family, self.source) + pton(family, self.host)
+        pseudo += struct.pack("!II" if self._six else "!HH", *((20, 6) if self._six else (6, 20)))
+        total = sum(struct.unpack(f"!{(len(pseudo) + 20) // 2}H", pseudo + head))
+        while total >> 16:
+            total = (total >> 16) + (total & 0xFFFF)
+        head = head[:16] + struct.pack("!H", 0xFFFF - total) + head[18:]
+        self._waiting.add(source)
+        self.sent += 1
+        try:
+            self._sock.sendto(head, (self.host, 0))
+        except OSError:
+            pass  # dropped on the way out: a lost probe, not a failure
+
+    def receive(self, until: float) -> None:
+        """Take answers until ``until`` (time.monotonic()), or until none is missing."""
+        while self._waiting:
+            left = max(until - time.monotonic(), 0)
+            if not select.select([self._sock], [], [], left)[0]:
+                return
+            packet = self._sock.recv(65536)
+            if not self._six:
+                packet = packet[(packet[0] & 15) * 4 :]
+            if len(packet) < 20:
+                continue
+            source, dest = struct.unpack_from("!HH", packet)
+            answers = packet[13] & (_SYN | _ACK) == _SYN | _ACK or packet[13] & _RST
+            if answers and source == self.port and dest in self._waiting:
+                self._waiting.remove(dest)
+                self.received += 1
+
+    def answers(self, timeout: float = 0.5) -> bool:
+        """Send one and wait; was it answered?"""
+        before = self.received
+        self.send()
+        self.receive(time.monotonic() + timeout)
+        return self.received > before
+
+    def forget(self) -> None:
+        """Answers to what was sent until now count no more."""
+        self._waiting.clear()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._sock.close()

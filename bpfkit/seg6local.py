@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.seg6local: SRv6 segments that are programs.
+
+The C side is bpf_c/lwt/seg6local.bpf.c.  In the demo a client sends IPv6 to a server through
+segments of a router: one rewrites the segment routing header's tag, the other takes header and
+outer packet off (End.DT6).  A capture at the server shows what arrives.
+"""
+
+from __future__ import annotations
+
+from bpfkit.app import main
+from bpfkit.labapp import LabApp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bpfkit.app import Row, Verdict
+    from bpfkit.net.lab import Lab
+
+FUNCTIONS = ("end_tag", "end_dt6")
+#: The router's segments, and a last one behind End.DT6 (which wants segments left).
+SEGMENTS = {"end_tag": "fc00:b::1", "end_dt6": "fc00:b::2"}
+LAST = "fc00:b::3"
+SERVER, CLIENT_HOP = "fd77:2::1", "fd77:1::fe"
+DATAGRAMS = 3
+
+
+class Seg6Local(LabApp):
+    """SRv6 segments as programs (End.BPF): a tag rewritten, End.DT6 decapsulation."""
+
+    name = "seg6local"
+    source = "lwt/seg6local.bpf.c"
+    has_live_view = False
+    place = "router"
+
+    def check_options(self) -> None:
+        super().check_options()
+        if self.options.netns is not None:
+            from bpfkit.core.errors import UsageError
+
+            raise UsageError("seg6local works in its own lab only", why="it needs its segments")
+
+    def build(self) -> Lab:
+        from bpfkit.net.lab import router_lab
+
+        lab = router_lab()
+        for ns, devices in lab.devices.items():
+            for device in ("all", *devices):
+                lab.sysctl(ns, f"net.ipv6.conf.{device}.seg6_enabled", 1)
+        return lab
+
+    def setup(self) -> None:
+        from bpfkit.net.lwt import attach_route
+
+        assert self.lab is not None
+        self.object = self.load()
+        self.arrived: dict[str, list[bytes]] = {name: [] for name in FUNCTIONS}
+        self.sent = 0
+        for name, segment in SEGMENTS.items():
+            program = self.object.programs[name]
+            route = f"{segment}/128"
+            self.keep(
+                attach_route(program, route, ns=self.namespace, device="right", recorded=False)
+            )
+
+    def demo(self) -> None:
+        """Datagrams through the one segment, then through the other."""
+        import _socket
+        from time import monotonic, sleep
+
+        from bpfkit.net.capture import Capture
+
+        assert self.lab is not None
+        client = self.lab["client"]
+        sender = client.socket(_socket.AF_INET6, _socket.SOCK_DGRAM)
+        try:
+            for name, mode, segments in (
+                ("end_tag", "inline", SEGMENTS["end_tag"]),
+                # In the header's order, as pyroute2 takes them: the last segment comes first.
+                ("end_dt6", "encap", f"{LAST},{SEGMENTS['end_dt6']}"),
+            ):
+                self.steer(mode, segments)
+                text = name.encode()
+                with Capture("eth0", ns=self.lab["server"], outgoing=False) as capture:
+                    for _ in range(DATAGRAMS):
+                        sender.sendto(text, (SERVER, 9))
+                    deadline = monotonic() + 5
+                    found: list[bytes] = []
+                    while len(found) < DATAGRAMS and monotonic() < deadline:
+                        sleep(0.005)
+                        found = [p.data for p in capture.packets if p.data.endswith(text)]
+                self.arrived[name] += found
+        finally:
+            sender.close()
+        self.sent += DATAGRAMS
+
+    def steer(self, mode: str, segments: str) -> None:
+        """The client's route to the server leads through the segments."""
+        from bpfkit.net.lab import _netlink
+
+        assert self.lab is not None
+        route = {
+            "dst": f"{SERVER}/128",
+            "gateway": CLIENT_HOP,
+            "oif": self.lab.interface("client:eth0").index,
+            "family": 10,
+            "encap": {"type": "seg6", "mode": mode, "segs": segments},
+        }
+        what = "cannot add a route with SRv6 encapsulation (CONFIG_IPV6_SEG6_LWTUNNEL)"
+        _netlink(self.lab["client"], what, lambda ipr: ipr.route("replace", **route))
+
+    def rows(self) -> list[Row]:
+        rows = dict(self.object["rows"].sums())
+        return [
+            {
+                "segment": SEGMENTS[name],
+                "function": name,
+                "packets": rows[number].packets,
+                "failed": rows[number].failed,
+            }
+            for number, name in enumerate(FUNCTIONS)
+        ]
+
+    def verify(self) -> Iterable[Verdict]:
+        for row in self.rows():
+            name = row["function"]
+            fine = row["packets"] == self.sent and not row["failed"]
+            yield fine, f"{name}: {self.sent} sent, {row['packets']} seen, {row['failed']} failed"
+        # Ethernet 14, IPv6 40 bytes: then the segment routing header, its tag at 6.
+        tags = [frame[60:62].hex() for frame in self.arrived["end_tag"] if frame[20] == 43]
+        fine = tags == ["beef"] * self.sent
+        yield fine, f"end_tag: tags of the {len(tags)} that arrived with SRH: {', '.join(tags)}"
+        plain = [frame for frame in self.arrived["end_dt6"] if frame[20] == 17]
+        fine = len(plain) == len(self.arrived["end_dt6"]) == self.sent
+        yield fine, f"end_dt6: {len(plain)} of {self.sent} arrived as plain IPv6 and UDP"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Seg6Local))

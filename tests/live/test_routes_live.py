@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs on routes, at netfilter's hooks and as flow dissector: --check, and from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bpfkit.core.records import reap
+from bpfkit.net.lab import router_lab
+from bpfkit.net.traffic import ping
+
+pytest.importorskip("pyroute2", reason="pyroute2 is not installed")
+PROGRAMS = [
+    "flow_dissector",
+    "lwt_in",
+    "lwt_out",
+    "lwt_xmit",
+    "netfilter",
+    "seg6local",
+    "tc_action",
+]
+
+
+def run(name: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"bpfkit.{name}", *argv],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def done(result: subprocess.CompletedProcess[str]) -> None:
+    """The exit status is 0; a kernel that cannot says what is missing."""
+    if result.returncode == 77:
+        assert "CONFIG_" in result.stderr or "installed" in result.stderr
+        pytest.skip(result.stderr.strip())
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_check_passes(name: str) -> None:
+    done(run(name, "--check", "-c", "2"))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_rows_are_json(name: str) -> None:
+    result = run(name, "--json", "-c", "1", "-t", "2")
+    done(result)
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert rows
+    assert all({"ts", "round"} < set(row) for row in rows)
+
+
+@pytest.mark.parametrize("hook", ["prerouting", "postrouting"])
+def test_netfilter_drops_udp_where_it_is_told_to(hook: str) -> None:
+    done(run("netfilter", "--check", "-c", "1", "--drop", "udp", "--hook", hook))
+
+
+@pytest.mark.parametrize(
+    ("name", "argv"),
+    [
+        ("lwt_in", ["--route", "10.0.0.0/8"]),
+        ("lwt_in", ["--netns", "1", "--route", "10.0.0.0/8"]),
+        ("lwt_in", ["--netns", "1", "--route", "10.0.0.1/8", "-i", "lo"]),
+        ("lwt_xmit", ["--netns", "1", "--route", "10.0.0.0/8", "-i", "lo"]),
+        ("netfilter", ["--priority", "-2147483648"]),
+        ("flow_dissector", ["--no-demo"]),
+    ],
+)
+def test_bad_options_are_refused(name: str, argv: list[str]) -> None:
+    result = run(name, *argv)
+    assert result.returncode == 2
+    assert 1 <= len(result.stderr.splitlines()) <= 2
+
+
+def test_route_in_a_foreign_namespace_goes_after_kill() -> None:
+    with router_lab() as lab:
+        client = lab["client"]
+        path = f"/proc/{os.getpid()}/fd/{client.fd}"
+        argv = ["--netns", path, "--route", "10.77.2.0/24", "-i", "eth0", "--via", "10.77.1.254"]
+        argv = [sys.executable, "-m", "bpfkit.lwt_out", *argv, "--drop", "icmp", "--no-demo"]
+        with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as child:
+            deadline = time.monotonic() + 30
+            while "encap" not in client.check_output(["ip", "route"]):
+                assert child.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert ping("10.77.2.1", timeout=0.3, ns=client).received == 0
+            child.send_signal(signal.SIGKILL)
+        assert "encap" in client.check_output(["ip", "route"])
+        assert any("route" in line for line in reap())
+        assert "encap" not in client.check_output(["ip", "route"])
+        assert ping("10.77.2.1", ns=client).received == 1

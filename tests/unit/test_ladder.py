@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The drawing of a packet's way, and the documented order that is compared with."""
+
+from __future__ import annotations
+
+import pytest
+
+from bpfkit.net.packet_path import HOOKS, PATHS, expected
+from bpfkit.show.ladder import ladder
+
+
+def row(us, hook, namespace, device, **more):
+    return {
+        "us": us,
+        "hook": hook,
+        "namespace": namespace,
+        "device": device,
+        "form": "L3",
+        "length": 92,
+        "vlan": "none",
+        "vlan_id": None,
+        "seen": True,
+        "dropped": False,
+        **more,
+    }
+
+
+def test_rungs_in_lanes():
+    rows = [
+        row(0.0, "output", "a", None),
+        row(1.5, "tap_in", "c", "eth0", form="L2", length=106, vlan="beside", vlan_id=7),
+        row(20.0, "tc_ingress", "c", "eth0", form="L2", dropped=True),
+        row(None, "input", "c", "eth0", seen=False),
+    ]
+    assert ladder(rows, ["a", "b", "c"]) == [
+        "  µs  a  b  c  hook        device  data          tag",
+        " 0.0  ●  │  │  output              IP 92",
+        " 1.5  └─────●  tap_in      eth0    Ethernet 106  VLAN 7 beside the packet",
+        "20.0  │  │  ✗  tc_ingress  eth0    Ethernet 92                             "
+        "the packet is dropped here",
+        "      │  │  ·  input       eth0    not seen",
+    ]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("proto", ["tcp", "udp", "icmp"])
+def test_documented_order_names_known_hooks_of_the_places_looked_at(path, proto):
+    steps = expected(path, proto)
+    assert len(set(steps)) == len(steps)
+    assert {hook for _, hook in steps} <= set(HOOKS)
+    assert {place for place, _ in steps} == set(PATHS[path][2])
+    assert ("sk_lookup" in {hook for _, hook in steps}) == (
+        proto != "icmp" and path in ("in", "all")
+    )
+
+
+def test_documented_order_of_the_taps():
+    steps = expected("forward", "udp", "generic")
+    order = [hook for _, hook in steps]
+    assert order.index("xdp_generic") < order.index("tap_in") < order.index("tc_ingress")
+    assert order.index("tc_egress") < order.index("tap_out")
