@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * xdp_drop_icmp: no ICMP and no ICMPv6 gets in
+ * ============================================
+ *
+ * hook      XDP: the receive path of an interface (on lo: generic XDP, behind the making of the skb)
+ * context   struct xdp_md
+ * packets   not changed; ICMP over IPv4 and ICMPv6 over IPv6 are dropped, their later fragments too
+ *
+ *   frame -> VLAN tags -> IPv4 -----------------------+-> ICMP? -> counted by type, XDP_DROP
+ *                      -> IPv6 -> extension headers --+-> else  -> counted, XDP_PASS
+ *
+ * Without ICMPv6 there is no neighbour discovery, so on an Ethernet the whole of IPv6 fails soon;
+ * keep_nd lets those messages pass (lo needs none).
+ *
+ * A frame whose IP headers are cut off passes (no host takes it); one with more tags or extension
+ * headers than can be looked through is dropped: it could be ICMP.
+ *
+ * Map (struct in <bpfkit/wire.h>)
+ *   types  percpu_array  type, 256 + type for ICMPv6, or one of `enum row` -> struct traffic
+ */
+#include <bpfkit/bpfkit.h>
+#include <bpfkit/direct.h>
+#include <bpfkit/wire.h>
+
+LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
+LOAD_CONST(1, keep_nd, 0); /* 1: neighbour discovery passes */
+
+enum row {
+	ROW_V6 = 256,
+	ROW_NO_TYPE4 = 512, /* later fragments, or cut off before the type */
+	ROW_NO_TYPE6,
+	ROW_TOO_DEEP,
+	ROW_PASSED,
+	ROWS,
+};
+
+#define ND_FIRST 133 /* router solicitation */
+#define ND_LAST  137 /* redirect */
+
+BPF_TABLE("percpu_array", u32, struct traffic, types, ROWS);
+
+static __always_inline u32 classify(struct window *w, enum outcome outcome, struct headers *h)
+{
+	u8 icmp = h->family == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6;
+	u8 *type = NULL;
+
+	if (outcome == TOO_DEEP)
+		return ROW_TOO_DEEP;
+	if (outcome != FOUND || h->proto != icmp)
+		return ROW_PASSED;
+	if (!h->later_fragment)
+		type = window_peek(w, 1);
+	if (!type)
+		return h->family == 4 ? ROW_NO_TYPE4 : ROW_NO_TYPE6;
+	if (h->family == 4)
+		return *type;
+	if (keep_nd() && *type >= ND_FIRST && *type <= ND_LAST)
+		return ROW_PASSED;
+	return ROW_V6 + *type;
+}
+
+SEC("xdp")
+int xdp_drop_icmp(struct xdp_md *ctx)
+{
+	struct headers h = {};
+	struct traffic *sum;
+	struct window w;
+	u32 row;
+
+	row = direct_xdp(ctx, &h, &w, l2_len());
+	row = classify(&w, row, &h);
+	sum = types.lookup(&row);
+	if (sum) {
+		sum->packets++;
+		sum->bytes += ctx->data_end - ctx->data;
+	}
+	return row == ROW_PASSED ? XDP_PASS : XDP_DROP;
+}

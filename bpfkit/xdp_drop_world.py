@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.xdp_drop_world: nothing gets in.  The C side is bpf_c/xdp/xdp_drop_world.bpf.c.
+
+The demo: two namespaces on a cable; the program goes on one end, off, and on again, and pings from
+the other end show it.
+"""
+
+from __future__ import annotations
+
+from bpfkit.app import main
+from bpfkit.hookapp import XdpApp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bpfkit.app import Row, Verdict
+    from bpfkit.net.lab import Lab
+
+HOSTS = ("10.77.0.2", "fd77::2")
+PINGS = 3
+
+
+class XdpDropWorld(XdpApp):
+    """XDP that drops everything an interface receives; on, off, on again, shown by ping."""
+
+    name = "xdp_drop_world"
+    source = "xdp/xdp_drop_world.bpf.c"
+    knows_l2_len = False
+    has_live_view = False
+
+    def make_lab(self) -> Lab:
+        # Neighbours are known: what is lost is pings, not the question for a MAC address.
+        lab = super().make_lab()
+        lab.neighbours("client:eth0", "server:eth0")
+        return lab
+
+    def setup(self) -> None:
+        self.played: list[Row] = []
+        self._shown = 0
+        super().setup()
+
+    def demo(self) -> None:
+        """One state: pings over IPv4 and IPv6; then the other state."""
+        from bpfkit.net.traffic import ping
+
+        assert self.lab is not None
+        before = self.dropped()
+        if self.played:
+            if self.link is None:
+                self.attach(next(iter(self.object.programs.values())))
+            else:
+                self.detach()
+        state = "on" if self.link else "off"
+        client = self.lab["client"]
+        reports = [ping(host, count=PINGS, interval=0.02, timeout=0.2, ns=client) for host in HOSTS]
+        packets, size = (now - was for now, was in zip(self.dropped(), before, strict=True))
+        sent, received = (
+            sum(getattr(report, what) for report in reports) for what in ("sent", "received")
+        )
+        self.played.append(_row(state, sent, received, packets, size))
+
+    def dropped(self) -> tuple[int, int]:
+        """Packets and bytes that the program dropped."""
+        sums = self.object["dropped"].sum(0)
+        return sums.packets, sums.bytes
+
+    def rows(self) -> list[Row]:
+        """The demo's states so far; on an interface of the user's, what was dropped."""
+        if self.lab is not None:
+            return list(self.played)
+        if self.options.pcap is not None:
+            return []
+        return [_row("on", None, None, *self.dropped())]
+
+    def lines(self, rows: list[Row]) -> Iterable[str]:
+        from bpfkit.show.text import cell, table
+
+        fresh = rows[self._shown :] if self.lab is not None else rows
+        lines = []
+        if fresh:
+            titles = ["XDP", "pings sent", "answered", "packets dropped", "bytes dropped"]
+            body = [[cell(value) for value in row.values()] for row in fresh]
+            lines = table(titles, body, right=[False, True, True, True, True])
+        if self.lab is not None:
+            lines = lines[1 if self._shown else 0 :]
+            self._shown = len(rows)
+        return lines
+
+    def verify(self) -> Iterable[Verdict]:
+        while len(self.played) < 3:
+            self.demo()
+        states = [row["state"] for row in self.played]
+        yield states[:3] == ["on", "off", "on"], f"the program was {', '.join(states)}"
+        for row in self.played:
+            sent, received, on = row["sent"], row["received"], row["state"] == "on"
+            good = sent > 0 and received == (0 if on else sent)
+            yield good, f"{row['state']}: {sent} pings sent, {received} answered"
+            counted = row["packets"] >= sent if on else row["packets"] == 0
+            yield counted, f"{row['state']}: {row['packets']} packets dropped"
+
+
+def _row(state: str, sent: int | None, received: int | None, packets: int, size: int) -> Row:
+    figures = {"sent": sent, "received": received, "packets": packets, "bytes": size}
+    return {"state": state, **figures}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(XdpDropWorld))

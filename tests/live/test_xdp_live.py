@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""XDP and tc programs on interfaces: modes, who is in the way, the interface's fate, real peers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Dot1Q, Ether
+from scapy.packet import Raw
+
+import bpfkit
+from bpfkit.core.errors import UnsupportedError
+from bpfkit.net.lab import Lab, pair_lab
+from bpfkit.net.probes import Listener, tcp_answers
+from bpfkit.net.traffic import ping
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = ["xdp_drop_world", "xdp_drop_icmp", "xdp_drop_tcp", "tc_drop_tcp"]
+
+
+def run(name: str, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"bpfkit.{name}", *args],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+class Running:
+    """A program on an interface; ready when it has said how it is attached."""
+
+    def __init__(self, name: str, lab: Lab, *args: str) -> None:
+        netns = f"/proc/{os.getpid()}/fd/{lab['server'].fd}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", f"bpfkit.{name}", "-i", "eth0", "--netns", netns, *args],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.said = ""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.said += line
+            if "(program " in line:
+                break
+        else:
+            self.process.wait()
+
+    def end(self) -> tuple[int, str, str]:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        out, errors = self.process.communicate(timeout=60)
+        return self.process.returncode, out, self.said + errors
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with pair_lab() as made:
+        yield made
+
+
+def shown(lab: Lab) -> str:
+    return lab["server"].check_output(["ip", "link", "show", "dev", "eth0"])
+
+
+@pytest.mark.parametrize("name", [*PROGRAMS, "tc_drop_tcp --attach clsact"])
+def test_check_passes(name: str) -> None:
+    done = run(*name.split(), "--check", "-c", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "verified" in done.stdout
+
+
+@pytest.mark.parametrize(("mode", "word"), [("native", "xdp"), ("generic", "xdpgeneric")])
+def test_the_mode_asked_for_is_the_one_used(lab: Lab, mode: str, word: str) -> None:
+    with Running("xdp_drop_world", lab, "--mode", mode) as running:
+        assert f"XDP {mode} on eth0" in running.said
+        assert f" {word} " in shown(lab)
+        assert ping("10.77.0.2", ns=lab["client"], timeout=0.3).received == 0
+        status, _, errors = running.end()
+        assert status == 0, errors
+    assert "xdp" not in shown(lab)
+    assert ping("10.77.0.2", ns=lab["client"]).received == 1
+
+
+def test_native_where_there_is_none(lab: Lab) -> None:
+    done = run(
+        "xdp_drop_world",
+        "-i",
+        "lo",
+        "--netns",
+        f"/proc/{os.getpid()}/fd/{lab['server'].fd}",
+        "--mode",
+        "native",
+        "-c",
+        "1",
+    )
+    assert done.returncode == 77
+    assert "no native XDP" in done.stderr and "--mode generic" in done.stderr
+
+
+def test_mtu_too_large_for_native() -> None:
+    with pair_lab(mtu=9000) as lab:
+        with Running("xdp_drop_world", lab, "--mode", "native") as running:
+            status, _, errors = running.end()
+            assert status == 1 and "MTU 9000" in errors
+        with Running("xdp_drop_world", lab) as running:
+            assert "XDP generic" in running.said
+            assert running.end()[0] == 0
+
+
+def test_another_program_is_named_and_replaced(lab: Lab) -> None:
+    with Running("xdp_drop_tcp", lab) as first:
+        with Running("xdp_drop_icmp", lab) as second:
+            status, _, errors = second.end()
+            assert status == 1
+            assert "'xdp_drop_tcp'" in errors and str(first.process.pid) in errors
+            assert "--replace" in errors
+        with Running("xdp_drop_icmp", lab, "--replace") as second:
+            assert "XDP native" in second.said
+            _, errors = first.process.communicate(timeout=60)
+            assert first.process.returncode == 1 and "taken off" in errors
+            assert second.end()[0] == 0
+
+
+def test_interface_down_and_removed(lab: Lab) -> None:
+    with Running("xdp_drop_world", lab, "-t", "0.2") as running:
+        lab.interface("server:eth0").set_up(False)
+        time.sleep(1.5)
+        lab["server"].check_output(["ip", "link", "del", "eth0"])
+        _, errors = running.process.communicate(timeout=30)
+        assert running.process.returncode == 1
+        assert "went down" in errors and "was removed" in errors
+
+
+@pytest.mark.parametrize("how", ["clsact", "tcx"])
+@pytest.mark.parametrize("direction", ["ingress", "egress"])
+def test_tc_both_ways_leaves_nothing(lab: Lab, how: str, direction: str) -> None:
+    server = Listener(lab["server"])
+    try:
+        running = Running("tc_drop_tcp", lab, "--attach", how, "--direction", direction, "--json")
+        with running:
+            if how == "tcx" and "(program " not in running.said:
+                assert running.end()[0] == 77
+                pytest.skip("this kernel has no tcx (6.6)")
+            assert f"tc {direction} by {how}" in running.said
+            assert not tcp_answers("10.77.0.2", server.port, ns=lab["client"], timeout=0.3)
+            assert ping("10.77.0.2", ns=lab["client"]).received == 1
+            status, out, errors = running.end()
+            assert status == 0, errors
+        rows = [json.loads(line) for line in out.splitlines()]
+        assert rows[-6]["packets"] > 0
+        assert tcp_answers("10.77.0.2", server.port, ns=lab["client"])
+    finally:
+        server.close()
+    assert "clsact" not in lab["server"].check_output(["tc", "qdisc", "show", "dev", "eth0"])
+
+
+def test_a_program_that_ip_link_attached_is_named_and_replaced(lab: Lab) -> None:
+    from bpfkit.net.xdp import _request
+
+    with bpfkit.load("xdp/xdp_drop_world.bpf.c") as loaded:
+        program = loaded.programs["xdp_drop_world"]
+        index = lab.interface("server:eth0").index
+        # what `ip link set dev eth0 xdpgeneric …` sends: IFLA_XDP with fd and flags
+        inner = struct.pack("=HHiHHI", 8, 1, program.fd, 8, 3, 2)
+        attribute = struct.pack("=HH", 4 + len(inner), 43 | 0x8000) + inner
+        lab["server"].run(_request, 19, index, attribute)
+        assert f"prog/xdp id {program.id} " in shown(lab)
+        with Running("xdp_drop_icmp", lab) as second:
+            status, _, errors = second.end()
+            assert status == 1 and f"program {program.id} 'xdp_drop_world' (generic)" in errors
+        with Running("xdp_drop_icmp", lab, "--replace") as second:
+            assert "replacing" in second.said and "XDP native" in second.said
+            assert f"id {program.id} " not in shown(lab)
+            assert second.end()[0] == 0
+
+
+LINEAR = """
+#include <bpfkit/bpfkit.h>
+#include <uapi/linux/bpf.h>
+BPF_ARRAY(linear, u64, 2);
+SEC("tc")
+int measure(struct __sk_buff *skb)
+{
+	u32 zero = 0, one = 1;
+	u64 size = skb->data_end - skb->data, len = skb->len;
+
+	linear.update(&zero, &size);
+	linear.update(&one, &len);
+	return -1;
+}
+"""
+
+
+@pytest.mark.parametrize("how", ["clsact", "tcx"])
+def test_headers_that_are_not_linear_and_tags_beside_the_packet(how: str) -> None:
+    eth = Ether(src="02:00:00:00:00:01", dst="ff:ff:ff:ff:ff:ff")
+    tcp = IP(src="10.77.0.1", dst="10.77.0.2") / TCP() / Raw(bytes(5000))
+    tagged = eth / Dot1Q(vlan=5) / IPv6(src="fd77::1", dst="fd77::2") / TCP()
+    with (
+        pair_lab(mtu=9000) as lab,
+        bpfkit.load(LINEAR) as first,
+        bpfkit.load("tc/tc_drop_tcp.bpf.c") as second,
+        lab["server"].entered(),
+    ):
+        index = lab.interface("server:eth0").index
+        try:
+            first.programs["measure"].attach_tc(index, "ingress", how)
+            second.programs["tc_drop_tcp"].attach_tc(index, "ingress", how)
+        except UnsupportedError:
+            assert how == "tcx"
+            pytest.skip("this kernel has no tcx (6.6)")
+        sock = lab["client"].socket(17, 3)  # AF_PACKET, SOCK_RAW
+        try:
+            sock.bind(("eth0", 0))
+            sock.setsockopt(263, 15, 1)  # PACKET_VNET_HDR: only hdr_len bytes are linear
+            sock.send(struct.pack("=BBHHHH", 0, 0, 14, 0, 0, 0) + bytes(eth / tcp))
+            linear, whole = (value for _, value in first["linear"].items())
+            assert linear < 54 < whole == len(eth / tcp), "the packet was meant to be non-linear"
+            sock.send(bytes(10) + bytes(tagged))
+        finally:
+            sock.close()
+        rows = dict(second["rows"].sums())
+        assert (rows[0].packets, rows[0].bytes) == (1, len(eth / tcp))
+        assert (rows[1].packets, rows[1].bytes) == (1, len(tagged))
+        assert first["linear"][1] == len(tagged) - 4, "the tag is kept beside the packet"

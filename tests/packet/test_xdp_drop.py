@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""xdp_drop_world, xdp_drop_icmp, xdp_drop_tcp and tc_drop_tcp, frame by frame.
+
+What must come out is said by headers_oracle, and by scapy, which built the frames.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from headers_oracle import built, drops_icmp, drops_tcp, look, mutated
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
+from scapy.layers.inet6 import (
+    ICMPv6EchoRequest,
+    ICMPv6ND_NS,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+)
+from scapy.layers.l2 import ARP, GRE, Dot1AD, Dot1Q, Ether
+from scapy.packet import Packet, Raw
+from scapy.utils import wrpcap
+
+import bpfkit
+from bpfkit.core.program import Program
+from bpfkit.hookapp import HookApp
+from bpfkit.tc_drop_tcp import TcDropTcp
+from bpfkit.xdp_drop_icmp import XdpDropIcmp
+from bpfkit.xdp_drop_tcp import XdpDropTcp
+from bpfkit.xdp_drop_world import XdpDropWorld
+
+ROOT = Path(__file__).resolve().parents[2]
+ETH = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+V4, V6 = IP(src="192.0.2.1", dst="192.0.2.2"), IPv6(src="2001:db8::1", dst="2001:db8::2")
+DEST = IPv6ExtHdrDestOpt
+SECONDS = 3.0  # of random frames, for each program
+PASS = {XdpDropTcp: 2, XdpDropIcmp: 2, XdpDropWorld: 2, TcDropTcp: 0xFFFFFFFF}
+DROP = {XdpDropTcp: 1, XdpDropIcmp: 1, XdpDropWorld: 1, TcDropTcp: 2}
+
+Judge = Callable[[bytes], bool]
+
+
+class Loaded:
+    """A program and whether it drops a frame."""
+
+    def __init__(self, cls: type[HookApp], **consts: int) -> None:
+        self.cls = cls
+        self.object = bpfkit.load(cls.source, consts=consts)
+        self.program: Program = next(iter(self.object.programs.values()))
+        self._run = self.program.runner(skb=cls is TcDropTcp)
+        self._frame_of = cls.frame_of.__get__(cls.__new__(cls))
+
+    def drops(self, frame: bytes) -> bool:
+        verdict = self._run(self._frame_of(frame), 0)
+        assert verdict in (PASS[self.cls], DROP[self.cls])
+        return verdict == DROP[self.cls]
+
+
+@pytest.fixture(scope="module")
+def tcp_droppers() -> Iterator[list[Loaded]]:
+    made = [Loaded(XdpDropTcp), Loaded(TcDropTcp)]
+    yield made
+    for one in made:
+        one.object.close()
+
+
+@pytest.fixture(scope="module")
+def icmp_dropper() -> Iterator[Loaded]:
+    made = Loaded(XdpDropIcmp)
+    yield made
+    made.object.close()
+
+
+#: frame, is it TCP, is it ICMP
+CORPUS: list[tuple[Packet, bool, bool]] = [
+    (ETH / V4 / TCP(), True, False),
+    (ETH / V6 / TCP(), True, False),
+    (ETH / V4 / UDP(), False, False),
+    (ETH / V4 / ICMP(), False, True),
+    (ETH / V6 / ICMPv6EchoRequest(), False, True),
+    (ETH / V6 / ICMPv6ND_NS(), False, True),
+    (ETH / ARP(hwdst="02:00:00:00:00:02", psrc="192.0.2.1", pdst="192.0.2.2"), False, False),
+    (ETH / Dot1Q(vlan=5) / V4 / TCP(), True, False),
+    (ETH / Dot1AD(vlan=5) / Dot1Q(vlan=6) / V6 / TCP(), True, False),
+    (ETH / Dot1Q(vlan=5, type=0x9100) / Dot1Q(vlan=6) / V4 / ICMP(), False, True),
+    (ETH / IP(options=[IPOption_NOP()] * 40) / TCP(), True, False),
+    (ETH / V6 / IPv6ExtHdrHopByHop() / IPv6ExtHdrRouting() / DEST() / TCP(), True, False),
+    (ETH / V6 / DEST() / ICMPv6EchoRequest(), False, True),
+    (ETH / IP(flags="MF") / TCP(), True, False),
+    (ETH / IP(frag=9, proto=6) / Raw(bytes(40)), True, False),
+    (ETH / IP(frag=9, proto=1) / Raw(bytes(40)), False, True),
+    (ETH / IP(frag=9, proto=17) / Raw(b"\6" * 40), False, False),
+    (ETH / V6 / IPv6ExtHdrFragment(m=1) / TCP(), True, False),
+    (ETH / V6 / IPv6ExtHdrFragment(offset=9, nh=6) / Raw(bytes(40)), True, False),
+    (ETH / V6 / IPv6ExtHdrFragment(offset=9, nh=58) / Raw(bytes(40)), False, True),
+    (ETH / V6 / IPv6ExtHdrFragment(offset=9, nh=60) / Raw(bytes([6] * 40)), False, False),
+    (ETH / V4 / GRE() / V4 / TCP(), False, False),
+    (ETH / V4 / V4 / TCP(), False, False),
+    (ETH / IP(proto=58) / Raw(bytes(8)), False, False),
+    (ETH / IPv6(nh=1) / Raw(bytes(8)), False, False),
+    (ETH / IP(ihl=4) / TCP(), False, False),
+    (Ether(type=0x0800) / Raw(bytes(V6 / TCP())), False, False),
+    (Ether(type=0x86DD) / Raw(bytes(V4 / TCP() / Raw(bytes(40)))), False, False),
+]
+
+
+@pytest.mark.parametrize(("packet", "tcp", "icmp"), CORPUS, ids=lambda x: str(x)[:40])
+def test_corpus(
+    tcp_droppers: list[Loaded], icmp_dropper: Loaded, packet: Packet, tcp: bool, icmp: bool
+) -> None:
+    frame = bytes(packet)
+    assert (drops_tcp(frame), drops_icmp(frame)) == (tcp, icmp), "the oracle itself"
+    assert [one.drops(frame) for one in tcp_droppers] == [tcp, tcp]
+    assert icmp_dropper.drops(frame) == icmp
+
+
+def test_truncated_at_every_byte(tcp_droppers: list[Loaded], icmp_dropper: Loaded) -> None:
+    for packet, _, _ in CORPUS:
+        whole = bytes(packet)
+        for size in range(len(whole) + 1):
+            frame = whole[:size]
+            for one in tcp_droppers:
+                assert one.drops(frame) == drops_tcp(frame), (one.cls.name, frame.hex())
+            assert icmp_dropper.drops(frame) == drops_icmp(frame), frame.hex()
+
+
+@pytest.mark.parametrize(("count", "dropped"), [(31, False), (32, False), (33, True), (100, True)])
+def test_chains_that_are_too_long_are_dropped(
+    tcp_droppers: list[Loaded], icmp_dropper: Loaded, count: int, dropped: bool
+) -> None:
+    chain = b"".join(bytes([60 if i < count - 1 else 17, 0]) + bytes(6) for i in range(count))
+    frame = bytes(ETH / IPv6(nh=60, plen=len(chain) + 8) / Raw(chain + bytes(8)))
+    assert look(frame).deep == dropped
+    assert [one.drops(frame) for one in (*tcp_droppers, icmp_dropper)] == [dropped] * 3
+
+
+@pytest.mark.parametrize(("count", "dropped"), [(7, False), (8, False), (9, True), (40, True)])
+def test_too_many_tags_are_dropped(
+    tcp_droppers: list[Loaded], icmp_dropper: Loaded, count: int, dropped: bool
+) -> None:
+    tags = b"".join(b"\x81\0\0\1" for _ in range(count))
+    frame = bytes(ETH)[:12] + tags + b"\x08\0" + bytes(V4 / UDP())
+    assert [one.drops(frame) for one in (*tcp_droppers, icmp_dropper)] == [dropped] * 3
+
+
+def test_ethernet_padding_is_no_header(tcp_droppers: list[Loaded]) -> None:
+    # the packet ends before its extension header does; what follows in the frame is padding
+    frame = bytes(ETH / IPv6(nh=60, plen=8) / Raw(bytes([6, 1]) + bytes(6) + bytes(30)))
+    assert [one.drops(frame) for one in tcp_droppers] == [False, False]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_and_mutated_frames(
+    tcp_droppers: list[Loaded], icmp_dropper: Loaded, seed: int
+) -> None:
+    rng = random.Random(seed)
+    end = time.monotonic() + SECONDS
+    stock: list[bytes] = []
+    while time.monotonic() < end or not stock:
+        frame, version, proto = built(rng)
+        stock.append(frame)
+        assert drops_tcp(frame) == (proto == 6), "the oracle against what scapy built"
+        assert drops_icmp(frame) == ((version, proto) in ((4, 1), (6, 58)))
+        for _ in range(30):
+            for one, judge in (*((d, drops_tcp) for d in tcp_droppers), (icmp_dropper, drops_icmp)):
+                assert one.drops(frame) == judge(frame), (one.cls.name, frame.hex())
+            frame = mutated(rng, rng.choice(stock))
+
+
+def test_icmp_is_counted_by_type() -> None:
+    one = Loaded(XdpDropIcmp)
+    for packet in (V4 / ICMP(type=8), V4 / ICMP(type=3), V6 / ICMPv6EchoRequest()):
+        assert one.drops(bytes(ETH / packet))
+    assert one.drops(bytes(ETH / IP(frag=3, proto=1) / Raw(bytes(8))))
+    assert not one.drops(bytes(ETH / V4 / UDP()))
+    seen = {key: sums.packets for key, sums in one.object["types"].sums() if sums.packets}
+    assert seen == {8: 1, 3: 1, 256 + 128: 1, 512: 1, 515: 1}
+    one.object.close()
+
+
+def test_neighbour_discovery_passes_on_request() -> None:
+    one = Loaded(XdpDropIcmp, keep_nd=1)
+    assert not one.drops(bytes(ETH / V6 / ICMPv6ND_NS()))
+    assert one.drops(bytes(ETH / V6 / ICMPv6EchoRequest()))
+    one.object.close()
+
+
+def test_super_frames_count_as_their_segments() -> None:
+    one = Loaded(TcDropTcp)
+    frame = bytes(ETH / V4 / TCP() / Raw(bytes(3000)))
+    assert one.program.run(frame, skb={"gso_segs": 3, "gso_size": 1000}).retval == 2
+    first = dict(one.object["rows"].sums())[0]
+    assert (first.packets, first.bytes) == (3, 3 * 1054)
+    one.object.close()
+
+
+def test_interfaces_without_link_header_go_by_the_version() -> None:
+    one = Loaded(XdpDropTcp, l2_len=0)
+    for packet in (V4 / TCP(), V6 / TCP()):
+        assert one.program.run(bytes(packet)).retval == 1
+    assert one.program.run(bytes(V4 / UDP())).retval == 2
+    one.object.close()
+
+
+def test_world_drops_every_frame() -> None:
+    one = Loaded(XdpDropWorld)
+    frames = [bytes(packet) for packet, _, _ in CORPUS]
+    assert all(one.drops(frame) for frame in frames)
+    sums = one.object["dropped"].sum(0)
+    assert (sums.packets, sums.bytes) == (len(frames), sum(map(len, frames)))
+    one.object.close()
+
+
+@pytest.mark.parametrize("cls", [XdpDropTcp, XdpDropIcmp, XdpDropWorld, TcDropTcp])
+def test_pcap_rows(cls: type[HookApp], tmp_path: Path) -> None:
+    path = tmp_path / "corpus.pcap"
+    frames = [bytes(packet) for packet, _, _ in CORPUS]
+    frames += [frames[0][:size] for size in (1, 13, 14, 20, 33, 34)]
+    wrpcap(str(path), [Raw(frame) for frame in frames], linktype=1)
+    done = subprocess.run(
+        [sys.executable, "-m", f"bpfkit.{cls.name}", "--pcap", str(path), "--json"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        check=True,
+        env=dict(os.environ),
+    )
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["index"] for row in rows] == list(range(len(frames)))
+    assert list(rows[0]) == ["ts", "round", "index", "action"]
+    judge = {XdpDropIcmp: drops_icmp, XdpDropWorld: lambda _: True}.get(cls, drops_tcp)
+    kept, dropped = (
+        ("TC_ACT_UNSPEC", "TC_ACT_SHOT") if cls is TcDropTcp else ("XDP_PASS", "XDP_DROP")
+    )
+    assert [row["action"] for row in rows] == [dropped if judge(f) else kept for f in frames]
