@@ -205,6 +205,7 @@ def test_what_is_known_of_an_interface(lab: Lab) -> None:
     assert eth0.lladdr() in lab["client"].check_output(["ip", "link", "show", "eth0"])
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/net/tun"), reason="no /dev/net/tun")
 def test_tun_has_no_link_header(ns: NetNS) -> None:
     ns.check_output(["ip", "tuntap", "add", "mode", "tun", "name", "tun0"])
     assert Interface.find("tun0", ns).l2_len == 0
@@ -334,8 +335,9 @@ def test_promiscuous(lab: Lab) -> None:
         assert "promiscuity 1" in details
         sender.send(frame)
         packet = receiver.recv(1)
+        while packet is not None and packet.data != frame:
+            packet = receiver.recv(1)  # the namespaces' own multicast comes when it likes
         assert packet is not None
-        assert packet.data == frame
         assert packet.direction == 3  # PACKET_OTHERHOST
     details = lab["server"].check_output(["ip", "-d", "link", "show", "eth0"])
     assert "promiscuity 0" in details
