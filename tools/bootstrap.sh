@@ -88,6 +88,7 @@ what=${1:-run}
 case $what in
 run)
 	need $RUN_PACKAGES
+	/usr/bin/python3 -m compileall -q bpfkit || true	# as pip install does: starts stay short
 	program=${1:-sockex3}
 	[ $# -eq 0 ] || shift
 	exec /usr/bin/python3 -m "bpfkit.$program" "$@"
