@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 
+from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError
 from bpfkit.net.interfaces import Interface
 from bpfkit.net.packet_socket import PacketSocket
@@ -25,7 +26,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
-    from types import TracebackType
 
     from bpfkit.net.netns import NetNS
     from bpfkit.net.packet_socket import Attachable, Packet
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Capture"]
 
 
-class Capture:
+class Capture(Closing):
     """Captures from the moment it is made until :meth:`stop` (or the end of its with-block).
 
     Packets wait in the socket's buffer until they are looked at; nothing runs in the background.
@@ -176,15 +176,8 @@ class Capture:
                 self._socket = None
         return self._taken
 
-    def __enter__(self) -> Capture:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """The same without the packets."""
         self.stop()
 
     def __iter__(self) -> Iterator[Packet]:

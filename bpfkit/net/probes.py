@@ -85,14 +85,19 @@ class Listener:
         self.sock.close()
 
 
+def _connect(sock: _socket.socket, host: str, port: int, timeout: float, sport: int) -> None:
+    """Connect within ``timeout``, from port ``sport`` unless that is 0."""
+    sock.settimeout(timeout)
+    if sport:
+        sock.bind(("::" if ":" in host else "0.0.0.0", sport))
+    sock.connect((host, port))
+
+
 def tcp_answers(host: str, port: int, *, ns: NetNS, timeout: float = 0.5, sport: int = 0) -> bool:
     """Does a TCP connection come about?  ``sport`` is the port it comes from; 0: any."""
     sock = ns.socket(_family(host), _socket.SOCK_STREAM)
     try:
-        sock.settimeout(timeout)
-        if sport:
-            sock.bind(("::" if ":" in host else "0.0.0.0", sport))
-        sock.connect((host, port))
+        _connect(sock, host, port, timeout, sport)
         return True
     except OSError:
         return False
@@ -104,10 +109,7 @@ def http_answers(host: str, port: int, *, ns: NetNS, timeout: float = 0.5, sport
     """Does ``GET /`` get 200?  ``sport`` is the port it comes from; 0: any."""
     sock = ns.socket(_family(host), _socket.SOCK_STREAM)
     try:
-        sock.settimeout(timeout)
-        if sport:
-            sock.bind(("::" if ":" in host else "0.0.0.0", sport))
-        sock.connect((host, port))
+        _connect(sock, host, port, timeout, sport)
         name = f"[{host}]" if ":" in host else host
         sock.sendall(f"GET / HTTP/1.0\r\nHost: {name}\r\n\r\n".encode())
         return b" 200 " in sock.recv(4096).partition(b"\r\n")[0]
