@@ -56,9 +56,10 @@ def tcp_segment(
     ports: tuple[int, int] = (1234, 80),
     flags: int = 0x10,
     addresses: bytes = SOURCE + DESTINATION,
+    sequence: int = 1,
 ) -> bytes:
     """A TCP segment; its checksum is that over IPv4."""
-    head = struct.pack(">HHIIBBHHH", *ports, 1, 1, 5 << 4, flags, 500, 0, 0)
+    head = struct.pack(">HHIIBBHHH", *ports, sequence, 1, 5 << 4, flags, 500, 0, 0)
     pseudo = addresses + struct.pack(">HH", TCP, len(head) + len(payload))
     right = struct.pack(">H", checksum(pseudo + head + payload))
     return head[:16] + right + head[18:] + payload
