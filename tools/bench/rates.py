@@ -165,6 +165,8 @@ class Method:
 
     #: What the table calls it.
     title = ""
+    #: Without it there is no table.
+    needed = False
     #: Whose packets it drops; "": any.
     only = ""
 
@@ -243,6 +245,7 @@ class OnlyGenerator(Method):
     """The cable stays unused: what the generator takes."""
 
     title = "the generator alone"
+    needed = True
 
     def set_up(self) -> None:
         self.cable()
@@ -524,6 +527,8 @@ def build(bench: Bench, kinds: Sequence[type[Method]]) -> list[Method]:
             try:
                 method.set_up()
             except BpfkitError as error:
+                if method.needed:
+                    raise
                 method.problem = f"{error.what}: {error.why}"
             methods.append(method)
     bench.lab.ready()
