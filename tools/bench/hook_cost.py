@@ -13,20 +13,24 @@ A program that changes its packet (TTL, MAC addresses, encapsulation) would find
 there at the second repeat.  It is run once per call, 2 000 times, the baseline too; such rows have
 a * and hold the clock's own cost, which both figures share.
 
-Programs come from `python -m bpfkit list`; PREPARED says what some need.
+Programs come from `python -m bpfkit list`, set up as for `--pcap`; OPTIONS says with which options,
+PREPARED does it for those without `--pcap`.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator
 
+    from bpfkit.app import App
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
+    from bpfkit.hookapp import HookApp
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
@@ -46,11 +50,33 @@ TYPES = {
 }
 
 
-class Prepared(NamedTuple):
-    """How to make a program do its usual work."""
+#: Options of programs that have `--pcap`: a row for each list; by default one without options.
+OPTIONS = {
+    "tc_classifier": ([], ["--rule", "tcp,mark=1"]),
+    "xdp_firewall": (
+        ["--events", "none", *(f"--rule=10.{n}.0.0/16" for n in range(10))],
+        ["--events", "none", *(f"--rule=192.0.{n}.0/24" for n in range(10))],
+    ),
+    "xdp_redirect": (["--how", "patch"], ["--how", "switch"], ["--how", "router"]),
+    "xdp_lb": (
+        [
+            *("--vip=198.51.100.2:80/tcp", "--vip=[2001:db8::2]:80/tcp", "--health=none"),
+            *("--backend=198.51.100.101", "--backend=198.51.100.102"),
+            *("--backend=2001:db8::101", "--backend=2001:db8::102"),
+        ],
+    ),
+}
+#: What those options come to, where they are long.
+IN_SHORT = {
+    "xdp_firewall": ("10 prefixes, none matches", "10 prefixes, IPv4 matches"),
+    "xdp_lb": ("2 backends, IPIP",),
+}
 
-    functions: tuple[str, ...] = ()  # only these; none: all XDP and tc functions of the source
-    consts: Mapping[str, int] = {}
+
+class Prepared(NamedTuple):
+    """How to make a program without `--pcap` do its usual work."""
+
+    functions: tuple[str, ...]
     prepare: Callable[[Object], object] | None = None
     what: str = ""  # what was prepared, for the table
 
@@ -60,19 +86,9 @@ def _look_for_another(loaded: Object) -> None:
     loaded["control"][0] = (6, 0xFFFFFFFF, 9, 0, 0, 0, 0, 0)
 
 
-def _mark(loaded: Object) -> None:
-    from bpfkit.tc_classifier import Rule, install
-
-    install(loaded, [Rule.parse("tcp: mark=1")])
-
-
-#: Programs that need more than their defaults; by name of `python -m bpfkit list`.
 PREPARED = {
-    "hooks": Prepared(
-        ("xdp_native", "tcx_ingress"), prepare=_look_for_another, what="looks for another packet"
-    ),
-    "tc_action": Prepared(consts={"one_in": 2}),
-    "tc_classifier": Prepared(("tc_classifier_in",)),
+    "hooks": Prepared(("xdp_native", "tcx_ingress"), _look_for_another, "looks for another packet"),
+    "tc_action": Prepared(("tc_action",)),
 }
 
 
@@ -92,33 +108,59 @@ class Cost(NamedTuple):
         return self.ours / self.base
 
 
-def sources(wanted: list[str]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """(name, source, functions) of every program with an XDP or tc function."""
+def classes(wanted: list[str]) -> list[type[App]]:
+    """The classes of the programs with XDP or tc functions in their source."""
     from bpfkit.__main__ import programs
+    from bpfkit.core.constants import prog_type_name
     from bpfkit.core.errors import InputError
-    from bpfkit.core.sections import resolve
-    from bpfkit.core.source import Source
 
-    found = []
-    for cls in programs():
-        if not cls.source:
-            continue
-        functions = tuple(
-            function
-            for function, section, _ in Source.find(cls.source).sections
-            if resolve(section).prog_type in TYPES
-            # programs on the entries of a map: they run after the one measured
-            and "devmap" not in section
-            and "cpumap" not in section
-        )
-        functions = (PREPARED[cls.name].functions if cls.name in PREPARED else ()) or functions
-        if functions:
-            found.append((cls.name, cls.source, functions))
-    names = [name for name, _, _ in found]
+    names = {prog_type_name(number) for number in TYPES}
+    found = {cls.name: cls for cls in programs() if cls.source and names & set(cls.types())}
     for name in wanted:
-        if name not in names:
-            raise InputError(f"no XDP or tc program named {name!r}", why=", ".join(names))
-    return (row for row in found if not wanted or row[0] in wanted)
+        if name not in found:
+            raise InputError(f"no XDP or tc program named {name!r}", why=", ".join(found))
+    return [found[name] for name in wanted or found]
+
+
+@contextmanager
+def as_for_pcap(cls: type[HookApp], options: list[str]) -> Generator[Program]:
+    """The program that `--pcap` would run, loaded and its maps filled."""
+    from bpfkit.app import _parser
+
+    app = cls(_parser(cls).parse_args(["--pcap", "-", *options]))
+    app.note = lambda text: None  # type: ignore[method-assign]
+    try:
+        app.check_options()
+        app.runner()
+        programs = app.object.programs
+        yield programs[app.entry or next(iter(programs))]
+    finally:
+        app.close()
+
+
+def loaded_programs(wanted: list[str]) -> Generator[tuple[str, Program]]:
+    """(title, program), loaded until the next is asked for."""
+    import bpfkit
+    from bpfkit.hookapp import HookApp
+
+    for cls in classes(wanted):
+        if issubclass(cls, HookApp):
+            for number, options in enumerate(OPTIONS.get(cls.name, ([],))):
+                short = IN_SHORT.get(cls.name)
+                words = f"({short[number]})" if short else " ".join(options)
+                with as_for_pcap(cls, list(options)) as program:
+                    yield f"{cls.name} {words}".strip(), program
+        else:
+            prepared = PREPARED[cls.name]
+            with bpfkit.load(cls.source, programs=prepared.functions) as loaded:
+                if prepared.prepare is not None:
+                    prepared.prepare(loaded)
+                for function in prepared.functions:
+                    title = cls.name if function == cls.name else f"{cls.name} {function}"
+                    yield (
+                        f"{title} ({prepared.what})" if prepared.what else title,
+                        (loaded.programs[function]),
+                    )
 
 
 def baseline(number: int) -> Program:
@@ -152,28 +194,19 @@ def verdict(number: int, retval: int) -> str:
 
 def measure(
     wanted: list[str], rounds: int = 25, repeat: int = REPEAT, singles: int = SINGLES
-) -> Iterator[Cost]:
+) -> Generator[Cost]:
     """A row per program and kind of packet."""
-    import bpfkit
-
     bases = {number: baseline(number) for number in TYPES}
+    loaded = loaded_programs(wanted)
     try:
-        for name, source, functions in sources(wanted):
-            prepared = PREPARED.get(name, Prepared())
-            with bpfkit.load(source, programs=functions, consts=prepared.consts) as loaded:
-                if prepared.prepare is not None:
-                    prepared.prepare(loaded)
-                for function in functions:
-                    program = loaded.programs[function]
-                    base = bases[program.type]
-                    title = name if function == name else f"{name}: {function}"
-                    if prepared.what:
-                        title += f" ({prepared.what})"
-                    for kind, frame in PACKETS.items():
-                        judged = verdict(program.type, program.run(frame).retval)
-                        figures = compare(program, base, frame, rounds, repeat, singles)
-                        yield Cost(title, TYPES[program.type][0], kind, judged, *figures)
+        for title, program in loaded:
+            kind = TYPES[program.type][0]
+            for packet, frame in PACKETS.items():
+                judged = verdict(program.type, program.run(frame).retval)
+                figures = compare(program, bases[program.type], frame, rounds, repeat, singles)
+                yield Cost(title, kind, packet, judged, *figures)
     finally:
+        loaded.close()  # where the reader of the rows stops early
         for base in bases.values():
             base.close()
 
