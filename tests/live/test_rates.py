@@ -42,12 +42,12 @@ def test_every_method_has_its_row() -> None:
     rows = titles(done.stdout)
     for word in ("xdp_drop_world", "xdp_drop_tcp", "tc_drop_tcp", "socket filter"):
         assert any(word in row for row in rows), (word, done.stdout)
-    for row in ("XDP redirect, DEVMAP", "Linux bridge", "kernel routing"):
+    for row in ("XDP, one call of bpf_redirect_map()", "Linux bridge", "kernel routing"):
         assert row in rows, done.stdout
     nft = [row for row in rows if row.startswith("nftables")]
     if shutil.which("nft"):
         assert len(nft) == 3, done.stdout
-    assert len(rows) + done.stdout.count("not measured: ") == 18
+    assert len(rows) + done.stdout.count("not measured: ") == 20
 
 
 def test_udp_one_flow_as_markdown() -> None:

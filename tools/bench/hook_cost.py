@@ -52,6 +52,7 @@ TYPES = {
 
 #: Options of programs that have `--pcap`: a row for each list; by default one without options.
 OPTIONS = {
+    "xdp_decap": (["--tunnel", "192.0.2.1,198.51.100.2"],),
     "tc_classifier": ([], ["--rule", "tcp,mark=1"]),
     "xdp_firewall": (
         ["--events", "none", *(f"--rule=10.{n}.0.0/16" for n in range(10))],
@@ -69,6 +70,7 @@ OPTIONS = {
 #: What those options come to, where they are long.
 IN_SHORT = {
     "xdp_firewall": ("10 prefixes, none matches", "10 prefixes, IPv4 matches"),
+    "xdp_decap": ("not tunnelled",),
     "xdp_lb": ("2 backends, IPIP",),
 }
 

@@ -29,6 +29,7 @@ import os
 import re
 import statistics
 import struct
+import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -441,8 +442,22 @@ class Forward(Method):
         return self.frame_to(self.far[1], self.bench.lab.lladdr(self.sink))
 
 
+class Routed(Forward):
+    """By IP, not by MAC address."""
+
+    def route(self) -> None:
+        """Make the kernel a router that knows its neighbour."""
+        lab = self.bench.lab
+        lab.sysctl(self.ns, "net.ipv4.ip_forward", 1)
+        lab.neighbour(self.down, self.far[1], lab.lladdr(self.sink))
+
+    def frame(self) -> bytes:
+        """To the sink's address, by way of the router's MAC."""
+        return self.frame_to(self.far[1], self.bench.lab.lladdr(self.end))
+
+
 class XdpRedirect(Forward):
-    title = "XDP redirect, DEVMAP"
+    title = "XDP, one call of bpf_redirect_map()"
 
     def forward(self) -> None:
         bench = self.bench
@@ -450,6 +465,45 @@ class XdpRedirect(Forward):
         index = bench.lab.interface(self.down).index
         bench.lab[self.ns].run(loaded["out"].__setitem__, 0, index)
         bench.attach_xdp(self.end, loaded.programs["by_xdp"])
+
+
+class XdpPatch(Forward):
+    """The program that people use, started as they start it."""
+
+    title = "XDP, xdp_redirect --how patch"
+    how = "patch"
+
+    def forward(self) -> None:
+        options = ["-i", "up", "--to", "down", "--how", self.how, "--mode", "native", "--no-demo"]
+        path = os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])
+        child = self.bench.lab[self.ns].popen(
+            [sys.executable, "-m", "bpfkit.xdp_redirect", *options, "-t", "3600", "-v"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": path},
+            text=True,
+        )
+        self.bench.keep.callback(_end, child)
+        line = ""
+        for line in child.stderr:
+            if ": attached to " in line:
+                return
+        raise BpfkitError("xdp_redirect ended", why=line.strip())
+
+
+class XdpRouter(Routed, XdpPatch):
+    title = "XDP, xdp_redirect --how router"
+    how = "router"
+
+    def forward(self) -> None:
+        self.route()
+        super().forward()
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    child.terminate()
+    child.communicate()
 
 
 class TcRedirect(Forward):
@@ -479,17 +533,11 @@ class Bridge(Forward):
         lab[self.ns].check_output(["bridge", "fdb", "add", mac, "dev", "down", "master", "static"])
 
 
-class Routing(Forward):
+class Routing(Routed):
     title = "kernel routing"
 
     def forward(self) -> None:
-        lab = self.bench.lab
-        lab.sysctl(self.ns, "net.ipv4.ip_forward", 1)
-        lab.neighbour(self.down, self.far[1], lab.lladdr(self.sink))
-
-    def frame(self) -> bytes:
-        """To the sink's address, by way of the router's MAC."""
-        return self.frame_to(self.far[1], self.bench.lab.lladdr(self.end))
+        self.route()
 
 
 #: Job -> (its methods, the one that the others are compared with).
@@ -512,7 +560,16 @@ JOBS: dict[str, tuple[tuple[type[Method], ...], type[Method]]] = {
         XdpDropWorld,
     ),
     "forward": (
-        (OnlyGenerator, Sink, XdpRedirect, TcRedirect, Bridge, Routing),
+        (
+            OnlyGenerator,
+            Sink,
+            XdpRedirect,
+            XdpPatch,
+            XdpRouter,
+            TcRedirect,
+            Bridge,
+            Routing,
+        ),
         XdpRedirect,
     ),
 }
