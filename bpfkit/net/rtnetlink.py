@@ -14,11 +14,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["attribute", "attributes", "request"]
+__all__ = ["attribute", "attributes", "dump", "request"]
 
 _AF_NETLINK, _NETLINK_ROUTE = 16, 0
-_NLM_F_REQUEST, _NLM_F_ACK = 1, 4
-_NLMSG_ERROR = 2
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 1, 4, 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _TYPE_MASK = 0x3FFF
 
 
@@ -59,3 +59,30 @@ def request(kind: int, body: bytes, flags: int = _NLM_F_ACK) -> bytes:
         if number:
             raise OSError(number, os.strerror(number))
     return answer[16:]
+
+
+def dump(kind: int, body: bytes) -> list[bytes]:
+    """The bodies of all objects that the kernel tells of, in the thread's network namespace.
+
+    :param kind: RTM_GET….
+    :raises OSError: the kernel's answer.
+    """
+    head = struct.pack("=IHHII", 16 + len(body), kind, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
+    found: list[bytes] = []
+    sock = _socket.socket(_AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _NETLINK_ROUTE)
+    try:
+        sock.send(head + body)
+        while True:
+            data = sock.recv(1 << 16)
+            at = 0
+            while at + 16 <= len(data):
+                size, kind = struct.unpack_from("=IH", data, at)
+                if kind == _NLMSG_DONE:
+                    return found
+                if kind == _NLMSG_ERROR:
+                    number = -struct.unpack_from("=i", data, at + 16)[0]
+                    raise OSError(number, os.strerror(number))
+                found.append(data[at + 16 : at + size])
+                at += size + 3 & ~3
+    finally:
+        sock.close()
