@@ -3,7 +3,8 @@
 
 For kernels without tcx (before 6.6) and for people who want to see it in ``tc filter show``.
 The filter stays in the chain with others: bpfkit picks a free priority behind them, and removes
-only its own.  clsact itself is removed only if bpfkit added it and nobody else moved in.
+only its own.  clsact itself is removed by the last filter of bpfkit's, only if bpfkit added it and
+nobody else moved in.
 
 Without pyroute2, whose import alone takes several times as long as all else on the way from exec to
 attached.
@@ -40,6 +41,7 @@ _NLM_F_ACK, _NLM_F_EXCL, _NLM_F_CREATE = 4, 0x200, 0x400
 _TCA_KIND, _TCA_OPTIONS = 1, 2
 _TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS = 6, 7, 8
 _DIRECT_ACTION = 1
+_OURS = ".clsact"  # at the end of a filter's name: clsact came with bpfkit, too
 _TCMSG = struct.Struct("=B3xiIII")
 
 
@@ -57,7 +59,8 @@ def attach_clsact(
     name = _name(ifindex)
     if name is None:
         raise InputError(what, why="there is no such interface")
-    made = not _has_clsact(ifindex)
+    there = _has_clsact(ifindex)
+    made = not there or _is_ours(ifindex)
     if not priority:
         priority = max((f[0] for f in _filters(ifindex, parent)), default=0) + 1
     data = {
@@ -68,12 +71,12 @@ def attach_clsact(
         "priority": priority,
         "handle": handle,
         # The mark of ownership, and what `tc filter show` prints.
-        "name": f"{program.name}/bpfkit.{os.getpid()}.{program.id}",
+        "name": f"{program.name}/bpfkit.{os.getpid()}.{program.id}{_OURS * made}",
         "made_qdisc": made,
     }
     record = Record("clsact", data)
     try:
-        if made:
+        if not there:
             _qdisc(_NEWQDISC, ifindex, _NLM_F_CREATE | _NLM_F_EXCL)
         options = attribute(
             _TCA_OPTIONS,
@@ -132,6 +135,15 @@ def _has_clsact(ifindex: int) -> bool:
             if kinds == [b"clsact\0"]:
                 return True
     return False
+
+
+def _is_ours(ifindex: int) -> bool:
+    """Did clsact come with a filter of bpfkit's that is still there?
+
+    Whoever joins it inherits the duty to take clsact away: the last one out does it.
+    """
+    names = [f[2] for parent in _PARENT.values() for f in _filters(ifindex, parent)]
+    return any("/bpfkit." in name and name.endswith(_OURS) for name in names)
 
 
 def _filters(ifindex: int, parent: int) -> list[tuple[int, int, str]]:
