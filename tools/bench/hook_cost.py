@@ -5,7 +5,7 @@
     sudo python3 tools/bench/hook_cost.py [-n ROUNDS] [--markdown] [PROGRAM ...]
 
 Packet runs (BPF_PROG_TEST_RUN): 100 000 repeats, program and baseline in turns, the minimum of
-ROUNDS (default 25).  The baseline is `return XDP_DROP` or `return TC_ACT_UNSPEC`, loaded and run in
+ROUNDS (default 50).  The baseline is `return XDP_DROP` or `return TC_ACT_UNSPEC`, loaded and run in
 the same way; what a packet run itself takes is in both figures, so `more` is the program's own
 cost and `ratio` is what it makes of the cheapest program there can be.
 
@@ -195,7 +195,7 @@ def verdict(number: int, retval: int) -> str:
 
 
 def measure(
-    wanted: list[str], rounds: int = 25, repeat: int = REPEAT, singles: int = SINGLES
+    wanted: list[str], rounds: int = 50, repeat: int = REPEAT, singles: int = SINGLES
 ) -> Generator[Cost]:
     """A row per program and kind of packet."""
     bases = {number: baseline(number) for number in TYPES}
@@ -254,7 +254,7 @@ def main() -> int:
     from bpfkit.core.errors import BpfkitError
 
     parser = ArgumentParser(description="ns per packet of XDP and tc programs, by packet runs")
-    parser.add_argument("-n", "--rounds", type=int, default=25, help="default: 25")
+    parser.add_argument("-n", "--rounds", type=int, default=50, help="default: 50")
     parser.add_argument("--repeat", type=int, default=REPEAT, help="packets a round: 100 000")
     parser.add_argument("--singles", type=int, default=SINGLES, help="of rows with a *: 2 000")
     parser.add_argument("--markdown", action="store_true", help="a table for the README")
