@@ -58,6 +58,9 @@ class Cable(Closing):
         try:
             self._refuse_occupied()
             self._clsact = "clsact" in (self._run(f"tc qdisc show dev {device.name}") or "")
+            if mode != "auto":  # is there such a mode?
+                self.switch("xdp")
+                self.switch("none")
         except BaseException:
             self.close()
             raise
@@ -134,6 +137,8 @@ class Cable(Closing):
             f"tc filter show dev {name} egress",
             f"bpftool net show dev {name}",
             *(f"bpftool prog show id {self.programs[kind].id}" for kind in self._links),
+            # bpftool before 7.3 does not know tcx; a link's program it shows
+            *(f"bpftool link show id {link.id}" for link in self._links.values() if link.id),
         ]
         outputs = {command: self._run(command) for command in commands}
         return {
@@ -152,10 +157,14 @@ class Cable(Closing):
             asked = [(tool, text, words)]
             if kind == "tc" and self.how == "tcx":  # tc-filter(8) knows nothing of it
                 asked = []
-            asked.append(("bpftool net", net, [f"id {program.id}"]))
+            if not (there and self.how == "tcx" and "tcx" not in net):
+                asked.append(("bpftool net", net, [f"id {program.id}"]))
             if there:
                 detail = view[f"bpftool prog show id {program.id}"]
                 asked.append(("bpftool prog", detail, words[1:]))
+                if number := self._links[kind].id:
+                    detail = view[f"bpftool link show id {number}"]
+                    asked.append(("bpftool link", detail, [f"prog {program.id}"]))
             for tool, text, wanted in asked:
                 if text == "(not installed)":
                     continue
