@@ -3,7 +3,8 @@
 
 For kernels without tcx (before 6.6) and for people who want to see it in ``tc filter show``.
 The filter stays in the chain with others: bpfkit picks a free priority behind them, and removes
-only its own.  clsact itself is removed only if bpfkit added it and nobody else moved in.
+only its own.  clsact itself is removed by the last filter of bpfkit's, only if bpfkit added it and
+nobody else moved in.
 
 Source: tc-bpf(8); ``include/uapi/linux/pkt_cls.h``.
 """
@@ -27,6 +28,7 @@ __all__ = ["attach_clsact", "undo_clsact"]
 
 _PARENT = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 _ETH_P_ALL = 3
+_OURS = ".clsact"  # at the end of a filter's name: clsact came with bpfkit, too
 
 
 def attach_clsact(
@@ -47,7 +49,7 @@ def attach_clsact(
         name = _name(ipr, ifindex)
         if name is None:
             raise InputError(what, why="there is no such interface")
-        made = not _has_clsact(ipr, ifindex)
+        made = not _has_clsact(ipr, ifindex) or _is_ours(ipr, ifindex)
         if not priority:
             priority = max((f[0] for f in _filters(ipr, ifindex, parent)), default=0) + 1
         data = {
@@ -58,12 +60,12 @@ def attach_clsact(
             "priority": priority,
             "handle": handle,
             # The mark of ownership, and what `tc filter show` prints.
-            "name": f"{program.name}/bpfkit.{os.getpid()}.{program.id}",
+            "name": f"{program.name}/bpfkit.{os.getpid()}.{program.id}{_OURS * made}",
             "made_qdisc": made,
         }
         record = Record("clsact", data)
         try:
-            if made:
+            if not _has_clsact(ipr, ifindex):
                 ipr.tc("add", "clsact", ifindex)
             ipr.tc(
                 "add-filter",
@@ -113,6 +115,15 @@ def _has_clsact(ipr: Any, ifindex: int) -> bool:
     return any(
         q["index"] == ifindex and q.get_attr("TCA_KIND") == "clsact" for q in ipr.get_qdiscs()
     )
+
+
+def _is_ours(ipr: Any, ifindex: int) -> bool:
+    """Did clsact come with a filter of bpfkit's that is still there?
+
+    Whoever joins it inherits the duty to take clsact away: the last one out does it.
+    """
+    names = [f[2] for parent in _PARENT.values() for f in _filters(ipr, ifindex, parent)]
+    return any("/bpfkit." in name and name.endswith(_OURS) for name in names)
 
 
 def _filters(ipr: Any, ifindex: int, parent: int) -> list[tuple[int, int, str]]:
