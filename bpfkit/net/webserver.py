@@ -172,7 +172,8 @@ class _Nginx:
         deadline = time.monotonic() + _READY_S
         while not _listens(self._child.pid, port):
             if self._child.poll() is not None:
-                said = self._child.communicate()[1].strip().splitlines()
+                assert self._child.stderr is not None
+                said = self._child.stderr.read().strip().splitlines()
                 raise UnsupportedError(
                     "cannot start nginx", why=said[-1] if said else "it ended at once"
                 )
@@ -182,7 +183,9 @@ class _Nginx:
 
     def close(self) -> None:
         self._child.kill()
-        self._child.communicate()
+        self._child.wait()
+        if self._child.stderr is not None:
+            self._child.stderr.close()
 
 
 def _configured(built: str, address: str, port: int, pid: int) -> str:

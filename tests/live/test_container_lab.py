@@ -107,7 +107,7 @@ def test_tcpdump_sees_what_captured_says(tmp_path: Path) -> None:
             cable.switch(state)
             path = tmp_path / f"{state}.pcap"
             dump = lab["host"].popen(
-                ["tcpdump", "-U", "-n", "-i", "c0", "-Z", "root", "-w", str(path)],
+                ["tcpdump", "--immediate-mode", "-Un", "-i", "c0", "-Z", "root", "-w", str(path)],
                 stderr=subprocess.PIPE,
                 text=True,
             )
