@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 __all__ = ["DEVICES", "HOOKS", "PATHS", "PLACES", "Journey", "PacketPath", "Sighting", "expected"]
 
 SOURCE = "misc/hooks.bpf.c"
-PORT = 5201  # destination port, and identifier of the echo request
+#: The least destination port, and identifier of echo requests; each lab has another one above it,
+#: because cgroup_skb's probes see the packets of all labs whose processes are in their cgroup.
+PORT = 5201
 PAYLOAD = b"bpfkit hooks: one packet".ljust(64, b".")
 
 PROTOS = {
@@ -83,10 +85,12 @@ class PacketPath(Closing):
 
     :param xdp: a key of :data:`XDP`.
     :ivar missing: hook -> why this kernel has no probe there.
+    :ivar port: destination port of the packets; an echo request has it as its identifier.
     """
 
     def __init__(self, xdp: str = "both", *, cache: bool = True) -> None:
         self.missing: dict[str, str] = {}
+        self.port = PORT + int.from_bytes(os.urandom(2), "big") % (1 << 15)
         self._cache = cache
         self._keep: list[Any] = []
         self._objects: list[Object] = []
@@ -269,7 +273,7 @@ class PacketPath(Closing):
             self._control[0] = {
                 "proto": number,
                 "dst": unpack_from("=I", packed, len(packed) - 4)[0],
-                "port": PORT,
+                "port": self.port,
                 "drop_hook": HOOKS.index(drop.hook) + 1 if drop else 0,
                 "drop_ifindex": drop.ifindex if drop else 0,
                 "drop_place": self._loaded_as(drop) if drop else 0,
@@ -286,7 +290,7 @@ class PacketPath(Closing):
                     for way in ("in", "out"):
                         journey.captures[f"{name} {way}"] = any(
                             packet.outgoing == (way == "out")
-                            and _is_ours(packet.data, packed, number)
+                            and _is_ours(packet.data, packed, number, self.port)
                             for packet in capture.packets
                         )
         finally:
@@ -334,7 +338,7 @@ class PacketPath(Closing):
         self._filters[place].attach_socket(sock)
         sock.setblocking(False)
         if proto != "icmp":
-            sock.bind((address, PORT))
+            sock.bind((address, self.port))
         if proto == "tcp":
             sock.listen(1)
         return sock
@@ -354,12 +358,12 @@ class PacketPath(Closing):
         sock.setblocking(False)
         try:
             if proto == "tcp":
-                sock.connect((address, PORT))
+                sock.connect((address, self.port))
             elif proto == "udp":
-                sock.sendto(PAYLOAD, (address, PORT))
+                sock.sendto(PAYLOAD, (address, self.port))
             else:
                 kind = 8 if family == 4 else 128
-                echo = pack("!BBHHH", kind, 0, 0, PORT, 1) + PAYLOAD
+                echo = pack("!BBHHH", kind, 0, 0, self.port, 1) + PAYLOAD
                 if family == 4:  # the kernel fills ICMPv6's in
                     echo = echo[:2] + pack("!H", _checksum(echo)) + echo[4:]
                 sock.sendto(echo, (address, 0))
@@ -409,7 +413,7 @@ def _packed(address: str) -> bytes:
     return _socket.inet_pton(_socket.AF_INET6 if ":" in address else _socket.AF_INET, address)
 
 
-def _is_ours(frame: bytes, dst: bytes, proto: int) -> bool:
+def _is_ours(frame: bytes, dst: bytes, proto: int, port: int) -> bool:
     """Whether a captured frame is the packet: judged from its bytes alone."""
     at = 18 if frame[12:14] == b"\x81\x00" else 14
     six = len(dst) == 16
@@ -418,8 +422,8 @@ def _is_ours(frame: bytes, dst: bytes, proto: int) -> bool:
         return False
     head = frame[at + payload :]
     if proto in (1, 58):
-        return head[0] in (8, 128) and head[4:6] == pack("!H", PORT)
-    return head[2:4] == pack("!H", PORT) and (proto == 17 or head[13] & 0x12 == 2)
+        return head[0] in (8, 128) and head[4:6] == pack("!H", port)
+    return head[2:4] == pack("!H", port) and (proto == 17 or head[13] & 0x12 == 2)
 
 
 def _offsets(btf: Btf) -> dict[str, int]:
