@@ -178,7 +178,8 @@ class ContainerLab(App):
         """A line a second, good if nothing is lost while the programs are off, all while on."""
         if not self.options.json:
             output("SYN probes from the host to the container, a line a second\n")
-        for row in self.scene.stream(self.cable.switch, lambda: signals.asked):
+        seconds = 1 if self.options.check else 2
+        for row in self.scene.stream(self.cable.switch, lambda: signals.asked, seconds):
             text = " ".join(f"{field} {value}" for field, value in row.items())
             if not self.options.json:
                 output(f"  {text}\n")

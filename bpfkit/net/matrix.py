@@ -201,19 +201,19 @@ class Scene(Closing):
         self,
         switch: Callable[[str], None],
         asked: Callable[[], bool],
-        plan: tuple[bool, ...] = (False, False, True, True, False, False),
+        seconds: int = 2,
     ) -> Iterator[dict[str, Any]]:
         """SYNs from the host to the container while the programs go on and off; a row a second.
 
         :param switch: called with the state, :param asked: says that it shall end.
-        :param plan: per second, whether the programs are on.
+        :param seconds: of each part: off, on, off again.
         """
         from bpfkit.net.probes import SynProber
 
         prober = SynProber(self.inside, self.web.port, ns=self.host)
         prober.sport = 40000
         try:
-            for second, on in enumerate(plan):
+            for second, on in enumerate(on for on in (False, True, False) for _ in range(seconds)):
                 switch("xdp+tc" if on else "none")
                 sent, received = prober.sent, prober.received
                 began = monotonic()

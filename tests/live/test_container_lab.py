@@ -22,7 +22,7 @@ from scapy.utils import rdpcap
 import bpfkit
 from bpfkit.net.cable import Cable
 from bpfkit.net.lab import Lab, bridge_lab
-from bpfkit.net.matrix import PROBES, STATES, expected, scene_of_lab
+from bpfkit.net.matrix import PROBES, STATES, Scene, expected, scene_of_lab
 from bpfkit.net.netns import NetNS
 from bpfkit.net.webserver import PAGE, WebServer
 
@@ -51,9 +51,8 @@ def rows(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("options", [[], ["--attach", "tcx", "--mode", "generic"]])
-def test_check_passes(options: list[str]) -> None:
-    done = run("--check", *options)
+def test_check_passes() -> None:
+    done = run("--check")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "IPv4 xdp+tc: container-bridge-tcp not answered, not captured" in done.stdout
     assert "IPv6 xdp+tc: container-bridge-tcp not answered, not captured" in done.stdout
@@ -89,12 +88,13 @@ def test_stream_loses_only_while_the_programs_are_on() -> None:
     assert [row["received"] for row in found] == [20, 20, 0, 0, 20, 20]
 
 
-# -- against tcpdump
+# -- in this process
+
+Made = tuple[Lab, Scene, Cable]
 
 
-@pytest.mark.skipif(not shutil.which("tcpdump"), reason="tcpdump is not installed")
-def test_tcpdump_sees_what_captured_says(tmp_path: Path) -> None:
-    """A capture of somebody else's on the same device, judged by scapy: how many probes it saw."""
+@contextlib.contextmanager
+def made(**how: str) -> Iterator[Made]:
     with contextlib.ExitStack() as stack:
         lab = stack.enter_context(bridge_lab())
         scene = stack.enter_context(scene_of_lab(lab))
@@ -102,7 +102,33 @@ def test_tcpdump_sees_what_captured_says(tmp_path: Path) -> None:
         for kind, source in (("xdp", "xdp/xdp_drop_tcp"), ("tc", "tc/tc_drop_tcp")):
             loaded = stack.enter_context(bpfkit.load(f"{source}.bpf.c"))
             programs[kind] = next(iter(loaded.programs.values()))
-        cable = stack.enter_context(Cable(scene.device, scene.host, programs))
+        yield lab, scene, stack.enter_context(Cable(scene.device, scene.host, programs, **how))
+
+
+@pytest.mark.parametrize(("how", "mode"), [("tcx", "generic"), ("clsact", "native")])
+def test_tools_show_each_state(how: str, mode: str) -> None:
+    """``ip link``, ``tc`` and ``bpftool``, in all states, by both ways to attach."""
+    with made(how=how, mode=mode) as (lab, scene, cable):
+        for state in STATES:
+            cable.switch(state)
+            verdicts = list(cable.verify(state, cable.view()))
+            assert [text for good, text in verdicts if not good] == []
+            link = lab["host"].check_output(["ip", "link", "show", "dev", "c0"])
+            assert (f"prog/xdp id {cable.programs['xdp'].id} " in link) == ("xdp" in state)
+            assert (" xdpgeneric " in link) == ("xdp" in state and mode == "generic")
+            filters = lab["host"].check_output("tc filter show dev c0 egress".split())
+            assert ("tc_drop_tcp" in filters) == ("tc" in state and how == "clsact")
+            assert scene.ask(state) == {probe: expected(state, probe) for probe in PROBES}
+        assert cable.mode == mode
+        # The verdicts are not always good: what is there is not what "none" says.
+        cable.switch("xdp")
+        assert not all(good for good, _ in cable.verify("none", cable.view()))
+
+
+@pytest.mark.skipif(not shutil.which("tcpdump"), reason="tcpdump is not installed")
+def test_tcpdump_sees_what_captured_says(tmp_path: Path) -> None:
+    """A capture of somebody else's on the same device, judged by scapy: how many probes it saw."""
+    with made() as (lab, scene, cable):
         for state in STATES:
             cable.switch(state)
             path = tmp_path / f"{state}.pcap"
@@ -194,8 +220,8 @@ def test_what_cannot_be_asked_is_left_out_with_a_reason(somebody: Somebody) -> N
     found = rows(done)
     assert "left out container-outside-tcp: it is not answered without any program" in done.stderr
     assert len(found) == 30
-    done = run("--check", "--ipv6", *somebody.options())
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run("--json", "--ipv6", *somebody.options())
+    assert len(rows(done)) == 25
     assert "left out container-outside-ping: no address outside was named" in done.stderr
 
 
@@ -281,6 +307,22 @@ def test_interrupted(somebody: Somebody) -> None:
     _, errors = child.communicate(timeout=60)
     assert child.returncode == 1 and "interrupted, nothing was verified" in errors
     assert "clsact" not in somebody.tc("qdisc", "show", "dev", "veth7")
+
+
+def test_cable_removed(somebody: Somebody) -> None:
+    child = subprocess.Popen(
+        command("--json", *somebody.options()),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    somebody.lab["machine"].check_output(["ip", "link", "del", "veth7"])
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 1 and "veth7" in errors.splitlines()[-1], errors
+    assert "Traceback" not in errors and "bug" not in errors
 
 
 def test_no_container(somebody: Somebody) -> None:
