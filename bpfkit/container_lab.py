@@ -130,14 +130,17 @@ class ContainerLab(App):
             return 1
         return self._conclude(verdicts)
 
+    def _switch(self, state: str) -> None:
+        self.cable.switch(state)
+        while self.cable.notes:
+            self.note(self.cable.notes.pop(0))
+
     def _matrix(self, signals: Signals, number: int | None = None) -> Iterator[Verdict]:
         """All states one after the other, judged, and with a number shown as that round."""
         for state in STATES:
             if signals.asked:
                 return
-            self.cable.switch(state)
-            while self.cable.notes:
-                self.note(self.cable.notes.pop(0))
+            self._switch(state)
             view = self.cable.view()
             found = self.scene.ask(state)
             if number is not None:
@@ -179,7 +182,7 @@ class ContainerLab(App):
         if not self.options.json:
             output("SYN probes from the host to the container, a line a second\n")
         seconds = 1 if self.options.check else 2
-        for row in self.scene.stream(self.cable.switch, lambda: signals.asked, seconds):
+        for row in self.scene.stream(self._switch, lambda: signals.asked, seconds):
             text = " ".join(f"{field} {value}" for field, value in row.items())
             if not self.options.json:
                 output(f"  {text}\n")
