@@ -1,0 +1,467 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.xdp_lb: a load balancer that sends packets back out where they came in.
+
+The C side is bpf_c/xdp/xdp_lb.bpf.c; the table is made in bpfkit/net/maglev.py, maps and what a
+change moves are in bpfkit/net/balancer.py, health and the backends file in bpfkit/net/keeper.py.
+The demo, in the lab of bpfkit/net/lb_lab.py: one of three backends dies and comes back, while
+connections to the others go on.
+"""
+
+from __future__ import annotations
+
+import time
+
+from bpfkit.app import main, output, port, positive
+from bpfkit.core.errors import BpfkitError, InputError, UsageError
+from bpfkit.hookapp import XdpApp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from collections.abc import Iterable
+    from typing import Any
+
+    from bpfkit.app import Row, Verdict
+    from bpfkit.core.object import Object
+    from bpfkit.core.program import Program
+    from bpfkit.net.lab import Lab
+    from bpfkit.net.lb_lab import BackendLab, Conversation
+
+#: enum result of the C side.
+RESULTS = (
+    "sent",
+    "sent_fragment",
+    "sent_icmp",
+    "passed",
+    "passed_deep",
+    "passed_malformed",
+    "told_too_big",
+    "dropped_too_big",
+    "dropped_no_backend",
+    "dropped_no_room",
+)
+_ASKED = 30  # connections to each VIP, in each part of the demo
+_TALKS = 6  # that stay open, to each VIP
+
+
+class XdpLb(XdpApp):
+    """A load balancer: Maglev over health-checked backends, by IP in IP or layer 2, replies direct."""
+
+    name = "xdp_lb"
+    source = "xdp/xdp_lb.bpf.c"
+    counters = ("flows", "packets", "bytes")
+    spot = "lb:eth0"
+    knows_l2_len = False
+    epilog = (
+        "A backend has the VIP on lo (arp_ignore=1, arp_announce=2) and, for --forward ipip, "
+        "something that takes the outer header off: an ipip, ip6tnl or sit device, or "
+        "`python -m bpfkit.xdp_decap` where the kernel has none. Lines of the backends file: "
+        "ADDRESS [weight=N] [# comment]; weight 0 drains. It is read again when it changes."
+    )
+
+    @classmethod
+    def add_options(cls, parser: ArgumentParser) -> None:
+        super().add_options(parser)
+        add = parser.add_argument
+        add("--vip", metavar="A:PORT/PROTO", action="append", help="a service; again: more")
+        add("--backend", metavar="A[,weight=N]", action="append", help="a backend; again: more")
+        add("--backends", metavar="FILE", help="file with a backend a line; watched")
+        text = "to a backend: IP in IP, or the same packet with its MAC address (default: ipip)"
+        add("--forward", choices=("ipip", "l2"), default="ipip", help=text)
+        text = "are backends there? by TCP connections, or they are said to be (default: tcp)"
+        add("--health", choices=("tcp", "none"), default="tcp", help=text)
+        add("--health-port", metavar="P", type=port, help="default: that of the first TCP service")
+        text = "seconds between checks, and for each (default: 1)"
+        add("--health-interval", metavar="S", type=float, default=1.0, help=text)
+        add("--rise", metavar="N", type=positive, default=2, help="good checks that bring one back")
+        add("--fall", metavar="N", type=positive, default=2, help="bad checks that take one out")
+        text = "slots of the Maglev table, a prime (default: 65537)"
+        add("--table", metavar="N", type=_table, default=65537, help=text)
+        text = "flows that are remembered (default: 65536)"
+        add("--flows", metavar="N", type=positive, default=65536, help=text)
+
+    def check_options(self) -> None:
+        from bpfkit.net.balancer import Service, parse_backend, read_backends
+
+        super().check_options()
+        options = self.options
+        if options.interface is None and options.pcap is None:
+            for given in ("vip", "backend", "backends"):
+                if getattr(options, given):
+                    raise UsageError(
+                        f"--{given} needs --interface", why="the demo has its own services"
+                    )
+            self._demo_options()
+        elif not options.vip or not (options.backend or options.backends):
+            where = "--interface" if options.interface else "--pcap"
+            raise UsageError(
+                f"{where} needs --vip, and --backend or --backends",
+                why="for what, and to whom, are packets sent?",
+            )
+        self.services: list[Service] = []
+        self.given: dict[str, int] = {}
+        for text in options.vip:
+            try:
+                self.services.append(Service.parse(text))
+            except ValueError as error:
+                raise UsageError(f"--vip {text}: {error}") from None
+        for text in options.backend or ():
+            try:
+                name, weight = parse_backend(text)
+                if name in self.given:
+                    raise ValueError("it is given twice")
+            except ValueError as error:
+                raise UsageError(f"--backend {text}: {error}") from None
+            self.given[name] = weight
+        if not 0 < options.health_interval <= 3600:  # refuses nan too
+            raise UsageError("--health-interval is not a time in seconds (up to 3600)")
+        named = set(self.given) | set(read_backends(options.backends) if options.backends else ())
+        for service in self.services:
+            if service.address in named:
+                raise UsageError(
+                    f"{service.address} is a VIP and a backend", why="it would get its own packets"
+                )
+        if len({str(service) for service in self.services}) < len(self.services):
+            raise UsageError("a --vip is given twice")
+        self.check_port = self._port_to_check()
+
+    def _demo_options(self) -> None:
+        from bpfkit.net.lb_lab import NAMES, PORT, VIP4, VIP6
+
+        options = self.options
+        options.vip = [f"{VIP4}:{PORT}/tcp", f"[{VIP6}]:{PORT}/tcp"]
+        options.backend = [f"10.77.2.{11 + i}" for i in range(len(NAMES))]
+        options.health_interval = min(options.health_interval, 0.1)
+
+    def _port_to_check(self) -> int:
+        """0: no checks."""
+        options = self.options
+        if options.health == "none" or options.pcap is not None:
+            return 0
+        if options.health_port:
+            return int(options.health_port)
+        for service in self.services:
+            if service.proto == "tcp":
+                return service.port
+        raise UsageError(
+            "--health tcp needs --health-port",
+            why="none of the services is a TCP one",
+            hint="or take --health none",
+        )
+
+    # -- life cycle
+
+    def make_lab(self) -> Lab:
+        from bpfkit.net.lb_lab import BackendLab
+
+        self.play: BackendLab = self.keep(BackendLab(self.options.forward == "ipip"))
+        return self.play.lab
+
+    def consts(self) -> dict[str, int]:
+        """The interface's MAC address and MTU."""
+        import sys
+
+        consts = {"slots": self.options.table, "encap": int(self.options.forward == "ipip")}
+        if self.options.pcap is None:
+            mac = bytes.fromhex(self.interface.lladdr().replace(":", ""))
+            consts["lladdr"] = int.from_bytes(mac + bytes(2), sys.byteorder)
+            consts["mtu"] = self.interface.mtu
+        return consts
+
+    def load_options(self) -> dict[str, Any]:
+        return {"max_entries": {"flows": self.options.flows}}
+
+    def enter(self) -> None:
+        super().enter()
+        name, link = self.interface.name, self.interface.link_name
+        if link != "Ethernet":
+            raise InputError(
+                f"{name} is no Ethernet interface ({link})", why="packets go back by MAC addresses"
+            )
+        if self.options.forward == "ipip" and self.interface.mtu < 1280 + 40:
+            six = any(":" in service.address for service in self.services)
+            if six:
+                self.note(f"the MTU of {name}, {self.interface.mtu}, leaves IPv6 less than 1280")
+
+    def prepare(self, loaded: Object) -> None:
+        """Services and backends; a first look at these, so that nobody dead gets a packet."""
+        from threading import Lock
+
+        from bpfkit.net.balancer import Balancer, read_backends
+        from bpfkit.net.health import Health
+        from bpfkit.net.keeper import Keeper
+
+        options = self.options
+        self.changes: list[Row | str] = []
+        self.round = -1
+        self.lock = Lock()
+        self.balancer = Balancer(loaded, options.table)
+        for service in self.services:
+            self.balancer.add_service(service)
+        if options.pcap is not None:
+            more = read_backends(options.backends) if options.backends else {}
+            for backend in self.balancer.want({**more, **self.given}):
+                backend.ill, backend.mac = "", bytes(6) + b""
+            self.balancer.apply()
+            return
+        keeper = Keeper(
+            self.balancer,
+            self.interface,
+            self.given,
+            options.backends or "",
+            port=self.check_port,
+            on_link=options.forward == "l2",
+            interval=options.health_interval,
+            timeout=max(options.health_interval, 0.5),
+            health=Health(options.rise, options.fall),
+            tell=self.changes.append,
+            lock=self.lock,
+        )
+        self.keeper = self.keep(keeper)
+        keeper.start()
+
+    def attach(self, program: Program) -> None:
+        super().attach(program)
+        self._say_changes()
+
+    def look(self) -> None:
+        super().look()
+        self._say_changes()
+        if self.keeper.error is not None:
+            raise self.keeper.error
+
+    def _say_changes(self) -> None:
+        """What the keeper has to tell; by the main thread, so that lines stay whole."""
+        while self.changes:
+            row = self.changes.pop(0)
+            if isinstance(row, str):
+                self.note(row)
+                continue
+            if self.options.json:
+                from bpfkit.show.jsonl import json_lines
+
+                stamp = {"ts": round(time.time(), 6), "round": max(self.round, 0)}
+                output(json_lines([{**stamp, **row}]))
+            self.note(_change_words(row))
+
+    # -- figures
+
+    def rows(self) -> list[Row]:
+        """A row per backend, and what became of all packets."""
+        if self.options.pcap is not None:
+            return []
+        self.round += 1
+        self._say_changes()
+        with self.lock:
+            rows: list[Row] = self.balancer.rows()
+        rows.append({"summary": True, **self.results()})
+        return rows
+
+    def results(self) -> dict[str, int]:
+        """Packets by what was done with them."""
+        sums = dict(self.object["results"].sums())
+        return {word: sums[i].packets for i, word in enumerate(RESULTS)}
+
+    def lines(self, rows: list[Row]) -> Iterable[str]:
+        return [*super().lines([row for row in rows if "summary" not in row]), *self.notes(rows)]
+
+    def notes(self, rows: list[Row]) -> list[str]:
+        """The summary in a line."""
+        sums = next((row for row in rows if "summary" in row), {})
+        words = [f"{word.replace('_', ' ')} {sums[word]}" for word in RESULTS if sums.get(word)]
+        return ["packets: " + (", ".join(words) or "none")] if sums else []
+
+    # -- demo
+
+    def demo(self) -> None:
+        """All three; b2 dies and is noticed; it comes back.  Requests in each state, and
+        connections that stay open all the time."""
+        from bpfkit.net.lb_lab import VIP4, VIP6
+
+        play, vips = self.play, (VIP4, VIP6)
+        if not hasattr(self, "parts"):
+            self.parts: dict[str, list[tuple[str, str, int, str, str]]] = {}
+            self.talks: list[tuple[Conversation, str]] = []
+            self.lost: dict[str, list[int]] = {}
+            for vip in vips:
+                for _ in range(_TALKS):
+                    talk = self.keep(play.talk(vip))
+                    self.talks.append((talk, talk.ask()))
+        self._part("all three")
+        play.stop("b2")
+        self._until("b2", False)
+        self._part("without b2")
+        play.start("b2")
+        self._until("b2", True)
+        self._part("b2 is back")
+
+    def _until(self, name: str, up: bool) -> None:
+        """Wait until the keeper has noticed."""
+        one = self.balancer.backends[self.play.address(name)]
+        deadline = time.monotonic() + 20
+        while True:
+            with self.lock:  # not in the midst of it
+                if bool(one.state) == up:
+                    return
+            if time.monotonic() > deadline:
+                raise BpfkitError(f"it was not noticed that {name} {'came' if up else 'went'}")
+            time.sleep(0.01)
+
+    def _part(self, name: str) -> None:
+        """Requests by new connections, with who was to answer; then by the open ones."""
+        from bpfkit.net.balancer import flow_hash
+        from bpfkit.net.lb_lab import PORT, VIP4, VIP6
+
+        part = self.parts.setdefault(name, [])
+        for vip, source, sport, who in self.play.burst((VIP4, VIP6), _ASKED):
+            hash_ = flow_hash(source, sport, vip, PORT, 6) if sport else 0
+            wanted = self.play.name(self.balancer.expected(hash_))
+            part.append((vip, source, sport, who, wanted))
+        lost = self.lost.setdefault(name, [])
+        lost.append(sum(talk.ask() != first for talk, first in self.talks if first != "b2"))
+
+    def verify(self) -> Iterable[Verdict]:
+        from collections import Counter
+
+        from bpfkit.net.lb_lab import NAMES, VIP4, VIP6
+
+        for name, part in self.parts.items():
+            for vip in (VIP4, VIP6):
+                mine = [one for one in part if one[0] == vip]
+                right = sum(who == wanted != "" for *_, who, wanted in mine)
+                who = Counter(one[3] for one in mine)
+                words = ", ".join(f"{who[name]} by {name}" for name in sorted(who))
+                yield (
+                    right == len(mine),
+                    f"{name}, {vip}: {right} of {len(mine)} requests answered by the backend "
+                    f"that the table has for them ({words})",
+                )
+            stay = sum(first != "b2" for _, first in self.talks)
+            lost = sum(self.lost[name])
+            yield lost == 0, f"{name}: {stay - lost} of {stay} open connections to others went on"
+        table = self.balancer.table
+        slots = sorted(Counter(table).values())
+        bound = slots[-1] - slots[0] <= 1 and len(slots) == len(NAMES)
+        yield bound, f"the table's {len(table)} slots: {slots[0]} to {slots[-1]} a backend"
+        yield from self._verify_directness()
+        yield from self._verify_path_mtu()
+        yield from self._verify_tags()
+
+    def _verify_directness(self) -> Iterable[Verdict]:
+        """Replies do not pass the balancer: seen at the switch's ports, both ways."""
+        from bpfkit.net.capture import Capture
+        from bpfkit.net.lb_lab import NAMES, VIP4, VIP6
+
+        play = self.play
+        captures = {
+            name: Capture(name, ns=play.lab["switch"], outgoing=name == "lb")
+            for name in ("lb", *NAMES)
+        }
+        try:
+            asked = play.burst((VIP4, VIP6), 5)
+            time.sleep(0.05)
+            for vip in (VIP4, VIP6):
+                there = sum(
+                    len([p for p in captures[name].packets if _source(p.data) == vip])
+                    for name in NAMES
+                )
+                here = len([p for p in captures["lb"].packets if _source(p.data) == vip])
+                answered = sum(who != "" for v, _, _, who in asked if v == vip)
+                yield (
+                    answered == 5 and there >= 5 and here == 0,
+                    f"{vip}: {there} packets of replies left the backends, {here} passed lb",
+                )
+        finally:
+            for capture in captures.values():
+                capture.close()
+
+    def _verify_path_mtu(self) -> Iterable[Verdict]:
+        """What would not fit is told to the client, who then sends less."""
+        from bpfkit.net.lb_lab import VIP4, VIP6
+
+        for vip in (VIP4, VIP6):
+            before = self.results()["told_too_big"]
+            talk = self.play.talk(vip)
+            try:
+                who = talk.ask(bytes(100_000))
+            finally:
+                talk.close()
+            told = self.results()["told_too_big"] - before
+            text = f"{vip}: 100 kB arrived in packets of the path's MTU ({told} were told too big)"
+            yield who != "" and (told > 0) == (self.options.forward == "ipip"), text
+
+    def _verify_tags(self) -> Iterable[Verdict]:
+        """A tagged packet goes back with its tags, to the backend that it must."""
+        from bpfkit.net.balancer import flow_hash
+
+        mac = bytes.fromhex(self.interface.lladdr().replace(":", ""))
+        for vip, client in (("198.51.100.1", "10.77.1.1"), ("2001:db8:51::1", "fd77:1::1")):
+            for tags in (b"\x81\x00\x00\x05", b"\x88\xa8\x00\x07\x81\x00\x00\x05"):
+                packet = _syn(client, 4242, vip)
+                kind = b"\x86\xdd" if ":" in vip else b"\x08\x00"
+                frame = mac + b"\x02\0\0\0\0\x09" + tags + kind + packet
+                back = self.play.inject(frame)
+                hash_ = flow_hash(client, 4242, vip, 80, 6)
+                wanted = self.balancer.backends[self.balancer.expected(hash_)]
+                good = (
+                    len(back) == 1
+                    and back[0][:6] == wanted.mac
+                    and back[0][12 : 12 + len(tags)] == tags
+                    and back[0].endswith(packet)
+                )
+                yield good, f"{vip}: a SYN with {len(tags) // 4} VLAN tags went on with them"
+
+
+def _table(text: str) -> int:
+    from argparse import ArgumentTypeError
+
+    from bpfkit.net.maglev import SIZES, is_prime
+
+    if text.isascii() and text.isdigit() and int(text) <= SIZES[-1] and is_prime(int(text)):
+        return int(text)
+    sizes = ", ".join(map(str, SIZES))
+    raise ArgumentTypeError(f"{text!r} is not a prime up to {SIZES[-1]} (good ones: {sizes})")
+
+
+def _change_words(row: Row) -> str:
+    """A change in a line."""
+    if row["change"] == "start":
+        return f"{row['backends']} backends are up"
+    return (
+        f"{row['change']}: {row['backends']} up; {row['moved_slots']} of {row['slots']} slots moved "
+        f"({row['ideal_slots']} had to); {row['moved_flows']} of {row['flows']} flows moved, "
+        f"{row['spared_flows']} stay only because they are remembered"
+    )
+
+
+def _source(frame: bytes) -> str:
+    """The (outer) source address of an untagged frame."""
+    import _socket
+
+    if frame[12:14] == b"\x08\x00":
+        return _socket.inet_ntop(_socket.AF_INET, frame[26:30])
+    if frame[12:14] == b"\x86\xdd" and len(frame) >= 38:
+        return _socket.inet_ntop(_socket.AF_INET6, frame[22:38])
+    return ""
+
+
+def _syn(source: str, sport: int, destination: str) -> bytes:
+    """A TCP SYN to port 80 in an IP packet."""
+    import _socket
+    import struct
+
+    from bpfkit.net.answers import checksum
+
+    family = _socket.AF_INET6 if ":" in source else _socket.AF_INET
+    ends = _socket.inet_pton(family, source) + _socket.inet_pton(family, destination)
+    tcp = struct.pack("!HHIIBBHHH", sport, 80, 1, 0, 5 << 4, 2, 1024, 0, 0)
+    total = checksum(ends + struct.pack("!HH", 6, len(tcp)) + tcp)
+    tcp = tcp[:16] + struct.pack("!H", total) + tcp[18:]
+    if family == _socket.AF_INET6:
+        return struct.pack("!IHBB", 6 << 28, len(tcp), 6, 64) + ends + tcp
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 40, 0, 0x4000, 64, 6, 0)
+    return head[:10] + struct.pack("!H", checksum(head + ends)) + ends + tcp
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(XdpLb))
