@@ -126,11 +126,11 @@ class XdpLb(XdpApp):
         self.check_port = self._port_to_check()
 
     def _demo_options(self) -> None:
-        from bpfkit.net.lb_lab import NAMES, PORT, VIP4, VIP6
+        from bpfkit.net.lb_lab import BACKENDS, PORT, VIP4, VIP6
 
         options = self.options
         options.vip = [f"{VIP4}:{PORT}/tcp", f"[{VIP6}]:{PORT}/tcp"]
-        options.backend = [f"10.77.2.{11 + i}" for i in range(len(NAMES))]
+        options.backend = list(BACKENDS.values())
         options.health_interval = min(options.health_interval, 0.1)
 
     def _port_to_check(self) -> int:
@@ -297,7 +297,9 @@ class XdpLb(XdpApp):
 
     def _until(self, name: str, up: bool) -> None:
         """Wait until the keeper has noticed."""
-        one = self.balancer.backends[self.play.address(name)]
+        from bpfkit.net.lb_lab import BACKENDS
+
+        one = self.balancer.backends[BACKENDS[name]]
         deadline = time.monotonic() + 20
         while True:
             with self.lock:  # not in the midst of it
@@ -310,12 +312,13 @@ class XdpLb(XdpApp):
     def _part(self, name: str) -> None:
         """Requests by new connections, with who was to answer; then by the open ones."""
         from bpfkit.net.balancer import flow_hash
-        from bpfkit.net.lb_lab import PORT, VIP4, VIP6
+        from bpfkit.net.lb_lab import BACKENDS, PORT, VIP4, VIP6
 
+        names = {address: name for name, address in BACKENDS.items()}
         part = self.parts.setdefault(name, [])
         for vip, source, sport, who in self.play.burst((VIP4, VIP6), _ASKED):
             hash_ = flow_hash(source, sport, vip, PORT, 6) if sport else 0
-            wanted = self.play.name(self.balancer.expected(hash_))
+            wanted = names.get(self.balancer.expected(hash_), "")
             part.append((vip, source, sport, who, wanted))
         lost = self.lost.setdefault(name, [])
         lost.append(sum(talk.ask() != first for talk, first in self.talks if first != "b2"))

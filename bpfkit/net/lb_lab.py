@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from bpfkit.core.object import Object
     from bpfkit.net.netns import NetNS
 
-__all__ = ["VIP4", "VIP6", "BackendLab", "Conversation", "Responder"]
+__all__ = ["BACKENDS", "VIP4", "VIP6", "BackendLab", "Conversation", "Responder"]
 
 VIP4, VIP6 = "198.51.100.1", "2001:db8:51::1"
 PORT = 80
-NAMES = ("b1", "b2", "b3")
 BALANCER = ("10.77.2.2", "fd77:2::2")
+#: What the balancer knows the backends by: tunnels of both families.
+BACKENDS = {"b1": "10.77.2.11", "b2": "fd77:2::12", "b3": "10.77.2.13"}
+NAMES = tuple(BACKENDS)
 
 
 class Responder:
@@ -190,14 +192,11 @@ class BackendLab(Closing):
             self.close()
             raise
 
-    def address(self, name: str, family: int = 4) -> str:
-        """A backend's."""
+    @staticmethod
+    def addresses(name: str) -> tuple[str, str]:
+        """A backend's, IPv4 and IPv6."""
         number = 11 + NAMES.index(name)
-        return f"10.77.2.{number}" if family == 4 else f"fd77:2::{number}"
-
-    def name(self, address: str) -> str:
-        """Whose address that is; "" if nobody's."""
-        return next((n for n in NAMES for f in (4, 6) if self.address(n, f) == address), "")
+        return f"10.77.2.{number}", f"fd77:2::{number}"
 
     def _build(self) -> None:
         lab = self.lab
@@ -211,7 +210,7 @@ class BackendLab(Closing):
             offloads=False,
         )
         hosts = {"lb": BALANCER}
-        hosts.update({name: (self.address(name), self.address(name, 6)) for name in NAMES})
+        hosts.update({name: self.addresses(name) for name in NAMES})
         for name, (four, six) in hosts.items():
             lab.veth(
                 f"{name}:eth0",
@@ -260,9 +259,8 @@ class BackendLab(Closing):
 
         loaded = load("xdp/xdp_decap.bpf.c")
         self._objects.append(loaded)
-        for family in (4, 6):
-            balancer = BALANCER[0 if family == 4 else 1]
-            loaded["tunnels"][packed(balancer) + packed(self.address(name, family))] = 1
+        for balancer, own in zip(BALANCER, self.addresses(name), strict=True):
+            loaded["tunnels"][packed(balancer) + packed(own)] = 1
         with self.lab[name].entered():
             loaded.programs["xdp_decap"].attach_xdp(self.lab.interface(f"{name}:eth0").index)
 
