@@ -252,6 +252,16 @@ def test_an_icmp_error_goes_where_its_flow_goes(shared: Loaded) -> None:
     assert len(seen) == 4
 
 
+@pytest.mark.parametrize("kind", range(16))
+def test_which_icmp_messages_are_about_a_flow(shared: Loaded, kind: int) -> None:
+    reply4 = IP(src=VIP4, dst="198.18.0.1") / TCP(sport=80, dport=7)
+    reply6 = IPv6(src=VIP6, dst="2001:db8:1::1") / TCP(sport=80, dport=7)
+    four = ETH / IP(dst=VIP4, proto=1) / Raw(bytes([kind, *bytes(7)]) + bytes(reply4))
+    six = ETH / IPv6(dst=VIP6, nh=58) / Raw(bytes([kind, *bytes(7)]) + bytes(reply6))
+    assert shared(bytes(four))[0] == (TX if kind in (3, 11, 12) else PASS)
+    assert shared(bytes(six))[0] == (TX if kind in (1, 2, 3, 4) else PASS)
+
+
 @pytest.mark.parametrize("tags", [0, 2])
 def test_too_big_is_told(shared: Loaded, tags: int) -> None:
     rng = random.Random(5)
@@ -326,8 +336,22 @@ def test_affinity_and_what_a_change_moves(fresh: Loaded) -> None:
     assert moved["moved_slots"] == sum(a != b for a, b in zip(old, new, strict=True))
     assert moved["ideal_slots"] == old.count(gone)
     assert moved["moved_slots"] < 1.3 * moved["ideal_slots"]
-    # an id that is used again inherits nothing
     assert sum(row["flows"] for row in fresh.balancer.rows() if row["backend"] == gone) == 0
+
+
+def test_a_place_that_is_used_again_inherits_nothing(fresh: Loaded) -> None:
+    names = list(BACKENDS)
+    fresh.want(dict.fromkeys(names[:3], 1))
+    number = fresh.balancer.backends[names[0]].number
+    known = flows(600)
+    before = [fresh.to(frame) for frame in known]
+    fresh.want(dict.fromkeys(names[1:3], 1))
+    fresh.want(dict.fromkeys(names[1:], 1))
+    assert fresh.balancer.backends[names[3]].number == number
+    orphans = [frame for frame, name in zip(known, before, strict=True) if name == names[0]]
+    judge = oracle(names[1:])
+    assert len({judge.judge(frame) for frame in orphans}) > 100
+    assert [fresh(frame) for frame in orphans] == [judge.judge(frame) for frame in orphans]
 
 
 def test_draining_keeps_connections_but_takes_none(fresh: Loaded) -> None:
