@@ -45,7 +45,7 @@ _TALKS = 6  # that stay open, to each VIP
 
 
 class XdpLb(XdpApp):
-    """A load balancer: Maglev over health-checked backends, by IP in IP or layer 2, replies direct."""
+    """A load balancer: Maglev over health-checked backends, by IP in IP; replies go directly."""
 
     name = "xdp_lb"
     source = "xdp/xdp_lb.bpf.c"
@@ -353,7 +353,7 @@ class XdpLb(XdpApp):
     def _verify_directness(self) -> Iterable[Verdict]:
         """Replies do not pass the balancer: seen at the switch's ports, both ways."""
         from bpfkit.net.capture import Capture
-        from bpfkit.net.lb_lab import NAMES, VIP4, VIP6
+        from bpfkit.net.lb_lab import NAMES, VIP4, VIP6, source_of
 
         play = self.play
         captures = {
@@ -365,10 +365,10 @@ class XdpLb(XdpApp):
             time.sleep(0.05)
             for vip in (VIP4, VIP6):
                 there = sum(
-                    len([p for p in captures[name].packets if _source(p.data) == vip])
+                    len([p for p in captures[name].packets if source_of(p.data) == vip])
                     for name in NAMES
                 )
-                here = len([p for p in captures["lb"].packets if _source(p.data) == vip])
+                here = len([p for p in captures["lb"].packets if source_of(p.data) == vip])
                 answered = sum(who != "" for v, _, _, who in asked if v == vip)
                 yield (
                     answered == 5 and there >= 5 and here == 0,
@@ -396,11 +396,12 @@ class XdpLb(XdpApp):
     def _verify_tags(self) -> Iterable[Verdict]:
         """A tagged packet goes back with its tags, to the backend that it must."""
         from bpfkit.net.balancer import flow_hash
+        from bpfkit.net.lb_lab import syn
 
         mac = bytes.fromhex(self.interface.lladdr().replace(":", ""))
         for vip, client in (("198.51.100.1", "10.77.1.1"), ("2001:db8:51::1", "fd77:1::1")):
             for tags in (b"\x81\x00\x00\x05", b"\x88\xa8\x00\x07\x81\x00\x00\x05"):
-                packet = _syn(client, 4242, vip)
+                packet = syn(client, 4242, vip)
                 kind = b"\x86\xdd" if ":" in vip else b"\x08\x00"
                 frame = mac + b"\x02\0\0\0\0\x09" + tags + kind + packet
                 back = self.play.inject(frame)
@@ -431,39 +432,10 @@ def _change_words(row: Row) -> str:
     if row["change"] == "start":
         return f"{row['backends']} backends are up"
     return (
-        f"{row['change']}: {row['backends']} up; {row['moved_slots']} of {row['slots']} slots moved "
-        f"({row['ideal_slots']} had to); {row['moved_flows']} of {row['flows']} flows moved, "
+        f"{row['change']}: {row['backends']} up; {row['moved_slots']} of {row['slots']} slots "
+        f"moved ({row['ideal_slots']} had to); {row['moved_flows']} of {row['flows']} flows moved, "
         f"{row['spared_flows']} stay only because they are remembered"
     )
-
-
-def _source(frame: bytes) -> str:
-    """The (outer) source address of an untagged frame."""
-    import _socket
-
-    if frame[12:14] == b"\x08\x00":
-        return _socket.inet_ntop(_socket.AF_INET, frame[26:30])
-    if frame[12:14] == b"\x86\xdd" and len(frame) >= 38:
-        return _socket.inet_ntop(_socket.AF_INET6, frame[22:38])
-    return ""
-
-
-def _syn(source: str, sport: int, destination: str) -> bytes:
-    """A TCP SYN to port 80 in an IP packet."""
-    import _socket
-    import struct
-
-    from bpfkit.net.answers import checksum
-
-    family = _socket.AF_INET6 if ":" in source else _socket.AF_INET
-    ends = _socket.inet_pton(family, source) + _socket.inet_pton(family, destination)
-    tcp = struct.pack("!HHIIBBHHH", sport, 80, 1, 0, 5 << 4, 2, 1024, 0, 0)
-    total = checksum(ends + struct.pack("!HH", 6, len(tcp)) + tcp)
-    tcp = tcp[:16] + struct.pack("!H", total) + tcp[18:]
-    if family == _socket.AF_INET6:
-        return struct.pack("!IHBB", 6 << 28, len(tcp), 6, 64) + ends + tcp
-    head = struct.pack("!BBHHHBBH", 0x45, 0, 40, 0, 0x4000, 64, 6, 0)
-    return head[:10] + struct.pack("!H", checksum(head + ends)) + ends + tcp
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@
  * are not fragmented.
  *
  * Maps
- *   tunnels    hash          balancer and own address -> anything
- *   taken_off  percpu_array  0 -> struct traffic, as they came
+ *   tunnels  hash          balancer and own address -> anything
+ *   rows     percpu_array  enum row -> struct traffic, as they came
  */
 #define MAX_TAGS 2
 #define MAX_EXTS 1
@@ -32,13 +32,21 @@ struct tunnel {
 	__be32 own[4];
 };
 
+enum row {
+	PASSED,
+	TAKEN_OFF_IPV4,
+	TAKEN_OFF_IPV6,
+	DROPPED, /* there was nothing behind the outer header */
+	ROWS,
+};
+
 struct link_header {
 	struct ethhdr eth;
 	struct vlan_tag tags[MAX_TAGS];
 };
 
 BPF_HASH(tunnels, struct tunnel, u32, 1024);
-BPF_TABLE("percpu_array", u32, struct traffic, taken_off, 1);
+BPF_TABLE("percpu_array", u32, struct traffic, rows, ROWS);
 
 /* Length of the outer header; 0: the packet is none of xdp_lb's. */
 static __always_inline u32 outer_len(const struct window *w, const struct headers *h)
@@ -56,32 +64,27 @@ static __always_inline u32 outer_len(const struct window *w, const struct header
 	return tunnels.lookup(&tunnel) ? len : 0;
 }
 
-SEC("xdp")
-int xdp_decap(struct xdp_md *ctx)
+static __always_inline enum row decapsulate(struct xdp_md *ctx)
 {
-	u32 frame_len = ctx->data_end - ctx->data, len, zero = 0;
 	struct link_header link;
 	struct headers h = {};
-	struct traffic *sum;
 	void *data, *end;
 	struct window w;
 	__be16 *type;
-	u16 inner;
+	u32 len;
 
 	if (direct_xdp(ctx, &h, &w, ETH_HLEN) != FOUND)
-		return XDP_PASS;
+		return PASSED;
 	len = outer_len(&w, &h);
 	if (!len || w.data + sizeof(link) > w.end)
-		return XDP_PASS;
+		return PASSED;
 	__builtin_memcpy(&link, w.data, sizeof(link));
-	inner = h.proto == IPPROTO_IPIP ? ETH_P_IP : ETH_P_IPV6;
-	if (bpf_xdp_adjust_head(ctx, len == sizeof(struct iphdr) ? (int)sizeof(struct iphdr) :
-								   (int)sizeof(struct ipv6_header)))
-		return XDP_DROP; /* nothing behind the outer header */
+	if (bpf_xdp_adjust_head(ctx, len))
+		return DROPPED;
 	data = (void *)(long)ctx->data;
 	end = (void *)(long)ctx->data_end;
 	if (data + sizeof(link) > end)
-		return XDP_DROP;
+		return DROPPED;
 	__builtin_memcpy(data, &link.eth, sizeof(link.eth));
 	if (h.tags > 0)
 		__builtin_memcpy(data + ETH_HLEN, &link.tags[0], VLAN_HLEN);
@@ -89,12 +92,22 @@ int xdp_decap(struct xdp_md *ctx)
 		__builtin_memcpy(data + ETH_HLEN + VLAN_HLEN, &link.tags[1], VLAN_HLEN);
 	type = data + ETH_HLEN - sizeof(*type) + (h.tags & 3) * VLAN_HLEN;
 	if ((void *)(type + 1) > end)
-		return XDP_DROP;
-	*type = bpf_htons(inner);
-	sum = taken_off.lookup(&zero);
+		return DROPPED;
+	*type = h.proto == IPPROTO_IPIP ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
+	return h.family == 4 ? TAKEN_OFF_IPV4 : TAKEN_OFF_IPV6;
+}
+
+SEC("xdp")
+int xdp_decap(struct xdp_md *ctx)
+{
+	u32 frame_len = ctx->data_end - ctx->data, row;
+	struct traffic *sum;
+
+	row = decapsulate(ctx);
+	sum = rows.lookup(&row);
 	if (sum) {
 		sum->packets++;
 		sum->bytes += frame_len;
 	}
-	return XDP_PASS;
+	return row == DROPPED ? XDP_DROP : XDP_PASS;
 }

@@ -152,8 +152,8 @@ def flow_hash(source: str, sport: int, destination: str, dport: int, proto: int)
     first, second = struct.unpack("=HH", struct.pack("!HH", sport, dport))
     seed = proto
     if ":" in destination:
-        seed = _mix(*words[0:3], seed)
-        seed = _mix(*words[4:7], seed)
+        seed = _mix(words[0], words[1], words[2], seed)
+        seed = _mix(words[4], words[5], words[6], seed)
     return _mix(words[3], words[7], first << 16 | second, seed)
 
 
@@ -380,4 +380,3 @@ class Balancer:
         """The backend that the table has for a hash; "" if there is none."""
         number = self.table[hash_ % self.size]
         return next((one.address for one in self.backends.values() if one.number == number), "")
-

@@ -140,9 +140,7 @@ class Keeper:
 
     def _want(self, wanted: dict[str, int]) -> None:
         """Make them the balancer's, after a look at the routes of those that are new."""
-        routes = {
-            name: self._route(name) for name in wanted if name not in self.balancer.backends
-        }
+        routes = {name: self._route(name) for name in wanted if name not in self.balancer.backends}
         with self._lock:
             for one in self.balancer.want(wanted):
                 one.hop = routes[one.address].hop
@@ -163,7 +161,7 @@ class Keeper:
         if self.on_link and found.hop != name:
             raise InputError(
                 what,
-                why=f"it is behind the gateway {found.hop}, where another MAC address does not help",
+                why=f"it is behind the gateway {found.hop}, which looks at the IP address",
                 hint="--forward ipip reaches it",
             )
         return found

@@ -8,16 +8,18 @@
              .2.254   ╠═ b2        that says who it is
                       ╚═ b3
 
-10.77.1.0/24 and fd77:1::/64 between client and switch, 10.77.2.0/24 and fd77:2::/64 behind it: lb .2,
-backends .11, .12, .13.  The VIPs are 198.51.100.1 and 2001:db8:51::1.
+10.77.1.0/24 and fd77:1::/64 between client and switch, 10.77.2.0/24 and fd77:2::/64 behind it:
+lb .2, backends .11, .12, .13.  The VIPs are 198.51.100.1 and 2001:db8:51::1.
 """
 
 from __future__ import annotations
 
 import _socket
+import struct
 
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, errno_text
+from bpfkit.net.balancer import packed
 from bpfkit.net.lab import Lab
 
 TYPE_CHECKING = False
@@ -28,7 +30,18 @@ if TYPE_CHECKING:
     from bpfkit.core.object import Object
     from bpfkit.net.netns import NetNS
 
-__all__ = ["BACKENDS", "VIP4", "VIP6", "BackendLab", "Conversation", "Responder"]
+__all__ = [
+    "BACKENDS",
+    "VIP4",
+    "VIP6",
+    "BackendLab",
+    "Conversation",
+    "Responder",
+    "datagram",
+    "ip_packet",
+    "source_of",
+    "syn",
+]
 
 VIP4, VIP6 = "198.51.100.1", "2001:db8:51::1"
 PORT = 80
@@ -255,7 +268,6 @@ class BackendLab(Closing):
 
     def _attach_decap(self, name: str) -> None:
         from bpfkit.core.object import load
-        from bpfkit.net.balancer import packed
 
         loaded = load("xdp/xdp_decap.bpf.c")
         self._objects.append(loaded)
@@ -319,3 +331,48 @@ class BackendLab(Closing):
         while self._objects:
             self._objects.pop().close()
         self.lab.close()
+
+
+def source_of(frame: bytes) -> str:
+    """The (outer) source address of an untagged frame."""
+    if frame[12:14] == b"\x08\x00":
+        return _socket.inet_ntop(_socket.AF_INET, frame[26:30])
+    if frame[12:14] == b"\x86\xdd" and len(frame) >= 38:
+        return _socket.inet_ntop(_socket.AF_INET6, frame[22:38])
+    return ""
+
+
+def syn(source: str, sport: int, destination: str) -> bytes:
+    """A TCP SYN to port 80 in an IP packet."""
+    from bpfkit.net.answers import checksum
+
+    ends = packed(source) + packed(destination)
+    if ":" not in source:
+        ends = ends[12:16] + ends[28:]
+    tcp = struct.pack("!HHIIBBHHH", sport, PORT, 1, 0, 5 << 4, 2, 1024, 0, 0)
+    total = checksum(ends + struct.pack("!HH", 6, len(tcp)) + tcp)
+    return ip_packet(source, destination, 6, tcp[:16] + struct.pack("!H", total) + tcp[18:])
+
+
+def datagram(source: str, sport: int, destination: str, dport: int, body: bytes) -> bytes:
+    """A UDP datagram in an IP packet."""
+    from bpfkit.net.answers import checksum
+
+    ends = packed(source) + packed(destination)
+    udp = struct.pack("!HHHH", sport, dport, 8 + len(body), 0) + body
+    if ":" not in source:
+        ends = ends[12:16] + ends[28:]
+    total = checksum(ends + struct.pack("!HH", 17, len(udp)) + udp) or 0xFFFF
+    return ip_packet(source, destination, 17, udp[:6] + struct.pack("!H", total) + udp[8:])
+
+
+def ip_packet(source: str, destination: str, proto: int, body: bytes) -> bytes:
+    """An IP packet, DF, TTL 64."""
+    from bpfkit.net.answers import checksum
+
+    ends = packed(source) + packed(destination)
+    if ":" in source:
+        return struct.pack("!IHBB", 6 << 28, len(body), proto, 64) + ends + body
+    ends = ends[12:16] + ends[28:]
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0x4000, 64, proto, 0)
+    return head[:10] + struct.pack("!H", checksum(head + ends)) + ends + body

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What xdp_lb must do with a frame, told independently: in plain Python, by the words of its header.
+"""What xdp_lb must do with a frame, told independently: in plain Python, by its header comment.
 
 :class:`Oracle` knows services and backends and says verdict, bytes and backend.  Its Maglev is the
 paper's, with whole permutations; its hash is lookup3's final mixing written from its description.

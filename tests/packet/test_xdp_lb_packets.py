@@ -82,7 +82,9 @@ class Loaded:
         return next(name for name, (_, mac) in BACKENDS.items() if mac == out[:6])
 
     def results(self) -> dict[str, int]:
-        return {RESULTS[i]: sums.packets for i, sums in self.object["results"].sums() if sums.packets}
+        return {
+            RESULTS[i]: sums.packets for i, sums in self.object["results"].sums() if sums.packets
+        }
 
 
 def oracle(names: list[str] | None = None, size: int = SIZE, **more: bool | int) -> Oracle:
@@ -326,9 +328,9 @@ def test_affinity_and_what_a_change_moves(fresh: Loaded) -> None:
     ]
     table = oracle(list(rest))
     news = [table.judge(frame) for frame in all_of_them]
-    assert [
-        fresh(frame) for frame, b in zip(all_of_them, before, strict=True) if b == gone
-    ] == [new for new, b in zip(news, before, strict=True) if b == gone]
+    assert [fresh(frame) for frame, b in zip(all_of_them, before, strict=True) if b == gone] == [
+        new for new, b in zip(news, before, strict=True) if b == gone
+    ]
     back = fresh.want(dict.fromkeys(BACKENDS, 1))
     assert back["moved_flows"] == 0 and back["spared_flows"] > 0
     assert [fresh.to(frame) for frame in all_of_them] == after

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maglev's table: full, balanced, the same for the same backends, and nearly the same for others."""
+"""Maglev's table: full, balanced, the same for the same backends, nearly so for others."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from bpfkit.net.maglev import EMPTY, SIZES, build, is_prime, shares, unavoidable
 
 SIZE = 4093
-names = st.lists(
-    st.ip_addresses().map(str), min_size=1, max_size=40, unique=True
-)
+names = st.lists(st.ip_addresses().map(str), min_size=1, max_size=40, unique=True)
 
 
 def even(chosen: list[str]) -> dict[str, tuple[int, int]]:
