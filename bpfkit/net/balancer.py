@@ -336,12 +336,10 @@ class Balancer:
 
         old = self.maps["table"]
         fresh = Map.create("array", old.key_size, old.value_size, 1, name="table")
-        try:
-            raw = table.tobytes()
-            fresh[0] = raw.ljust(old.value_size, b"\xff")
-            self.maps["tables"][0] = fresh
-        finally:
-            fresh.close()  # the outer map holds it
+        self.maps.maps["table"] = fresh  # closed with the others
+        fresh[0] = table.tobytes().ljust(old.value_size, b"\xff")
+        self.maps["tables"][0] = fresh
+        old.close()
 
     def _flows(self) -> list[tuple[int, int, int]]:
         """(number, serial, hash) of the flows that are remembered."""

@@ -87,8 +87,6 @@ class Keeper:
         if self.path:
             self._read = self._look_of_file()
         self._want(self._wanted())
-        hops = [one.hop for one in self.balancer.backends.values()]
-        self._locate(resolve(self.interface.index, hops, self.timeout))
         self._examine()
         self._apply("start")
         self._thread = Thread(target=self._run, name="keeper", daemon=True)
@@ -142,9 +140,13 @@ class Keeper:
         """Make them the balancer's, after a look at the routes of those that are new."""
         routes = {name: self._route(name) for name in wanted if name not in self.balancer.backends}
         with self._lock:
-            for one in self.balancer.want(wanted):
+            fresh = self.balancer.want(wanted)
+            for one in fresh:
                 one.hop = routes[one.address].hop
                 one.source = routes[one.address].source or one.source
+        if fresh:
+            hops = [one.hop for one in fresh]
+            self._locate(resolve(self.interface.index, hops, self.timeout))
 
     def _route(self, name: str) -> Route:
         from _socket import if_indextoname

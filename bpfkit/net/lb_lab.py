@@ -54,6 +54,8 @@ NAMES = tuple(BACKENDS)
 class Responder:
     """An HTTP server that tells its name: keeps connections, takes bodies of any length.
 
+    Asked for ``/N`` it answers with N bytes, its name in front.
+
     :ivar requests: how many it has answered.
     """
 
@@ -96,7 +98,7 @@ class Responder:
                                 fresh, _ = sock.accept()
                             except OSError:
                                 continue  # gone again: a health check
-                            fresh.setblocking(False)
+                            fresh.settimeout(5)
                             buffers[fresh] = bytearray()
                             selector.register(fresh, EVENT_READ)
                         elif not self._read(sock, buffers[sock]):
@@ -121,10 +123,9 @@ class Responder:
                     return True
                 del buffer[:size]
                 self.requests += 1
-                body = f"{self.name}\n".encode()
+                wanted = bytes(head.split()[1][1:])
+                body = f"{self.name}\n".encode().ljust(int(wanted) if wanted.isdigit() else 0)
                 sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-        except BlockingIOError:
-            return True
         except (OSError, ValueError, IndexError):
             return False
 
@@ -161,14 +162,17 @@ class Conversation:
             raise
         self.source, self.sport = self._sock.getsockname()[:2]
 
-    def ask(self, body: bytes = b"") -> str:
-        """Who are you?  "" if there is no answer."""
-        head = f"POST / HTTP/1.1\r\nHost: vip\r\nContent-Length: {len(body)}\r\n\r\n"
+    def ask(self, body: bytes = b"", size: int = 0) -> str:
+        """Who are you?  "" if there is no answer, or not one of ``size`` bytes."""
+        head = f"POST /{size} HTTP/1.1\r\nHost: vip\r\nContent-Length: {len(body)}\r\n\r\n"
         try:
             self._sock.sendall(head.encode() + body)
             answer = b""
-            while b"\n" not in answer.partition(b"\r\n\r\n")[2]:
-                piece = self._sock.recv(4096)
+            while (
+                b"\n" not in answer.partition(b"\r\n\r\n")[2]
+                or len(answer.partition(b"\r\n\r\n")[2]) < size
+            ):
+                piece = self._sock.recv(1 << 16)
                 if not piece:
                     return ""
                 answer += piece
