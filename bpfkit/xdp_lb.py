@@ -154,6 +154,12 @@ class XdpLb(XdpApp):
     def make_lab(self) -> Lab:
         from bpfkit.net.lb_lab import BackendLab
 
+        #: state of the demo -> (VIP, source, its port, who answered, who was to)
+        self.parts: dict[str, list[tuple[str, str, int, str, str]]] = {}
+        #: connections that stay open, and who has them
+        self.talks: list[tuple[Conversation, str]] = []
+        #: state of the demo -> how many of them, to others than b2, were lost
+        self.lost: dict[str, list[int]] = {}
         self.play: BackendLab = self.keep(BackendLab(self.options.forward == "ipip"))
         return self.play.lab
 
@@ -266,10 +272,15 @@ class XdpLb(XdpApp):
         return [*super().lines([row for row in rows if "summary" not in row]), *self.notes(rows)]
 
     def notes(self, rows: list[Row]) -> list[str]:
-        """The summary in a line."""
+        """The summary in a line; in the demo, what became of the connections that stay open."""
         sums = next((row for row in rows if "summary" in row), {})
         words = [f"{word.replace('_', ' ')} {sums[word]}" for word in RESULTS if sums.get(word)]
-        return ["packets: " + (", ".join(words) or "none")] if sums else []
+        notes = ["packets: " + (", ".join(words) or "none")] if sums else []
+        if self.lab is not None and any(self.lost.values()):
+            stay = sum(first != "b2" for _, first in self.talks)
+            lost = max(sum(lost) for lost in self.lost.values())
+            notes.append(f"open connections to others than b2: {stay - lost} of {stay} go on")
+        return notes
 
     # -- demo
 
@@ -279,21 +290,25 @@ class XdpLb(XdpApp):
         from bpfkit.net.lb_lab import VIP4, VIP6
 
         play, vips = self.play, (VIP4, VIP6)
-        if not hasattr(self, "parts"):
-            self.parts: dict[str, list[tuple[str, str, int, str, str]]] = {}
-            self.talks: list[tuple[Conversation, str]] = []
-            self.lost: dict[str, list[int]] = {}
+        if not self.talks:
             for vip in vips:
                 for _ in range(_TALKS):
                     talk = self.keep(play.talk(vip))
                     self.talks.append((talk, talk.ask()))
         self._part("all three")
+        self._pause()
         play.stop("b2")
         self._until("b2", False)
         self._part("without b2")
+        self._pause()
         play.start("b2")
         self._until("b2", True)
         self._part("b2 is back")
+
+    def _pause(self) -> None:
+        """Time to look at it."""
+        if not self.options.check:
+            time.sleep(self.options.interval)
 
     def _until(self, name: str, up: bool) -> None:
         """Wait until the keeper has noticed."""

@@ -32,10 +32,12 @@
  *   TCP SYNs     to a backend that is being drained are new connections, and go elsewhere.
  *
  * To the kernel go: everything else for the VIP (ping, other ports), frames that are not for this
- * interface's MAC address, wrong lengths, and what has more than MAX_TAGS tags or MAX_EXTS
- * extension headers. IP options, extension headers and VLAN tags stay in the packet: a tagged frame
- * is sent back in its VLAN. (Tags that the card takes off are not seen: ethtool -K IF rxvlan off.)
- * The TTL is not touched: balancer and backend are one host.
+ * interface's MAC address, wrong lengths, and what has more than MAX_TAGS tags or MAX_EXTS extension
+ * headers. Dropped is what no backend is there for.
+ *
+ * IP options, extension headers and VLAN tags stay in the packet: a tagged frame is sent back in its
+ * VLAN. (Tags that the card takes off are not seen: ethtool -K IF rxvlan off.) The TTL is not
+ * touched: balancer and backend are one host.
  *
  * The outer header: DF, TTL 64, the inner DSCP and ECN (RFC 6040), IPv6: a flow label by hash; the
  * source is the balancer's own address. What is too long then is answered with "fragmentation
