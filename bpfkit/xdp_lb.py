@@ -3,8 +3,8 @@
 
 The C side is bpf_c/xdp/xdp_lb.bpf.c; the table is made in bpfkit/net/maglev.py, maps and what a
 change moves are in bpfkit/net/balancer.py, health and the backends file in bpfkit/net/keeper.py.
-The demo, in the lab of bpfkit/net/lb_lab.py: one of three backends dies and comes back, while
-connections to the others go on.
+The demo (bpfkit/net/lb_play.py): one of three backends dies and comes back, while connections to
+the others go on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 
 from bpfkit.app import main, output, port, positive
-from bpfkit.core.errors import BpfkitError, InputError, UsageError
+from bpfkit.core.errors import InputError, UsageError
 from bpfkit.hookapp import XdpApp
 
 TYPE_CHECKING = False
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
     from bpfkit.net.lab import Lab
-    from bpfkit.net.lb_lab import BackendLab, Conversation
+    from bpfkit.net.lb_play import LbPlay
 
 #: enum result of the C side.
 RESULTS = (
@@ -40,8 +40,6 @@ RESULTS = (
     "dropped_no_backend",
     "dropped_no_room",
 )
-_ASKED = 30  # connections to each VIP, in each part of the demo
-_TALKS = 6  # that stay open, to each VIP
 
 
 class XdpLb(XdpApp):
@@ -52,11 +50,13 @@ class XdpLb(XdpApp):
     counters = ("flows", "packets", "bytes")
     spot = "lb:eth0"
     knows_l2_len = False
+    play: LbPlay
     epilog = (
-        "A backend has the VIP on lo (arp_ignore=1, arp_announce=2) and, for --forward ipip, "
-        "something that takes the outer header off: an ipip, ip6tnl or sit device, or "
-        "`python -m bpfkit.xdp_decap` where the kernel has none. Lines of the backends file: "
-        "ADDRESS [weight=N] [# comment]; weight 0 drains. It is read again when it changes."
+        "The VIP is an address of this host, or routed to it. A backend has it on lo, with arp_ignore=1 "
+        "and arp_announce=2, and for --forward ipip something that takes the outer header off: an "
+        "ipip, ip6tnl or sit device, or `python -m bpfkit.xdp_decap` where the kernel has none. "
+        "Lines of the backends file: ADDRESS [weight=N] [# comment]; weight 0 drains. It is read "
+        "again when it changes; with a bad line, nothing of it counts."
     )
 
     @classmethod
@@ -152,15 +152,9 @@ class XdpLb(XdpApp):
     # -- life cycle
 
     def make_lab(self) -> Lab:
-        from bpfkit.net.lb_lab import BackendLab
+        from bpfkit.net.lb_play import LbPlay
 
-        #: state of the demo -> (VIP, source, its port, who answered, who was to)
-        self.parts: dict[str, list[tuple[str, str, int, str, str]]] = {}
-        #: connections that stay open, and who has them
-        self.talks: list[tuple[Conversation, str]] = []
-        #: state of the demo -> how many of them, to others than b2, were lost
-        self.lost: dict[str, list[int]] = {}
-        self.play: BackendLab = self.keep(BackendLab(self.options.forward == "ipip"))
+        self.play = self.keep(LbPlay(self.options.forward == "ipip"))
         return self.play.lab
 
     def consts(self) -> dict[str, int]:
@@ -276,159 +270,20 @@ class XdpLb(XdpApp):
         sums = next((row for row in rows if "summary" in row), {})
         words = [f"{word.replace('_', ' ')} {sums[word]}" for word in RESULTS if sums.get(word)]
         notes = ["packets: " + (", ".join(words) or "none")] if sums else []
-        if self.lab is not None and any(self.lost.values()):
-            stay = sum(first != "b2" for _, first in self.talks)
-            lost = max(sum(lost) for lost in self.lost.values())
-            notes.append(f"open connections to others than b2: {stay - lost} of {stay} go on")
+        if self.lab is not None and self.play.lost:
+            others, lost = self.play.others, max(self.play.lost.values())
+            notes.append(f"{others} open connections to others than b2, {lost} requests lost")
         return notes
 
     # -- demo
 
     def demo(self) -> None:
-        """All three; b2 dies and is noticed; it comes back.  Requests in each state, and
-        connections that stay open all the time."""
-        from bpfkit.net.lb_lab import VIP4, VIP6
-
-        play, vips = self.play, (VIP4, VIP6)
-        if not self.talks:
-            for vip in vips:
-                for _ in range(_TALKS):
-                    talk = self.keep(play.talk(vip))
-                    self.talks.append((talk, talk.ask()))
-        self._part("all three")
-        self._pause()
-        play.stop("b2")
-        self._until("b2", False)
-        self._part("without b2")
-        self._pause()
-        play.start("b2")
-        self._until("b2", True)
-        self._part("b2 is back")
-
-    def _pause(self) -> None:
-        """Time to look at it."""
-        if not self.options.check:
-            time.sleep(self.options.interval)
-
-    def _until(self, name: str, up: bool) -> None:
-        """Wait until the keeper has noticed."""
-        from bpfkit.net.lb_lab import BACKENDS
-
-        one = self.balancer.backends[BACKENDS[name]]
-        deadline = time.monotonic() + 20
-        while True:
-            with self.lock:  # not in the midst of it
-                if bool(one.state) == up:
-                    return
-            if time.monotonic() > deadline:
-                raise BpfkitError(f"it was not noticed that {name} {'came' if up else 'went'}")
-            time.sleep(0.01)
-
-    def _part(self, name: str) -> None:
-        """Requests by new connections, with who was to answer; then by the open ones."""
-        from bpfkit.net.balancer import flow_hash
-        from bpfkit.net.lb_lab import BACKENDS, PORT, VIP4, VIP6
-
-        names = {address: name for name, address in BACKENDS.items()}
-        part = self.parts.setdefault(name, [])
-        for vip, source, sport, who in self.play.burst((VIP4, VIP6), _ASKED):
-            hash_ = flow_hash(source, sport, vip, PORT, 6) if sport else 0
-            wanted = names.get(self.balancer.expected(hash_), "")
-            part.append((vip, source, sport, who, wanted))
-        lost = self.lost.setdefault(name, [])
-        lost.append(sum(talk.ask() != first for talk, first in self.talks if first != "b2"))
+        """The whole play, with time to look at each state of it."""
+        check, interval = self.options.check, self.options.interval
+        self.play.perform(self.balancer, self.lock, lambda: None if check else time.sleep(interval))
 
     def verify(self) -> Iterable[Verdict]:
-        from collections import Counter
-
-        from bpfkit.net.lb_lab import NAMES, VIP4, VIP6
-
-        for name, part in self.parts.items():
-            for vip in (VIP4, VIP6):
-                mine = [one for one in part if one[0] == vip]
-                right = sum(who == wanted != "" for *_, who, wanted in mine)
-                who = Counter(one[3] for one in mine)
-                words = ", ".join(f"{who[name]} by {name}" for name in sorted(who))
-                yield (
-                    right == len(mine),
-                    f"{name}, {vip}: {right} of {len(mine)} requests answered by the backend "
-                    f"that the table has for them ({words})",
-                )
-            stay = sum(first != "b2" for _, first in self.talks)
-            lost = sum(self.lost[name])
-            yield lost == 0, f"{name}: {stay - lost} of {stay} open connections to others went on"
-        table = self.balancer.table
-        slots = sorted(Counter(table).values())
-        bound = slots[-1] - slots[0] <= 1 and len(slots) == len(NAMES)
-        yield bound, f"the table's {len(table)} slots: {slots[0]} to {slots[-1]} a backend"
-        yield from self._verify_directness()
-        yield from self._verify_path_mtu()
-        yield from self._verify_tags()
-
-    def _verify_directness(self) -> Iterable[Verdict]:
-        """Replies do not pass the balancer: seen at the switch's ports, both ways."""
-        from bpfkit.net.capture import Capture
-        from bpfkit.net.lb_lab import NAMES, VIP4, VIP6, source_of
-
-        play = self.play
-        captures = {
-            name: Capture(name, ns=play.lab["switch"], outgoing=name == "lb")
-            for name in ("lb", *NAMES)
-        }
-        try:
-            asked = play.burst((VIP4, VIP6), 5)
-            time.sleep(0.05)
-            for vip in (VIP4, VIP6):
-                there = sum(
-                    len([p for p in captures[name].packets if source_of(p.data) == vip])
-                    for name in NAMES
-                )
-                here = len([p for p in captures["lb"].packets if source_of(p.data) == vip])
-                answered = sum(who != "" for v, _, _, who in asked if v == vip)
-                yield (
-                    answered == 5 and there >= 5 and here == 0,
-                    f"{vip}: {there} packets of replies left the backends, {here} passed lb",
-                )
-        finally:
-            for capture in captures.values():
-                capture.close()
-
-    def _verify_path_mtu(self) -> Iterable[Verdict]:
-        """What would not fit is told to the client, who then sends less."""
-        from bpfkit.net.lb_lab import VIP4, VIP6
-
-        for vip in (VIP4, VIP6):
-            before = self.results()["told_too_big"]
-            talk = self.play.talk(vip)
-            try:
-                who = talk.ask(bytes(100_000))
-            finally:
-                talk.close()
-            told = self.results()["told_too_big"] - before
-            text = f"{vip}: 100 kB arrived in packets of the path's MTU ({told} were told too big)"
-            yield who != "" and (told > 0) == (self.options.forward == "ipip"), text
-
-    def _verify_tags(self) -> Iterable[Verdict]:
-        """A tagged packet goes back with its tags, to the backend that it must."""
-        from bpfkit.net.balancer import flow_hash
-        from bpfkit.net.lb_lab import syn
-
-        mac = bytes.fromhex(self.interface.lladdr().replace(":", ""))
-        for vip, client in (("198.51.100.1", "10.77.1.1"), ("2001:db8:51::1", "fd77:1::1")):
-            for tags in (b"\x81\x00\x00\x05", b"\x88\xa8\x00\x07\x81\x00\x00\x05"):
-                packet = syn(client, 4242, vip)
-                kind = b"\x86\xdd" if ":" in vip else b"\x08\x00"
-                frame = mac + b"\x02\0\0\0\0\x09" + tags + kind + packet
-                back = self.play.inject(frame)
-                hash_ = flow_hash(client, 4242, vip, 80, 6)
-                wanted = self.balancer.backends[self.balancer.expected(hash_)]
-                good = (
-                    len(back) == 1
-                    and back[0][:6] == wanted.mac
-                    and back[0][12 : 12 + len(tags)] == tags
-                    and back[0].endswith(packet)
-                )
-                yield good, f"{vip}: a SYN with {len(tags) // 4} VLAN tags went on with them"
+        return self.play.verdicts(self.balancer, lambda: self.results()["told_too_big"])
 
 
 def _table(text: str) -> int:

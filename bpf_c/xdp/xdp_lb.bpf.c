@@ -23,6 +23,10 @@
  * The table is a map in a map: Python fills a new one and puts it in the old one's place, and no
  * packet sees half of it.
  *
+ * In mode l2 a backend is whoever has its address's MAC address; of which family that address is
+ * does not matter. On veth, XDP_TX in native mode needs an XDP program on the other end, and senders
+ * that work out their checksums (ethtool -K IF tx off).
+ *
  * Which backend
  *   fragments    have no ports (tuple.h): all from one client to one address, whatever their
  *                protocol's ports, go to one backend, so those of a datagram meet there. It need not

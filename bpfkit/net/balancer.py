@@ -50,8 +50,8 @@ def address(text: str) -> str:
         found = ip_address(text)
     except ValueError:
         raise ValueError(f"{text!r} is not an IPv4 or IPv6 address") from None
-    if found.is_multicast or found.is_unspecified or "%" in text:
-        raise ValueError(f"{text} is not the address of one host")
+    if found.is_multicast or found.is_unspecified or found.is_link_local:
+        raise ValueError(f"{text} is not an address that others can reach one host by")
     return str(found)
 
 

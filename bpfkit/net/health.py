@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["Health", "connect_all"]
 
 
+#: Connections at once: a process may have 1024 descriptors.
+_AT_ONCE = 256
+
+
 def _begin(address: str, port: int) -> tuple[_socket.socket | None, str]:
-    """A connection under way, or why there is none; ("", None) cannot be: it is never done yet."""
+    """A connection under way, or why there is none."""
     family = _socket.AF_INET6 if ":" in address else _socket.AF_INET
     sock = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     sock.setblocking(False)
@@ -31,10 +35,19 @@ def _begin(address: str, port: int) -> tuple[_socket.socket | None, str]:
 
 
 def connect_all(addresses: Iterable[str], port: int, timeout: float = 1.0) -> dict[str, str]:
-    """A TCP connection to ``port`` of each address, all at once: address -> "", or why not.
+    """A TCP connection to ``port`` of each address: address -> "", or why not.
 
-    They are reset at once when they stand, so that no server keeps them.
+    256 at once, for each of which ``timeout`` seconds pass at most.  They are reset when they
+    stand, so that no server keeps them.
     """
+    everybody = list(addresses)
+    found: dict[str, str] = {}
+    for at in range(0, len(everybody), _AT_ONCE):
+        found.update(_connect(everybody[at : at + _AT_ONCE], port, timeout))
+    return found
+
+
+def _connect(addresses: list[str], port: int, timeout: float) -> dict[str, str]:
     from select import POLLERR, POLLHUP, POLLOUT, poll
     from struct import pack
 

@@ -111,7 +111,7 @@ class Keeper:
         known = neighbours(self.interface.index)
         for one in self.balancer.backends.values():
             if not known.get(one.hop):
-                provoke(one.hop)
+                provoke(self.interface.index, one.hop)
         self._locate(known)
         self._examine()
         for one in self.balancer.backends.values():

@@ -139,12 +139,14 @@ def neighbours(ifindex: int) -> dict[str, bytes]:
     return found
 
 
-def provoke(address: str) -> None:
+def provoke(ifindex: int, address: str) -> None:
     """Make the kernel ask for the MAC address of a neighbour: by a datagram to its discard port."""
-    sock = _socket.socket(_family(address), _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    family = _family(address)
+    scope = (0, ifindex) if family == _socket.AF_INET6 else ()  # fe80::1 needs one
+    sock = _socket.socket(family, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
     try:
         sock.setblocking(False)
-        sock.sendto(b"", (address, _DISCARD))
+        sock.sendto(b"", (address, _DISCARD, *scope))
     except OSError:
         pass  # what comes of it is seen in the table
     finally:
@@ -163,6 +165,6 @@ def resolve(ifindex: int, addresses: Iterable[str], timeout: float = 1.0) -> dic
             return {address: known[address] for address in wanted & known.keys()}
         if not asked:
             for address in missing:
-                provoke(address)
+                provoke(ifindex, address)
             asked = True
         time.sleep(0.01)

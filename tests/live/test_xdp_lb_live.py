@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import select
 import signal
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def test_check(name: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "18 of 18 verified" in done.stdout
+    assert "19 of 19 verified" in done.stdout
 
 
 def test_check_of_the_other_end() -> None:
@@ -223,6 +224,28 @@ def test_curl_ping_and_the_path_mtu_of_replies(play: BackendLab) -> None:
             play.lab["switch"].check_output(["ip", "link", "set", "left", "mtu", "1500"])
         row = running.row(lambda row: row.get("summary") is True and row["sent_icmp"] > 0)
         assert row["sent"] > 0
+
+
+def test_udp_in_fragments_meets_at_one_backend(play: BackendLab) -> None:
+    """The kernel puts the datagram together again only if all of its pieces came."""
+    servers = {name: play.lab[name].socket(10, 2) for name in ("b1", "b2", "b3")}
+    sock = play.lab["client"].socket(2, 2)
+    arguments = ["--vip", f"{VIP4}:53/udp", "--backend", B1, "--backend", B2, "--backend", B3]
+    try:
+        for server in servers.values():
+            server.bind(("::", 53))
+        sock.settimeout(5)
+        with Running(play, *arguments, "--health", "none", "--forward", "l2") as running:
+            for size in (10, 1000, 4000):
+                sock.sendto(bytes(size), (VIP4, 53))
+                (ready,) = select.select(servers.values(), [], [], 5)[0]
+                data, where = ready.recvfrom(65536)
+                assert len(data) == size and where[0] == "::ffff:10.77.1.1"
+            row = running.row(lambda row: row.get("summary") is True and row["sent_fragment"] > 0)
+            assert (row["sent"], row["sent_fragment"]) == (2, 3)
+    finally:
+        for each in (sock, *servers.values()):
+            each.close()
 
 
 def test_kill_leaves_nothing_and_nobody_else_is_in_the_way(play: BackendLab) -> None:

@@ -48,6 +48,7 @@ def test_services(text: str, said: str) -> None:
         "224.0.0.1:80/tcp",
         "0.0.0.0:80/tcp",
         "[fe80::1%eth0]:80/tcp",
+        "[fe80::1]:80/tcp",
         "198.51.100.1/32:80/tcp",
         "localhost:80/tcp",
     ],
