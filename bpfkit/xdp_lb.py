@@ -52,11 +52,12 @@ class XdpLb(XdpApp):
     knows_l2_len = False
     play: LbPlay
     epilog = (
-        "The VIP is an address of this host, or routed to it. A backend has it on lo, with arp_ignore=1 "
-        "and arp_announce=2, and for --forward ipip something that takes the outer header off: an "
-        "ipip, ip6tnl or sit device, or `python -m bpfkit.xdp_decap` where the kernel has none. "
-        "Lines of the backends file: ADDRESS [weight=N] [# comment]; weight 0 drains. It is read "
-        "again when it changes; with a bad line, nothing of it counts."
+        "The VIP is an address of this host, or routed to it. A backend has it on lo, with "
+        "arp_ignore=1 and arp_announce=2, answers from it (a UDP server must be bound to it), and "
+        "for --forward ipip takes the outer header off: by an ipip, ip6tnl or sit device, or by "
+        "`python -m bpfkit.xdp_decap` where the kernel has none. Lines of the backends file: "
+        "ADDRESS [weight=N] [# comment]; weight 0 drains. It is read again when it changes; with a "
+        "bad line, nothing of it counts."
     )
 
     @classmethod
