@@ -332,10 +332,8 @@ class Balancer:
 
     def _swap(self, table: array[int]) -> None:
         """A new map in the old one's place: no packet sees half a table."""
-        from bpfkit.core.maps import Map
-
         old = self.maps["table"]
-        fresh = Map.create("array", old.key_size, old.value_size, 1, name="table")
+        fresh = old.twin()
         self.maps.maps["table"] = fresh  # closed with the others
         fresh[0] = table.tobytes().ljust(old.value_size, b"\xff")
         self.maps["tables"][0] = fresh

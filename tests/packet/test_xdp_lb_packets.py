@@ -417,6 +417,17 @@ def test_flows_that_are_forgotten_hash_to_the_same_backend() -> None:
     made.object.close()
 
 
+def test_a_twin_is_a_map_of_the_same_kind(shared: Loaded) -> None:
+    for name in ("flows", "services", "served", "table"):
+        old = shared.object[name]
+        with old.twin() as twin:
+            facts = [
+                (m.name, m.type, m.key_size, m.value_size, m.max_entries, m.flags, m.columns)
+                for m in (old, twin)
+            ]
+            assert facts[0] == facts[1] and twin.id != old.id
+
+
 def agrees(loaded: Loaded, judge: Oracle, frame: bytes) -> int:
     """The verdict, which must be the oracle's, and the bytes too."""
     frame = frame[:3500].ljust(14, b"\0")
