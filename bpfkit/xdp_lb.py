@@ -72,7 +72,7 @@ class XdpLb(XdpApp):
         text = "are backends there? by TCP connections, or they are said to be (default: tcp)"
         add("--health", choices=("tcp", "none"), default="tcp", help=text)
         add("--health-port", metavar="P", type=port, help="default: that of the first TCP service")
-        text = "seconds between checks, and for each (default: 1)"
+        text = "seconds between checks (default: 1); for an answer, at least 1"
         add("--health-interval", metavar="S", type=float, default=1.0, help=text)
         add("--rise", metavar="N", type=positive, default=2, help="good checks that bring one back")
         add("--fall", metavar="N", type=positive, default=2, help="bad checks that take one out")
@@ -213,7 +213,7 @@ class XdpLb(XdpApp):
             port=self.check_port,
             on_link=options.forward == "l2",
             interval=options.health_interval,
-            timeout=max(options.health_interval, 0.5),
+            timeout=max(options.health_interval, 1.0),
             health=Health(options.rise, options.fall),
             tell=self.changes.append,
             lock=self.lock,

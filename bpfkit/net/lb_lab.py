@@ -321,7 +321,10 @@ class BackendLab(Closing):
                 sock.bind(("lb", 0))
                 sock.send(frame)
                 try:
-                    found = capture.wait(timeout=wait, where=lambda p: p.data[6:12] == lb)
+                    found = capture.wait(
+                        timeout=wait,
+                        where=lambda p: p.data[6:12] == lb and p.data.endswith(frame[-20:]),
+                    )
                 except BpfkitError:
                     return []
                 return [packet.data for packet in found]

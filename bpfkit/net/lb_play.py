@@ -59,6 +59,8 @@ class LbPlay(BackendLab):
         :raises BpfkitError: it was not noticed.
         """
         if not self.talks:
+            for name in NAMES:
+                self._until(balancer, lock, name, True)
             for vip in VIPS:
                 for _ in range(_TALKS):
                     talk = self.talk(vip)
@@ -66,22 +68,23 @@ class LbPlay(BackendLab):
         self._requests("all three", balancer)
         pause()
         self.stop(_VICTIM)
-        self._until(balancer, lock, False)
+        self._until(balancer, lock, _VICTIM, False)
         self._requests("without b2", balancer)
         pause()
         self.start(_VICTIM)
-        self._until(balancer, lock, True)
+        self._until(balancer, lock, _VICTIM, True)
         self._requests("b2 is back", balancer)
 
-    def _until(self, balancer: Balancer, lock: Lock, up: bool) -> None:
-        one = balancer.backends[BACKENDS[_VICTIM]]
+    @staticmethod
+    def _until(balancer: Balancer, lock: Lock, name: str, up: bool) -> None:
+        one = balancer.backends[BACKENDS[name]]
         deadline = time.monotonic() + 20
         while True:
             with lock:  # not in the midst of a change
                 if bool(one.state) == up:
                     return
             if time.monotonic() > deadline:
-                raise BpfkitError(f"it was not noticed that {_VICTIM} {'came' if up else 'went'}")
+                raise BpfkitError(f"it was not noticed that {name} {'came' if up else 'went'}")
             time.sleep(0.01)
 
     def _requests(self, state: str, balancer: Balancer) -> None:

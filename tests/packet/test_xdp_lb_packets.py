@@ -417,6 +417,34 @@ def test_flows_that_are_forgotten_hash_to_the_same_backend() -> None:
     made.object.close()
 
 
+def test_a_change_has_no_gap(fresh: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between any two steps of it every packet of a new flow finds a backend."""
+    numbers = iter(range(1 << 16))
+    looked = 0
+
+    def look() -> None:
+        nonlocal looked
+        for _ in range(40):
+            fresh.to(ETH / IP(src="198.18.0.1", dst=VIP4) / TCP(sport=next(numbers), dport=80))
+        looked += 1
+
+    def watched(name: str) -> None:
+        real = getattr(Balancer, name)
+
+        def step(*args: object) -> None:
+            look()
+            real(*args)
+            look()
+
+        monkeypatch.setattr(Balancer, name, step)
+
+    watched("_write")
+    watched("_swap")
+    for names in (list(BACKENDS)[:3], list(BACKENDS)[2:], list(BACKENDS)):
+        fresh.want(dict.fromkeys(names, 1))
+    assert looked > 20 and set(fresh.results()) == {"sent"}
+
+
 def test_a_twin_is_a_map_of_the_same_kind(shared: Loaded) -> None:
     for name in ("flows", "services", "served", "table"):
         old = shared.object[name]
