@@ -139,7 +139,9 @@ class XdpLb(XdpApp):
         options = self.options
         if options.health == "none" or options.pcap is not None:
             return 0
-        if options.health_port:
+        if options.health_port == 0:
+            raise UsageError("--health-port 0 cannot be connected to")
+        if options.health_port is not None:
             return int(options.health_port)
         for service in self.services:
             if service.proto == "tcp":
@@ -202,7 +204,7 @@ class XdpLb(XdpApp):
         if options.pcap is not None:
             more = read_backends(options.backends) if options.backends else {}
             for backend in self.balancer.want({**more, **self.given}):
-                backend.ill, backend.mac = "", bytes(6) + b""
+                backend.ill, backend.mac = "", bytes(6)  # no wire, no neighbours
             self.balancer.apply()
             return
         keeper = Keeper(
@@ -301,7 +303,7 @@ def _table(text: str) -> int:
 def _change_words(row: Row) -> str:
     """A change in a line."""
     if row["change"] == "start":
-        return f"{row['backends']} backends are up"
+        return f"backends up: {row['backends']}"
     return (
         f"{row['change']}: {row['backends']} up; {row['moved_slots']} of {row['slots']} slots "
         f"moved ({row['ideal_slots']} had to); {row['moved_flows']} of {row['flows']} flows moved, "

@@ -233,6 +233,8 @@ class Balancer:
         self.maps = loaded
         self.size = size
         self.backends: dict[str, Backend] = {}
+        #: The services' addresses.
+        self.vips: set[str] = set()
         #: Owner of each slot, by number.
         self.table: array[int] = maglev.build({}, size)
         self._free = list(range(MAX_BACKENDS - 1, -1, -1))
@@ -240,6 +242,7 @@ class Balancer:
 
     def add_service(self, service: Service) -> None:
         """From now on its packets are balanced."""
+        self.vips.add(service.address)
         for port in (service.port, 0):
             self.maps["services"][service.key(port)] = 1
 
@@ -250,8 +253,10 @@ class Balancer:
 
         Nothing of it is in effect before :meth:`apply`; who is not wanted any more goes then.
 
-        :raises InputError: too many.
+        :raises InputError: too many, or one is a service's own address.
         """
+        for name in wanted.keys() & self.vips:
+            raise InputError(f"{name} is a VIP and a backend", why="it would get its own packets")
         if len(wanted.keys() | self.backends.keys()) > MAX_BACKENDS:
             raise InputError(
                 f"{len(wanted)} backends",

@@ -33,6 +33,7 @@ from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 import bpfkit
+from bpfkit.core.errors import InputError
 from bpfkit.core.syscall import TestRun
 from bpfkit.net.balancer import Balancer, Service
 from bpfkit.xdp_lb import RESULTS
@@ -369,6 +370,19 @@ def test_draining_keeps_connections_but_takes_none(fresh: Loaded) -> None:
         syn[TCP].flags = "S"
         if name == "fd00::13":
             assert fresh.to(bytes(syn)) != name, "a SYN is a new connection"
+
+
+def test_a_change_that_cannot_be_changes_nothing(fresh: Loaded) -> None:
+    before = list(fresh.balancer.table)
+    for wanted in ({VIP4: 1}, {f"10.1.{i >> 8}.{i & 255}": 1 for i in range(1025)}):
+        with pytest.raises(InputError):
+            fresh.balancer.want(wanted)
+        fresh.balancer.apply()
+        assert list(fresh.balancer.table) == before
+    small = Loaded(size=251)
+    with pytest.raises(InputError, match="too few"):
+        small.balancer.want({f"10.1.0.{i}": 2 for i in range(1, 200)})
+    small.object.close()
 
 
 def test_weights(fresh: Loaded) -> None:

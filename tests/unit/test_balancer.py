@@ -114,6 +114,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         (["-i", "lo", "--vip", "198.51.100.1:99999/tcp", "--backend", "10.0.0.2"], "99999"),
         (["-i", "lo", "--vip", "198.51.100.1:53/udp", "--backend", "10.0.0.2"], "--health-port"),
         ([*VIP, "--backend", "10.0.0.2", "--table", "4096"], "prime"),
+        ([*VIP, "--backend", "10.0.0.2", "--health-port", "0"], "--health-port"),
         ([*VIP, "--backend", "10.0.0.2", "--table", "65539"], "prime"),
         ([*VIP, "--backend", "10.0.0.2", "--health-interval", "nan"], "--health-interval"),
         ([*VIP, "--backends", "no/such/file"], "no/such/file"),
