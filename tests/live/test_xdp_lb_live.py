@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from bpfkit.core.errors import BpfkitError
 from bpfkit.net.lb_lab import VIP4, VIP6, BackendLab
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -246,6 +247,33 @@ def test_udp_in_fragments_meets_at_one_backend(play: BackendLab) -> None:
     finally:
         for each in (sock, *servers.values()):
             each.close()
+
+
+def test_both_ends_of_the_tunnel_by_command() -> None:
+    with BackendLab(decapsulate=False) as play:
+        netns = f"/proc/{os.getpid()}/fd/{play.lab['b1'].fd}"
+        other = [sys.executable, "-m", "bpfkit.xdp_decap", "-i", "eth0", "--netns", netns]
+        url = f"http://[{VIP6}]/"
+        with Running(play, *VIPS, "--backend", B1):
+            asking = ["curl", "-sS", "-m", "1", url]
+            with pytest.raises(BpfkitError, match="timed out"):
+                play.lab["client"].check_output(asking)
+            end = subprocess.Popen(
+                [*other, "--tunnel", f"10.77.2.2,{B1}"],
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            try:
+                assert end.stderr is not None
+                assert "XDP native" in end.stderr.readline()
+                asking[3] = "10"
+                assert play.lab["client"].check_output(asking).strip() == "b1"
+            finally:
+                end.send_signal(signal.SIGINT)
+                end.communicate(timeout=30)
+            assert end.returncode == 0
 
 
 def test_kill_leaves_nothing_and_nobody_else_is_in_the_way(play: BackendLab) -> None:
