@@ -84,8 +84,6 @@ class XdpDecap(XdpApp):
 
     def rows(self) -> list[Row]:
         """A row for each thing that is done with packets."""
-        if self.options.pcap is not None:
-            return []
         return [
             {"action": _ROWS[i], "packets": sums.packets, "bytes": sums.bytes}
             for i, sums in self.object["rows"].sums()

@@ -251,8 +251,6 @@ class XdpLb(XdpApp):
 
     def rows(self) -> list[Row]:
         """A row per backend, and what became of all packets."""
-        if self.options.pcap is not None:
-            return []
         self.round += 1
         self._say_changes()
         with self.lock:
