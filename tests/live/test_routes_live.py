@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,6 +49,22 @@ def done(result: subprocess.CompletedProcess[str]) -> None:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_check_passes(name: str) -> None:
     done(run(name, "--check", "-c", "2"))
+
+
+def test_action_behind_flower() -> None:
+    done(run("tc_action", "--check", "--match", "flower"))
+
+
+@pytest.mark.parametrize("match", ["u32", "flower"])
+def test_an_action_that_cannot_be_names_the_setting(match: str) -> None:
+    result = run("tc_action", "-c", "1", "--match", match)
+    if result.returncode == 0:
+        pytest.skip("this kernel can")
+    assert result.returncode == 77
+    missing = re.findall(r"CONFIG_NET_(?:ACT_BPF|CLS_(?:U32|FLOWER))", result.stderr)
+    assert len(missing) == 1 and "Traceback" not in result.stderr
+    if missing[0] != "CONFIG_NET_ACT_BPF":
+        assert missing[0] == f"CONFIG_NET_CLS_{match.upper()}"
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
