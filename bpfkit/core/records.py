@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-__all__ = ["Record", "reap", "records_dir"]
+__all__ = ["Record", "reap", "recorded", "records_dir"]
 
 _count = 0
 
@@ -71,6 +71,27 @@ class Record:
             os.unlink(self.path)
         except OSError:
             pass
+
+
+def recorded(kind: str) -> list[dict[str, Any]]:
+    """The data of all records of a kind, of living processes and of dead ones."""
+    import json
+
+    found = []
+    directory = records_dir()
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return []
+    for name in names:
+        try:
+            with open(f"{directory}/{name}") as file:
+                record = json.load(file)
+            if record["kind"] == kind:
+                found.append(dict(record["data"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # undone in the meantime, or no record
+    return found
 
 
 def reap() -> list[str]:

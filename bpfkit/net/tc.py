@@ -15,7 +15,7 @@ import os
 
 from ..core.errors import AttachError, InputError, UnsupportedError, errno_text
 from ..core.link import Link
-from ..core.records import Record
+from ..core.records import Record, recorded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def attach_clsact(
         name = _name(ipr, ifindex)
         if name is None:
             raise InputError(what, why="there is no such interface")
-        made = not _has_clsact(ipr, ifindex)
+        has = _has_clsact(ipr, ifindex)
         if not priority:
             priority = max((f[0] for f in _filters(ipr, ifindex, parent)), default=0) + 1
         data = {
@@ -59,11 +59,11 @@ def attach_clsact(
             "handle": handle,
             # The mark of ownership, and what `tc filter show` prints.
             "name": f"{program.name}/bpfkit.{os.getpid()}.{program.id}",
-            "made_qdisc": made,
+            "made_qdisc": not has or _is_bpfkits(ifindex),
         }
         record = Record("clsact", data)
         try:
-            if made:
+            if not has:
                 ipr.tc("add", "clsact", ifindex)
             ipr.tc(
                 "add-filter",
@@ -93,6 +93,14 @@ def attach_clsact(
         record.done()
 
     return Link(program, "clsact", f"{name} {direction}", undo=undo)
+
+
+def _is_bpfkits(ifindex: int) -> bool:
+    """Is the clsact there one that bpfkit made?  Whose filter goes last takes it away."""
+    return any(
+        (one["netns"], one["ifindex"], one["made_qdisc"]) == (_netns_inode(), ifindex, True)
+        for one in recorded("clsact")
+    )
 
 
 def _netns_inode() -> int:
