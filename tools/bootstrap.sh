@@ -25,7 +25,7 @@ TEST_PACKAGES="$RUN_PACKAGES python3-pytest python3-hypothesis python3-scapy pyt
 	python3-venv python3-pip
 	gcc libc6-dev libbpf-dev clang llvm make
 	tshark wireshark-common tcpdump iperf3 nginx-light curl iproute2 iputils-ping
-	ethtool procps util-linux bpftool"
+	ethtool procps util-linux bpftool nmap nftables"
 
 say()
 {
