@@ -115,6 +115,15 @@ def reap() -> list[str]:
     return undone
 
 
+def _forget(path: str) -> bool:
+    """Remove a record; False if another start was faster, which undid the thing too."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _reap_one(path: str) -> list[str]:
     import json
 
@@ -126,14 +135,20 @@ def _reap_one(path: str) -> list[str]:
             say(f"leftover of unknown kind {record['kind']} in {path}")
             return []
         handler(record["data"])
+    except FileNotFoundError as error:
+        if error.filename == path:  # another start was faster
+            return []
+        say(f"cannot undo {path}: {error}")
+        return []
     except ValueError:
         say(f"{path} is no record; removed")
-        os.unlink(path)
+        _forget(path)
         return []
     except (OSError, KeyError) as error:
         say(f"cannot undo {path}: {error}")
         return []
-    os.unlink(path)
+    if not _forget(path):
+        return []
     figures = ", ".join(f"{name} {value}" for name, value in record["data"].items())
     text = f"{record['kind']} of a killed bpfkit ({figures})"
     say(f"removed {text}")
