@@ -306,6 +306,11 @@ class Lab(Closing):
 
         set_offloads(self.interface(device), **wanted)
 
+    def mtu(self, device: str, mtu: int) -> None:
+        """Set the MTU of a device; a cable's other end keeps its own."""
+        self._known(device)
+        self._set(device, f"cannot set the MTU of {device} to {mtu}", mtu=mtu)
+
     def sysctl(self, namespace: str, name: str, value: str | int) -> str:
         """Set a ``net.…`` setting of a namespace; what it then is."""
         return self[namespace].sysctl(name, value)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is somebody there?  One question, one answer: TCP connect, HTTP, a bare SYN, a hop on the way; and
-who answers.
+"""Is somebody there?  One question, one answer: TCP connect, HTTP, a bare SYN, a hop on the way.
+
+And who answers.
 
 Each probe runs in the namespace it is told and returns whether an answer came in time.  Hosts are
 numeric addresses.  :mod:`bpfkit.net.traffic` has ping, and traffic with reports.
@@ -167,6 +168,8 @@ def path_mtu(host: str, size: int, *, ns: NetNS, timeout: float = 1.0) -> int:
         sock.setsockopt(level, discover, _PMTUDISC_DO)
         sock.connect((host, 9))
         before = now = sock.getsockopt(level, mtu)
+        if now < size:
+            return now  # the kernel knows already
         sock.send(bytes(size))
         end = time.monotonic() + timeout
         while now == before and time.monotonic() < end:

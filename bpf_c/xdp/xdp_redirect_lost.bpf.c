@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * xdp_redirect_lost: frames that were redirected and never sent, and why
+ * ======================================================================
+ *
+ * hook      raw tracepoints xdp_redirect_err (refused before it is queued: too long, interface down,
+ *           driver without ndo_xdp_xmit) and xdp_devmap_xmit (the driver did not take it)
+ * context   struct bpf_raw_tracepoint_args
+ * packets   not seen
+ *
+ *   XDP_REDIRECT -> xdp_do_redirect() --error--> xdp_redirect_err --+-> lost[ifindex, errno]
+ *                   queue -> driver --------drops--> xdp_devmap_xmit-+
+ *
+ * A program learns nothing of what becomes of its redirects, and most of it is in no statistic of
+ * the interface. Tracepoints are the machine's, not a namespace's: `netns` and the map's id tell
+ * whose frame it was. Offsets in struct net_device are those of the running kernel (BTF).
+ *
+ * Map
+ *   lost  hash  interface (the one to leave by; the one it came in by where that is not known), and
+ *               errno -> frames
+ */
+#include <linux/netdevice.h>
+#include <bpfkit/bpfkit.h>
+
+LOAD_CONST(0, netns, 0); /* inode number of the network namespace */
+LOAD_CONST(1, map_id, 0); /* of the device map */
+
+struct loss {
+	u32 ifindex;
+	u32 is_ingress; /* 1: ifindex is where it came in */
+	u32 error; /* errno; 0: the driver had no room */
+};
+
+BPF_HASH(lost, struct loss, u64, 1024);
+
+/* The interface's number, 0 where it is in another namespace. */
+static __always_inline u32 number_of(const struct net_device *dev)
+{
+	struct net *net = NULL;
+	u32 inode = 0;
+	int ifindex = 0;
+
+	bpf_probe_read_kernel(&net, sizeof(net), &dev->nd_net.net);
+	bpf_probe_read_kernel(&inode, sizeof(inode), &net->ns.inum);
+	bpf_probe_read_kernel(&ifindex, sizeof(ifindex), &dev->ifindex);
+	return inode == netns() ? ifindex : 0;
+}
+
+static __always_inline void add(struct loss *key, u64 frames)
+{
+	u64 zero = 0, *sum;
+
+	if (!key->ifindex || !frames)
+		return;
+	sum = lost.lookup_or_try_init(key, &zero);
+	if (sum)
+		__sync_fetch_and_add(sum, frames);
+}
+
+/* (dev, program, target, error, map type, map id, index) */
+SEC("raw_tp/xdp_redirect_err")
+int refused(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct loss key = { .is_ingress = 1 };
+
+	if ((u32)ctx->args[5] != map_id())
+		return 0;
+	key.ifindex = number_of((const struct net_device *)ctx->args[0]);
+	key.error = -(int)ctx->args[3];
+	add(&key, 1);
+	return 0;
+}
+
+/* (from, to, sent, drops, error) */
+SEC("raw_tp/xdp_devmap_xmit")
+int not_taken(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct loss key = {};
+
+	key.ifindex = number_of((const struct net_device *)ctx->args[1]);
+	key.error = -(int)ctx->args[4];
+	add(&key, (u32)ctx->args[3]);
+	return 0;
+}
