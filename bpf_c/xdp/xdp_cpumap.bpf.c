@@ -20,7 +20,7 @@
  * Maps (struct traffic: <bpfkit/wire.h>)
  *   chosen  array         slot -> CPU, written by user space
  *   cpus    cpumap        CPU -> length of its queue, and the program on it (struct bpf_cpumap_val)
- *   queued  percpu_array  CPU it was sent to; last: stayed -> struct traffic
+ *   queued  percpu_array  0: stayed, 1 + CPU it was sent to -> struct traffic
  *   ran     percpu_array  0 -> struct traffic, of each CPU what it got
  */
 #include <bpfkit/bpfkit.h>
@@ -33,7 +33,7 @@ LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start wit
 LOAD_CONST(1, cpu_count, 1); /* slots of `chosen` that are used */
 
 #define MAX_CPUS 4096 /* the maps are made as large as the machine is */
-#define STAYED   MAX_CPUS
+#define STAYED   0 /* in `queued` */
 
 BPF_ARRAY(chosen, u32, MAX_CPUS);
 BPFKIT_MAP(0, BPF_MAP_TYPE_CPUMAP, cpus, u32, u64, MAX_CPUS, 0, 0);
@@ -66,7 +66,7 @@ static __always_inline u32 flow_hash(const struct tuple *t)
 SEC("xdp")
 int xdp_cpumap(struct xdp_md *ctx)
 {
-	u32 stayed = STAYED, slot, *cpu;
+	u32 row = STAYED, slot, *cpu;
 	struct headers h = {};
 	struct tuple t = {};
 	int action = XDP_PASS;
@@ -78,13 +78,11 @@ int xdp_cpumap(struct xdp_md *ctx)
 		cpu = chosen.lookup(&slot);
 		if (cpu)
 			action = bpf_redirect_map(BPFKIT_MAP_REF(cpus), *cpu, XDP_PASS);
-		if (cpu && action == XDP_REDIRECT) {
-			add(queued.lookup(cpu), ctx);
-			return XDP_REDIRECT;
-		}
+		if (cpu && action == XDP_REDIRECT)
+			row = 1 + *cpu;
 	}
-	add(queued.lookup(&stayed), ctx);
-	return XDP_PASS;
+	add(queued.lookup(&row), ctx);
+	return action;
 }
 
 SEC("xdp/cpumap")
