@@ -234,6 +234,10 @@ class App:
         """The figures as they are now: totals since the start."""
         raise NotImplementedError
 
+    def judged_rows(self) -> list[Row]:
+        """What is shown at the end of a capture."""
+        return self.rows()
+
     def lines(self, rows: list[Row]) -> Iterable[str]:
         """The rows as plain text, for pipes and files."""
         from bpfkit.show.text import cell, table
@@ -649,7 +653,7 @@ def _live(app: App, signals: Signals) -> int:
         signals.gentle = True
         show = _Show(app)
         show.live = None
-        show.round(0, app.rows())
+        show.round(0, app.judged_rows())
         if failure is not None:
             raise failure
         return 0

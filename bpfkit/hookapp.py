@@ -223,6 +223,10 @@ class HookApp(App):
             frame = frame[:12] + _PRIORITY_TAG + frame[12:]
         return frame
 
+    def judged_rows(self) -> list[Row]:
+        """For people the figures as well; in JSON a capture has a row for each packet, no other."""
+        return [] if self.options.json else self.rows()
+
     def judge(self, path: str) -> None:
         """Print the verdict on each packet of a capture; in constant memory."""
         from bpfkit.net.pcap import PcapReader, to_ethernet

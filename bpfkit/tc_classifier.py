@@ -191,8 +191,6 @@ class TcClassifier(TcApp):
         """A row per direction, protocol and DSCP that was seen."""
         from bpfkit.show.protocols import protocol_name
 
-        if self.options.pcap is not None:
-            return []
         rows = []
         for key, sums in sorted(
             self.object["counts"].sums(), key=lambda row: (row[0].direction, row[0].proto)

@@ -65,6 +65,11 @@ class XdpAfxdp(XdpApp):
         for address in self.owned:
             mapped = address if len(address) == 16 else bytes(10) + b"\xff\xff" + address
             loaded["addresses"][mapped] = 1
+        if self.options.pcap is not None:
+            from bpfkit.net.xsk import bare_socket
+
+            # Without a socket at its queue every frame would go to the kernel.
+            loaded["sockets"][0] = self.keep(bare_socket("cannot judge a capture"))
 
     def setup(self) -> None:
         self.answered = dict.fromkeys(_ASKED, 0)
@@ -125,9 +130,9 @@ class XdpAfxdp(XdpApp):
 
     def rows(self) -> list[Row]:
         """A row per kind of frame: how many came, how many were answered."""
-        if self.options.pcap is not None:
-            return []
         sums = dict(self.object["taken"].sums())
+        if self.options.pcap is not None:  # nobody is there to answer
+            return [{"kind": kind, "packets": sums[i].packets} for i, kind in enumerate(_KINDS)]
         answered = {_ASKED[word]: count for word, count in self.answered.items()}
         return [
             {"kind": kind, "packets": sums[i].packets, "answered": answered.get(kind, 0)}

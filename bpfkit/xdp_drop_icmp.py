@@ -81,8 +81,6 @@ class XdpDropIcmp(XdpApp):
 
     def rows(self) -> list[Row]:
         """A row per ICMP type seen, ICMP and ICMPv6, and what passed."""
-        if self.options.pcap is not None:
-            return []
         rows: list[Row] = []
         for key, sums in self.object["types"].sums():
             if sums.packets or key == _PASSED:

@@ -58,8 +58,6 @@ class DropTcp(HookApp):
 
     def rows(self) -> list[Row]:
         """What was dropped and what passed."""
-        if self.options.pcap is not None:
-            return []
         rows = []
         for (action, version, what), (_, sums) in zip(
             _ROWS, self.object["rows"].sums(), strict=True

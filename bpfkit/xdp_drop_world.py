@@ -69,8 +69,6 @@ class XdpDropWorld(XdpApp):
         """The demo's states so far; on an interface of the user's, what was dropped."""
         if self.lab is not None:
             return list(self.played)
-        if self.options.pcap is not None:
-            return []
         return [_row("on", None, None, *self.dropped())]
 
     def lines(self, rows: list[Row]) -> Iterable[str]:

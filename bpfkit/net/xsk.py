@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from bpfkit.net.interfaces import Interface
 
-__all__ = ["CHUNK", "XskSocket", "queues"]
+__all__ = ["CHUNK", "XskSocket", "bare_socket", "queues"]
 
 #: Bytes of a chunk; the kernel keeps 256 of them free in front of the frame.
 CHUNK = 4096
@@ -55,6 +55,20 @@ _STATS = (
     "rx_fill_ring_empty",
     "tx_ring_empty",
 )
+
+
+def bare_socket(what: str) -> _socket.socket:
+    """An AF_XDP socket that is on no queue.  An XSKMAP takes it: enough for packet runs.
+
+    :param what: it is for, for the error.
+    :raises UnsupportedError: the kernel has none.
+    """
+    try:
+        return _socket.socket(_AF_XDP, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, 0)
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT:
+            raise UnsupportedError(what, why="this kernel has no CONFIG_XDP_SOCKETS") from None
+        raise BpfkitError(what, why=errno_text(error.errno or 0)) from None
 
 
 def queues(interface: Interface) -> int:
@@ -150,12 +164,7 @@ class XskSocket(Closing):
 
     def __init__(self, interface: Interface, queue: int = 0, mode: str = "auto") -> None:
         what = f"cannot open an AF_XDP socket on {interface.name} queue {queue}"
-        try:
-            self.sock = _socket.socket(_AF_XDP, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, 0)
-        except OSError as error:
-            if error.errno == errno.EAFNOSUPPORT:
-                raise UnsupportedError(what, why="this kernel has no CONFIG_XDP_SOCKETS") from None
-            raise BpfkitError(what, why=errno_text(error.errno or 0)) from None
+        self.sock = bare_socket(what)
         self.queue = queue
         self._rings: dict[str, _Ring] = {}
         self._umem = mmap.mmap(

@@ -38,15 +38,16 @@ class Found(NamedTuple):
     later: bool = False
     deep: bool = False
     first: int | None = None  # the first byte behind the IP headers, where the packet has one
+    dscp: int = 0
 
 
-def look(frame: bytes) -> Found:
-    """What there is in a frame."""
+def look(frame: bytes, tags_max: int = MAX_TAGS, exts_max: int = MAX_EXTS) -> Found:
+    """What there is in a frame, for a program that looks through so many tags and headers."""
     if len(frame) < 14:
         return Found()
     at, kind, tags = 14, int.from_bytes(frame[12:14], "big"), 0
     while kind in VLAN:
-        if tags == MAX_TAGS:
+        if tags == tags_max:
             return Found(deep=True)
         if len(frame) < at + 4:
             return Found()
@@ -54,7 +55,7 @@ def look(frame: bytes) -> Found:
         at, tags = at + 4, tags + 1
     if kind == 0x0800:
         return _ipv4(frame, at)
-    return _ipv6(frame, at) if kind == 0x86DD else Found()
+    return _ipv6(frame, at, exts_max) if kind == 0x86DD else Found()
 
 
 def _first(frame: bytes, at: int, end: int) -> int | None:
@@ -68,19 +69,21 @@ def _ipv4(frame: bytes, at: int) -> Found:
     total = int.from_bytes(head[2:4], "big")
     end = min(len(frame), at + total) if total else len(frame)
     later = bool(int.from_bytes(head[6:8], "big") & 0x1FFF)
-    return Found(4, head[9], later, first=_first(frame, at + (head[0] & 15) * 4, end))
+    first = _first(frame, at + (head[0] & 15) * 4, end)
+    return Found(4, head[9], later, first=first, dscp=head[1] >> 2)
 
 
-def _ipv6(frame: bytes, at: int) -> Found:
+def _ipv6(frame: bytes, at: int, exts_max: int) -> Found:
     head = frame[at : at + 40]
     if len(head) < 40 or head[0] >> 4 != 6:
         return Found()
     size, kind = int.from_bytes(head[4:6], "big"), head[6]
+    dscp = int.from_bytes(head[:2], "big") >> 6 & 63
     at += 40
     end = min(len(frame), at + size) if size else len(frame)
-    for _ in range(MAX_EXTS):
+    for _ in range(exts_max):
         if kind not in EXTENSIONS:
-            return Found(6, kind, first=_first(frame, at, end))
+            return Found(6, kind, first=_first(frame, at, end), dscp=dscp)
         if at > REACH:
             return Found(deep=True)
         ext = frame[at : min(at + 8, end)]
@@ -90,11 +93,11 @@ def _ipv6(frame: bytes, at: int) -> Found:
         if at > end:
             return Found()
         if kind == 44 and int.from_bytes(ext[2:4], "big") & 0xFFF8:
-            return Found(6, ext[0], True)
+            return Found(6, ext[0], True, dscp=dscp)
         kind = ext[0]
     if kind in EXTENSIONS:
         return Found(deep=True)
-    return Found(6, kind, first=_first(frame, at, end))
+    return Found(6, kind, first=_first(frame, at, end), dscp=dscp)
 
 
 def drops_tcp(frame: bytes) -> bool:
