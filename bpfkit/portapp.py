@@ -163,6 +163,7 @@ class PortApp(XdpApp):
         """
         self._enter_lab()
         run = super().runner()
+        self.names[_LO] = "capture"
         self.object["ports"][_LO] = {"slot": len(self.ports), "mac": {}, "any_mac": 1}
         return run
 

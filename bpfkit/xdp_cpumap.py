@@ -81,6 +81,8 @@ class XdpCpumap(XdpApp):
         "what is spread."
     )
 
+    losses: Object | None = None
+
     @classmethod
     def types(cls) -> list[str]:
         return ["BPF_PROG_TYPE_XDP", "BPF_PROG_TYPE_RAW_TRACEPOINT"]
@@ -131,7 +133,6 @@ class XdpCpumap(XdpApp):
         return pair_lab(offloads=False)
 
     def setup(self) -> None:
-        self.losses: Object | None = None
         self.sent = self.received = 0
         #: port -> CPUs that its datagrams were handled on.
         self.handled: dict[int, set[int]] = {}
@@ -167,8 +168,6 @@ class XdpCpumap(XdpApp):
 
     def rows(self) -> list[Row]:
         """A row per CPU, then what stayed where it was received."""
-        if self.options.pcap is not None:
-            return []
         queued = dict(self.object["queued"].sums())
         ran = self.object["ran"][0]
         lost = self.losses["lost"] if self.losses is not None else None

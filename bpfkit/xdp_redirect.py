@@ -170,8 +170,6 @@ class XdpRedirect(PortApp):
 
     def rows(self) -> list[Row]:
         """By port and direction: what became of what came in, what left, what was lost."""
-        if self.options.pcap is not None:
-            return []
         rows: list[tuple[str, int, Row]] = []
 
         def add(index: int, way: str, action: str, result: str, *figures: int) -> None:
