@@ -33,17 +33,22 @@ __all__ = ["PortApp"]
 
 MAX_PORTS = 64
 _LO = 1  # ifindex of lo, in every namespace
-#: errno of a lost frame -> why, and what to do.
+#: Why a frame is lost, by the kernel's errno -> what to do.
+_VETH = (
+    "the other end of a veth must run an XDP program, XDP_PASS will do; --mode generic needs none"
+)
 _HINTS = {
-    errno.ENXIO: "the other end of a veth takes native redirects only while it runs an XDP program "
-    "(XDP_PASS will do); --mode generic needs none",
-    errno.EMSGSIZE: "frames longer than its MTU: the sender's segmentation offload "
-    "(ethtool -K DEV tso off gso off gro off), or a larger MTU where they came in",
+    errno.ENXIO: f"it takes no native redirects ({_VETH})",
+    errno.EOPNOTSUPP: f"it takes no native redirects ({_VETH})",
+    errno.EMSGSIZE: "they are longer than its MTU (segmentation offload where they come from? "
+    "ethtool -K DEV tso off gso off gro off)",
     errno.ENETDOWN: "it is down",
-    errno.EOPNOTSUPP: "its driver cannot send XDP frames; --mode generic can",
     errno.ENOSPC: "its queue is full",
     0: "its driver had no room for them",
 }
+#: Not the kernel's: a broadcast leaves out what cannot take it, and says nothing.
+SKIPPED = -1
+_HINTS[SKIPPED] = f"broadcasts leave it out: it is down, or takes no native redirects ({_VETH})"
 
 
 class PortApp(XdpApp):
@@ -52,6 +57,8 @@ class PortApp(XdpApp):
     knows_l2_len = False
     #: Name of the device map that frames are redirected through.
     device_map = "out"
+    #: Are its keys the entries' ifindexes?
+    keys_are_ports = True
 
     def __init__(self, options: Namespace) -> None:
         super().__init__(options)
@@ -62,6 +69,8 @@ class PortApp(XdpApp):
         self.egress: Object
         self.losses: Object | None = None
         self._downs: set[int] = set()
+        #: ifindex -> frames that came in there and were flooded, some time ago.
+        self._flooded: dict[int, int] = {}
         self._told: set[tuple[int, int]] = set()
 
     @classmethod
@@ -180,6 +189,7 @@ class PortApp(XdpApp):
         consts = {
             "netns": os.stat("/proc/thread-self/ns/net").st_ino,
             "map_id": self.object[self.device_map].id,
+            "keys_are_ports": int(self.keys_are_ports),
         }
         try:
             cache = not self.options.no_cache
@@ -237,6 +247,11 @@ class PortApp(XdpApp):
                     why="somebody else has detached its link",
                 )
         self._tell_losses()
+        self._flooded = self.flooded()
+
+    def flooded(self) -> dict[int, int]:
+        """ifindex -> frames that came in there and must have left by all other ports."""
+        return {}
 
     def _gone(self, port: Interface) -> None:
         self.ports.remove(port)
@@ -257,17 +272,31 @@ class PortApp(XdpApp):
 
     def lost(self) -> list[tuple[int, bool, int, int]]:
         """(ifindex, is it where they came in, errno, frames) of what was redirected in vain."""
+        found = self._skipped()
         if self.losses is None:
-            return []
+            return found
         # The tracepoint calls a drop what the program on the entry did not let leave, too.
         dropped = {key.ifindex: sums.packets for key, sums in self.departed() if key.what}
-        found = []
         for key, frames in self.losses["lost"].items():
             if not key.error and not key.is_ingress:
                 frames -= dropped.get(key.ifindex, 0)
             if frames > 0 and key.ifindex in self.names:
                 found.append((key.ifindex, bool(key.is_ingress), key.error, frames))
         return sorted(found)
+
+    def _skipped(self) -> list[tuple[int, bool, int, int]]:
+        """Ports that fewer frames have left by than were flooded before the last look: at least
+        so many were left out."""
+        met: dict[int, int] = {}
+        for key, sums in self.departed():
+            met[key.ifindex] = met.get(key.ifindex, 0) + sums.packets
+        found = []
+        for port in self.ports:
+            floods = sum(n for index, n in self._flooded.items() if index != port.index)
+            missing = floods - met.get(port.index, 0)
+            if missing > 0:
+                found.append((port.index, False, SKIPPED, missing))
+        return found
 
     def departed(self) -> list[tuple[Any, Any]]:
         """What the program on the entries counted: (ifindex and what became of it, traffic)."""
@@ -280,5 +309,5 @@ class PortApp(XdpApp):
             self._told.add((index, error))
             why = _HINTS.get(error) or errno.errorcode.get(error, str(error))
             way = "from" if came_in else "to"
-            where = "the port they go to: " if came_in else ""
-            self.note(f"{frames} frame(s) {way} {self.names[index]} not sent: {where}{why}")
+            whose = "the port they go to: " if came_in else ""
+            self.note(f"frames {way} {self.names[index]} are lost ({frames}): {whose}{why}")

@@ -16,7 +16,7 @@ import errno
 
 from bpfkit.app import main
 from bpfkit.core.errors import InputError, UsageError
-from bpfkit.portapp import PortApp
+from bpfkit.portapp import SKIPPED, PortApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ _FIB = (
     "SUCCESS BLACKHOLE UNREACHABLE PROHIBIT NOT_FWDED FWD_DISABLED UNSUPP_LWT NO_NEIGH FRAG_NEEDED "
     "NO_SRC_ADDR"
 ).split()
-_SUCCESS, _NO_NEIGH, _FRAG_NEEDED = 0, 7, 8
-_REDIRECTED, _FLOODED = 16, 17
+_FLOODED = 17
 #: enum result -> what became of the frame, and why.
 _RESULTS = {number: ("XDP_PASS", f"BPF_FIB_LKUP_RET_{name}") for number, name in enumerate(_FIB)}
 _RESULTS |= {
@@ -60,6 +59,7 @@ _RESULTS |= {
     25: ("XDP_PASS", "more than forwarding"),
     26: ("XDP_PASS", "TTL used up"),
 }
+_LOST = {0: "no room", SKIPPED: "left out of broadcasts"}
 _DEMO_VLANS = {"switch": ["p3=untagged,20"]}
 _MTU = 1400  # of the router demo's third port
 
@@ -95,6 +95,7 @@ class XdpRedirect(PortApp):
         super().check_options()
         options = self.options
         self.source, self.device_map = HOW[options.how]
+        self.keys_are_ports = options.how != "patch"
         if options.how == "patch" and len(options.to) % 2 == 0 and options.to:
             raise UsageError(
                 f"--how patch with {len(options.to) + 1} ports",
@@ -166,6 +167,10 @@ class XdpRedirect(PortApp):
         order = list(self.names.values())
         return [name for name in names if order[order.index(name) ^ 1] in names]
 
+    def flooded(self) -> dict[int, int]:
+        sums = self.object["results"].sums()
+        return {key.ifindex: row.packets for key, row in sums if key.result == _FLOODED}
+
     # -- figures
 
     def rows(self) -> list[Row]:
@@ -187,7 +192,7 @@ class XdpRedirect(PortApp):
             )
             add(key.ifindex, "out", action, text, sums.packets, sums.bytes, 0)
         for index, came_in, number, frames in self.lost():
-            word = errno.errorcode.get(number, "no room") if number else "no room"
+            word = _LOST.get(number) or errno.errorcode.get(number, str(number))
             add(index, "in" if came_in else "out", "lost", word, 0, 0, frames)
         rows.sort(key=lambda row: (row[0], row[1], row[2]["action"], row[2]["result"]))
         return [row for _, _, row in rows]
@@ -361,6 +366,8 @@ def _forwarded() -> int:
 def _vlans(text: str) -> tuple[str, set[int]]:
     """``eth0=10,20,untagged`` -> name and VLAN ids, 0 for untagged."""
     name, equals, words = text.partition("=")
+    if not name or not equals:
+        raise UsageError(f"--vlan {text}", why="it is PORT=ID[,ID…]")
     ids = set()
     for word in words.split(","):
         number = "0" if word == "untagged" else word
@@ -369,8 +376,6 @@ def _vlans(text: str) -> tuple[str, set[int]]:
                 f"--vlan {text}", why=f"{word!r} is no VLAN id (1 to 4094) or untagged"
             )
         ids.add(int(number))
-    if not name or not equals:
-        raise UsageError(f"--vlan {text}", why="it is PORT=ID[,ID…]")
     return name, ids
 
 

@@ -18,12 +18,16 @@
  * Map
  *   lost  hash  interface (the one to leave by; the one it came in by where that is not known), and
  *               errno -> frames
+ *
+ * Not here: a broadcast goes past a port that is down, or whose driver sends no XDP frames, without
+ * a word.
  */
 #include <linux/netdevice.h>
 #include <bpfkit/bpfkit.h>
 
 LOAD_CONST(0, netns, 0); /* inode number of the network namespace */
 LOAD_CONST(1, map_id, 0); /* of the device map */
+LOAD_CONST(2, keys_are_ports, 0); /* 1: its keys are the entries' ifindexes */
 
 struct loss {
 	u32 ifindex;
@@ -61,11 +65,16 @@ static __always_inline void add(struct loss *key, u64 frames)
 SEC("raw_tp/xdp_redirect_err")
 int refused(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct loss key = { .is_ingress = 1 };
+	struct loss key = {};
 
 	if ((u32)ctx->args[5] != map_id())
 		return 0;
-	key.ifindex = number_of((const struct net_device *)ctx->args[0]);
+	if (keys_are_ports())
+		key.ifindex = ctx->args[6];
+	if (!key.ifindex) {
+		key.ifindex = number_of((const struct net_device *)ctx->args[0]);
+		key.is_ingress = 1;
+	}
 	key.error = -(int)ctx->args[3];
 	add(&key, 1);
 	return 0;
