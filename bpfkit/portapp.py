@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 
-from bpfkit.core.errors import BpfkitError, InputError, UsageError
+from bpfkit.core.errors import BpfkitError, InputError, UsageError, errno_text
 from bpfkit.hookapp import XdpApp
 
 TYPE_CHECKING = False
@@ -307,7 +307,7 @@ class PortApp(XdpApp):
             if (index, error) in self._told:
                 continue
             self._told.add((index, error))
-            why = _HINTS.get(error) or errno.errorcode.get(error, str(error))
+            why = _HINTS.get(error) or errno_text(error)
             way = "from" if came_in else "to"
             whose = "the port they go to: " if came_in else ""
             self.note(f"frames {way} {self.names[index]} are lost ({frames}): {whose}{why}")

@@ -12,10 +12,8 @@ forward by itself reach each other.
 
 from __future__ import annotations
 
-import errno
-
 from bpfkit.app import main
-from bpfkit.core.errors import InputError, UsageError
+from bpfkit.core.errors import InputError, UsageError, errno_text
 from bpfkit.portapp import SKIPPED, PortApp
 
 TYPE_CHECKING = False
@@ -192,7 +190,7 @@ class XdpRedirect(PortApp):
             )
             add(key.ifindex, "out", action, text, sums.packets, sums.bytes, 0)
         for index, came_in, number, frames in self.lost():
-            word = _LOST.get(number) or errno.errorcode.get(number, str(number))
+            word = _LOST.get(number) or errno_text(number).partition(" ")[0]
             add(index, "in" if came_in else "out", "lost", word, 0, 0, frames)
         rows.sort(key=lambda row: (row[0], row[1], row[2]["action"], row[2]["result"]))
         return [row for _, _, row in rows]
@@ -346,7 +344,7 @@ class XdpRedirect(PortApp):
 def _unknown(result: int) -> tuple[str, str]:
     """bpf_fib_lookup()'s own errors are negative."""
     number = (1 << 32) - result
-    return "XDP_PASS", f"bpf_fib_lookup: {errno.errorcode.get(number, result)}"
+    return "XDP_PASS", f"bpf_fib_lookup: {errno_text(number)}"
 
 
 def _forwarded() -> int:
