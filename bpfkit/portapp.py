@@ -103,7 +103,7 @@ class PortApp(XdpApp):
 
         options = self.options
         if options.interface is None:
-            self._enter_lab()
+            self.enter_lab()
             return
         if options.netns is not None:
             self.enter_namespace(NetNS.open(options.netns))
@@ -123,7 +123,8 @@ class PortApp(XdpApp):
                 "the other ends, and `ethtool -K DEV tx off` there"
             )
 
-    def _enter_lab(self) -> None:
+    def enter_lab(self) -> None:
+        """Into the middle of a star, whose cables' ends are the ports."""
         from bpfkit.net.interfaces import Interface
         from bpfkit.net.star import peers_pass
 
@@ -166,15 +167,20 @@ class PortApp(XdpApp):
             loaded[self.device_map][port.index] = (port.index, behind)
 
     def runner(self) -> Callable[[bytes, int], int]:
-        """As if the frames came in by lo, one port more, of a lab's middle.
-
-        No interface of the machine's is touched, and nothing is sent.
-        """
-        self._enter_lab()
+        """As if the frames came in by lo of a namespace of its own; nothing is sent."""
+        self.enter_capture()
         run = super().runner()
         self.names[_LO] = "capture"
-        self.object["ports"][_LO] = {"slot": len(self.ports), "mac": {}, "any_mac": 1}
+        self.object["ports"][_LO] = {"slot": 0, "mac": {}, "any_mac": 1}
         return run
+
+    def enter_capture(self) -> None:
+        """Go where frames of a capture are judged: a packet run without a context is lo's."""
+        from bpfkit.net.interfaces import Interface
+        from bpfkit.net.netns import NetNS
+
+        self.enter_namespace(NetNS.new("capture"))
+        self._add(Interface.find("lo"))
 
     def attach(self, program: Program) -> None:
         """The tracepoints first, then all ports."""

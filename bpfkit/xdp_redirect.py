@@ -69,8 +69,8 @@ class XdpRedirect(PortApp):
     source = "xdp/xdp_redirect.bpf.c"
     counters = ("packets", "bytes", "lost")
     epilog = (
-        "--pcap: as if the frames came in by one port of the demo's lab more. A wire redirects "
-        "everything; a switch learns from the capture; a router has a route and a neighbour for "
+        "--pcap: as if all frames came in by one port. A wire and a hub redirect everything; a "
+        "switch learns from the capture; a router has a route and a neighbour for "
         "every address, and takes every destination MAC address for its own: XDP_REDIRECT is what "
         "can be forwarded, XDP_PASS what is left to the kernel. An interface that is a port "
         "receives nothing of what is redirected."
@@ -134,9 +134,15 @@ class XdpRedirect(PortApp):
             super().fill(loaded, behind)
             return
         for slot in range(len(self.ports)):
-            loaded["wires"][slot] = (self.ports[slot ^ 1].index, behind)
-        if self.options.pcap is not None:
-            loaded["wires"][len(self.ports)] = (self.ports[0].index, behind)
+            other = self.ports[slot ^ 1 if len(self.ports) > 1 else 0]
+            loaded["wires"][slot] = (other.index, behind)
+
+    def enter_capture(self) -> None:
+        """A router needs routes."""
+        if self.options.how == "router":
+            self.enter_lab()
+        else:
+            super().enter_capture()
 
     def setup(self) -> None:
         self.made: list[tuple[str, Report]] = []
