@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 
-from bpfkit.core.errors import BpfkitError, InputError, UsageError, errno_text
+from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, UsageError, errno_text
 from bpfkit.hookapp import XdpApp
 
 TYPE_CHECKING = False
@@ -188,28 +188,43 @@ class PortApp(XdpApp):
         super().attach(program)
 
     def _trace(self) -> None:
-        import os
-
+        """Count what is lost, where the kernel lets us."""
         from bpfkit import load
 
-        consts = {
-            "netns": os.stat("/proc/thread-self/ns/net").st_ino,
-            "map_id": self.object[self.device_map].id,
-            "keys_are_ports": int(self.keys_are_ports),
-        }
         try:
             cache = not self.options.no_cache
-            losses = load("xdp/xdp_redirect_lost.bpf.c", consts=consts, cache=cache)
-        except BpfkitError as error:
-            self.note(f"what is lost is not counted: {error.why}")
-            return
-        self.losses = self.keep(losses)
-        try:
+            losses = load("xdp/xdp_redirect_lost.bpf.c", consts=self._whose(), cache=cache)
+            self.keep(losses)
             for one in losses.programs.values():
                 self.keep(one.attach_raw_tracepoint())
         except BpfkitError as error:
             self.note(f"what is lost is not counted: {error.why}")
-            self.losses = None
+        else:
+            self.losses = losses
+
+    def _whose(self) -> dict[str, int]:
+        """What tells our frames from others', and where the kernel has that."""
+        import os
+
+        from bpfkit.core.btf import vmlinux
+
+        btf = vmlinux()
+        if btf is None:
+            raise UnsupportedError("", why="the kernel has no BTF (CONFIG_DEBUG_INFO_BTF)")
+        try:
+            offsets = {
+                "dev_ifindex": btf.offset("net_device", "ifindex"),
+                "dev_net": btf.offset("net_device", "nd_net", "net"),
+                "net_inum": btf.offset("net", "ns", "inum"),
+            }
+        except KeyError as error:
+            raise UnsupportedError("", why=str(error.args[0])) from None
+        return {
+            **offsets,
+            "netns": os.stat("/proc/thread-self/ns/net").st_ino,
+            "map_id": self.object[self.device_map].id,
+            "keys_are_ports": int(self.keys_are_ports),
+        }
 
     def hook(self, program: Program) -> Link:
         modes = []

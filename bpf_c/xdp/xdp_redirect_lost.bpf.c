@@ -13,7 +13,7 @@
  *
  * A program learns nothing of what becomes of its redirects, and most of it is in no statistic of
  * the interface. Tracepoints are the machine's, not a namespace's: `netns` and the map's id tell
- * whose frame it was. Offsets in struct net_device are those of the running kernel (BTF).
+ * whose frame it was. Offsets in the kernel's structs are those of the running one (BTF).
  *
  * Map
  *   lost  hash  interface (the one to leave by; the one it came in by where that is not known), and
@@ -22,12 +22,16 @@
  * Not here: a broadcast goes past a port that is down, or whose driver sends no XDP frames, without
  * a word.
  */
-#include <linux/netdevice.h>
 #include <bpfkit/bpfkit.h>
+#include <uapi/linux/bpf.h>
 
 LOAD_CONST(0, netns, 0); /* inode number of the network namespace */
 LOAD_CONST(1, map_id, 0); /* of the device map */
 LOAD_CONST(2, keys_are_ports, 0); /* 1: its keys are the entries' ifindexes */
+/* Offsets in kernel structs */
+LOAD_CONST(3, dev_ifindex, 0); /* net_device.ifindex */
+LOAD_CONST(4, dev_net, 0); /* net_device.nd_net.net */
+LOAD_CONST(5, net_inum, 0); /* net.ns.inum */
 
 struct loss {
 	u32 ifindex;
@@ -37,16 +41,15 @@ struct loss {
 
 BPF_HASH(lost, struct loss, u64, 1024);
 
-/* The interface's number, 0 where it is in another namespace. */
-static __always_inline u32 number_of(const struct net_device *dev)
+/* The number of a struct net_device; 0 where it is in another namespace. */
+static __always_inline u32 number_of(u64 dev)
 {
-	struct net *net = NULL;
-	u32 inode = 0;
-	int ifindex = 0;
+	u32 inode = 0, ifindex = 0;
+	u64 net = 0;
 
-	bpf_probe_read_kernel(&net, sizeof(net), &dev->nd_net.net);
-	bpf_probe_read_kernel(&inode, sizeof(inode), &net->ns.inum);
-	bpf_probe_read_kernel(&ifindex, sizeof(ifindex), &dev->ifindex);
+	bpf_probe_read_kernel(&net, sizeof(net), (void *)(dev + dev_net()));
+	bpf_probe_read_kernel(&inode, sizeof(inode), (void *)(net + net_inum()));
+	bpf_probe_read_kernel(&ifindex, sizeof(ifindex), (void *)(dev + dev_ifindex()));
 	return inode == netns() ? ifindex : 0;
 }
 
@@ -72,7 +75,7 @@ int refused(struct bpf_raw_tracepoint_args *ctx)
 	if (keys_are_ports())
 		key.ifindex = ctx->args[6];
 	if (!key.ifindex) {
-		key.ifindex = number_of((const struct net_device *)ctx->args[0]);
+		key.ifindex = number_of(ctx->args[0]);
 		key.is_ingress = 1;
 	}
 	key.error = -(int)ctx->args[3];
@@ -86,7 +89,7 @@ int not_taken(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct loss key = {};
 
-	key.ifindex = number_of((const struct net_device *)ctx->args[1]);
+	key.ifindex = number_of(ctx->args[1]);
 	key.error = -(int)ctx->args[4];
 	add(&key, (u32)ctx->args[3]);
 	return 0;
