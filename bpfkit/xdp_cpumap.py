@@ -277,14 +277,10 @@ class XdpCpumap(XdpApp):
             yield used > 1, f"flows are spread over {used} of {len(self.cpus)} CPUs"
         else:
             self.note("one CPU: its queue and its program were checked, nothing could be spread")
-        rows = {row["cpu"]: row for row in self.rows()}
+        rows, total = self._settled()
         for cpu, count in counts.items():
             least, ran = count * DATAGRAMS, rows[cpu]["packets"]
             yield ran >= least, f"CPU {cpu}: its program saw {ran} frames, its sockets {least}"
-        total = {
-            name: sum(row[name] for cpu, row in rows.items() if cpu is not None)
-            for name in self.counters
-        }
         text = (
             f"{total['queued']} frames queued, {total['packets']} taken out, {total['lost']} lost"
         )
@@ -293,6 +289,19 @@ class XdpCpumap(XdpApp):
         for host in SERVERS:
             there = ping(host, ns=self.lab["client"]).received == 1
             yield there, f"without the program {host} answers as before"
+
+    def _settled(self) -> tuple[dict[int | None, Row], dict[str, int]]:
+        """Rows by CPU, and their sums, when the queues are empty."""
+        from time import sleep
+
+        for _ in range(20):
+            rows = {row["cpu"]: row for row in self.rows()}
+            spread = [row for cpu, row in rows.items() if cpu is not None]
+            total = {name: sum(row[name] for row in spread) for name in self.counters}
+            if total["queued"] == total["packets"] + total["lost"]:
+                break
+            sleep(0.05)
+        return rows, total
 
 
 def _captured(capture: Capture, frame: bytes) -> bool:

@@ -120,6 +120,9 @@ class XdpRedirect(PortApp):
         elif how == "router":
             for end in ("middle:p3", "h3:eth0"):
                 lab.mtu(end, _MTU)
+            for ns in lab:  # every "time exceeded" of every round is wanted
+                lab.sysctl(ns, "net.ipv4.icmp_ratelimit", 0)
+                lab.sysctl(ns, "net.ipv6.icmp.ratelimit", 0)
         return lab
 
     def fill(self, loaded: Object, behind: Program) -> None:
@@ -311,9 +314,7 @@ class XdpRedirect(PortApp):
                 yield fine, f"{text}: {report.received} of {report.sent} {report.proto}"
         yield from self.sent
         in_kernel = middle.run(_forwarded)
-        known = {(row["direction"], row["result"]): 0 for row in self.rows()}
-        for row in self.rows():
-            known[row["direction"], row["result"]] += row["packets"]
+        known, wanted, left = self._settled()
         if router:
             # Some kernels count a packet as forwarded before they find that it is too long.
             waited = known.get(("in", "BPF_FIB_LKUP_RET_NO_NEIGH"), 0)
@@ -326,10 +327,6 @@ class XdpRedirect(PortApp):
         else:
             off = middle.sysctl("net.ipv4.ip_forward") == "0"
             yield off and not in_kernel, "the kernel between them forwards nothing"
-        wanted = known.get(("in", "to all other ports"), 0) * (len(self.ports) - 1)
-        wanted += known.get(("in", "to one port"), 0)
-        wanted += known.get(("in", "BPF_FIB_LKUP_RET_SUCCESS"), 0)
-        left = sum(n for (way, _), n in known.items() if way == "out")
         lost = sum(row["lost"] for row in self.rows())
         text = f"{wanted} copies redirected, {left} met the map entry's program, {lost} lost"
         yield wanted == left > 0 == lost, text
@@ -345,6 +342,25 @@ class XdpRedirect(PortApp):
             yield there == router, text + (", by the kernel" if router else "")
         if router:
             yield now > in_kernel, f"the kernel has forwarded {now} packets now"
+
+    def _settled(self) -> tuple[dict[tuple[str, str], int], int, int]:
+        """(packets by direction and result, copies that must leave, frames that the program on the
+        entries has seen), when nothing is on its way any more."""
+        from time import sleep
+
+        for _ in range(20):
+            known: dict[tuple[str, str], int] = {}
+            for row in self.rows():
+                key = row["direction"], row["result"]
+                known[key] = known.get(key, 0) + row["packets"]
+            wanted = known.get(("in", "to all other ports"), 0) * (len(self.ports) - 1)
+            wanted += known.get(("in", "to one port"), 0)
+            wanted += known.get(("in", "BPF_FIB_LKUP_RET_SUCCESS"), 0)
+            left = sum(count for (way, _), count in known.items() if way == "out")
+            if wanted == left:
+                break
+            sleep(0.05)
+        return known, wanted, left
 
 
 def _unknown(result: int) -> tuple[str, str]:
