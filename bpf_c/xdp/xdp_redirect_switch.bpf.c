@@ -11,10 +11,10 @@
  *         -> destination known? -> DEVMAP_HASH[its port] ----------------------+-> egress program
  *         -> unknown, broadcast, multicast: DEVMAP_HASH, BPF_F_BROADCAST and   |   of each port
  *            BPF_F_EXCLUDE_INGRESS, a copy to all other ports ------------------+
- *         -> for the machine itself, or link-local (spanning tree, LLDP): the kernel
+ *         -> to the port's own address, or link-local (spanning tree, LLDP): the kernel
  *
- * The machine itself gets what is addressed to one of its ports, and no broadcasts: a frame is
- * redirected or passed, not both. What was learned is forgotten when the table is full (the least
+ * The machine itself gets what is addressed to the port it comes in by, and no broadcasts: a frame
+ * is redirected or passed, not both. What was learned is forgotten when the table is full (the least
  * recently used first) or the station is heard at another port.
  *
  * Maps (more in <bpfkit/redirect.h>)
