@@ -68,7 +68,7 @@ def online() -> list[int]:
 
 
 class XdpCpumap(XdpApp):
-    """The flows that an interface receives, spread over CPUs, with counts per CPU."""
+    """Spreads the flows that an interface receives over CPUs, with counts per CPU."""
 
     name = "xdp_cpumap"
     source = "xdp/xdp_cpumap.bpf.c"

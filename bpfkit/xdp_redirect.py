@@ -63,7 +63,7 @@ _MTU = 1400  # of the router demo's third port
 
 
 class XdpRedirect(PortApp):
-    """Frames from interface to interface past the kernel: wire, switch, hub or router."""
+    """Forwards past the kernel, as a wire, switch, hub or router between interfaces."""
 
     name = "xdp_redirect"
     source = "xdp/xdp_redirect.bpf.c"
