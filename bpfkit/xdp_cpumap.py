@@ -84,10 +84,6 @@ class XdpCpumap(XdpApp):
     losses: Object | None = None
 
     @classmethod
-    def types(cls) -> list[str]:
-        return ["BPF_PROG_TYPE_XDP", "BPF_PROG_TYPE_RAW_TRACEPOINT"]
-
-    @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
         super().add_options(parser)
         add = parser.add_argument

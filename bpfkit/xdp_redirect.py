@@ -77,10 +77,6 @@ class XdpRedirect(PortApp):
     )
 
     @classmethod
-    def types(cls) -> list[str]:
-        return ["BPF_PROG_TYPE_XDP", "BPF_PROG_TYPE_RAW_TRACEPOINT"]
-
-    @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
         super().add_options(parser)
         add = parser.add_argument
