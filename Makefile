@@ -18,6 +18,8 @@ format:
 bench:
 	/usr/bin/python3 tools/bench/startup.py
 	/usr/bin/python3 tools/bench/packet_cost.py
+	/usr/bin/python3 tools/bench/hook_cost.py
+	/usr/bin/python3 tools/bench/rates.py
 	/usr/bin/python3 tools/bench/map_read.py
 
 clean:

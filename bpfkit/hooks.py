@@ -1,17 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m bpfkit.hooks: which hooks one packet meets, and in which order.
 
-The C side is bpf_c/misc/hooks.bpf.c, the lab and its probes are bpfkit/net/packet_path.py.  One
-packet goes from a client through a router to a server; every hook that it meets tells when, on
-which device, and what the packet looks like there.  ``--drop-at`` sends it twice: what the second
-one no longer meets is what is behind the drop.
+The C side is bpf_c/misc/hooks.bpf.c, the lab and its probes are bpfkit/net/packet_path.py, the
+documented order and what follows from a way are bpfkit/net/journey.py.  One packet goes from a
+client through a router to a server; every hook that it meets tells when, on which device, and what
+the packet looks like there.  ``--drop-at`` sends it twice: what the second one no longer meets is
+what is behind the drop.
 """
 
 from __future__ import annotations
 
 from bpfkit.app import App, main
 from bpfkit.core.errors import UsageError
-from bpfkit.net.packet_path import HOOKS, PATHS, PLACES, XDP, PacketPath, expected
+from bpfkit.net.journey import (
+    DROPS,
+    HOOKS,
+    PATHS,
+    PLACES,
+    XDP,
+    expected,
+    find,
+    judge_drop,
+    judge_order,
+    rows_of,
+    taps,
+)
+from bpfkit.net.packet_path import PacketPath
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,10 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from bpfkit.app import Row, Verdict
-    from bpfkit.net.packet_path import Journey, Sighting
-
-#: Everything that is not a tap, which only gets a copy.
-DROPS = tuple(hook for hook in HOOKS if not hook.startswith("tap"))
+    from bpfkit.net.journey import Journey, Sighting, Tapped
 
 
 class Hooks(App):
@@ -72,6 +83,7 @@ class Hooks(App):
 
     def setup(self) -> None:
         self.found: list[Row] = []
+        self.answers: list[Tapped] = []
         self.lab = self.keep(PacketPath(self.options.xdp, cache=not self.options.no_cache))
         for hook, why in self.lab.missing.items():
             self.note(f"no probe at {hook}: {why}")
@@ -84,46 +96,35 @@ class Hooks(App):
         return False
 
     def demo(self) -> None:
-        """One packet; with ``--drop-at`` a second one, which is dropped."""
+        """One packet; with ``--drop-at`` a second one, which is dropped.
+
+        Text without it answers what captures show of drops, with one more packet for each tap.
+        """
         options = self.options
         way = {"family": 6 if options.ipv6 else 4, "vlan": options.vlan}
-        whole = self.lab.send(options.proto, options.path, **way)
-        dropped = None
-        if options.drop_at is not None:
-            where = _find(whole, options.drop_at)
-            dropped = self.lab.send(options.proto, options.path, drop=where, **way)
-        self.found = _rows(whole, dropped)
+
+        def send(drop: Sighting | None = None) -> Journey:
+            return self.lab.send(options.proto, options.path, drop=drop, **way)
+
+        whole = send()
+        dropped = None if options.drop_at is None else send(find(whole, options.drop_at))
+        self.found = rows_of(whole, dropped)
+        if options.drop_at is None and not options.json and not options.check:
+            self.answers = [tap.seen_by(send(where), where) for where, tap in taps(whole)]
 
     def rows(self) -> list[Row]:
-        """A row per hook that the packet meets, per capture on its way, and for the application.
-
-        With ``--drop-at``, ``seen`` says which of these still saw the second packet; ``form``,
-        ``length`` and the tag of those that did not are those of the first.
-        """
+        """See :func:`bpfkit.net.journey.rows_of`."""
         if not self.options.check:
             self.demo()
         return self.found
 
     def lines(self, rows: list[Row]) -> Iterable[str]:
-        from bpfkit.show.ladder import ladder
+        from bpfkit.show import ladder
 
         options = self.options
-        if not rows:
-            return []
-        hooks = [row for row in rows if row["event"] == "hook"]
-        lanes = [place for place in PLACES if any(row["namespace"] == place for row in hooks)]
-        version = "IPv6" if options.ipv6 else "IPv4"
         what = {"tcp": "TCP SYN", "udp": "UDP datagram", "icmp": "echo request"}[options.proto]
-        lines = [f"one {what} over {version}", *ladder(hooks, lanes), ""]
-        for row in rows:
-            verb = "saw it" if row["seen"] else "did not see it"
-            if row["event"] == "capture":
-                way = "going out" if row["direction"] == "out" else "coming in"
-                lines.append(f"a capture on {row['namespace']}:{row['device']} {verb} {way}")
-            elif row["event"] == "application":
-                verb = "got it" if row["seen"] else "did not get it"
-                lines.append(f"the application on {row['namespace']} {verb}")
-        return [*lines, *_explained(rows)]
+        lines = ladder.journey(rows, f"one {what} over IPv{6 if options.ipv6 else 4}")
+        return lines + (ladder.taps(self.answers) if self.answers else [])
 
     def verify(self) -> Iterable[Verdict]:
         """The order against the kernel's sources, drops against captures and the application."""
@@ -144,25 +145,11 @@ class Hooks(App):
         whole = self.lab.send("udp")
         for where in whole.sightings:
             if where.hook in DROPS:
-                yield _drop_verdict(whole, self.lab.send("udp", drop=where), where)
+                yield judge_drop(whole, self.lab.send("udp", drop=where), where)
 
     def _ordered(self, journey: Journey, text: str, proto: str, path: str) -> Verdict:
-        met = [(s.place, s.hook) for s in journey.sightings]
-        wanted = [
-            step
-            for step in expected(path, proto, self.options.xdp)
-            if step[1] not in self.lab.missing
-        ]
-        wrong = [f"{hook} on {place}" for place, hook in wanted if (place, hook) not in met]
-        if wrong:
-            text += f" (not met: {', '.join(wrong)})"
-        captured = all(
-            journey.captures[f"{s.place}:{s.device} {s.hook[4:]}"]
-            for s in journey.sightings
-            if s.hook.startswith("tap")
-        )
-        good = met == wanted and captured and journey.received
-        return good, f"{text}: {len(met)} hooks in the documented order, captured and received"
+        wanted = expected(path, proto, self.options.xdp)
+        return judge_order(journey, text, wanted, self.lab.missing)
 
 
 def _vlan(text: str) -> int:
@@ -171,102 +158,6 @@ def _vlan(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) < 4095:
         return int(text)
     raise ArgumentTypeError(f"{text!r} is not a VLAN id (0 to 4094)")
-
-
-def _find(journey: Journey, spec: str) -> Sighting:
-    """The sighting that ``--drop-at`` names."""
-    hook, _, place = spec.partition("@")
-    for sighting in journey.sightings:
-        if sighting.hook == hook and place in ("", sighting.place):
-            return sighting
-    met = list(dict.fromkeys(s.hook for s in journey.sightings if s.hook in DROPS))
-    raise UsageError(f"this packet does not meet {spec}", why="it meets " + ", ".join(met))
-
-
-def _rows(whole: Journey, dropped: Journey | None) -> list[Row]:
-    """Rows of a journey, or of what is left of it in a second one that ended early."""
-    judged = whole if dropped is None else dropped
-    start = judged.sightings[0].ns
-    rows: list[Row] = []
-    for place in whole.sightings:
-        seen = next((s for s in judged.sightings if s.same_as(place)), None)
-        told = seen or place
-        rows.append(
-            {
-                "event": "hook",
-                "us": round((seen.ns - start) / 1e3, 3) if seen else None,
-                "hook": told.hook,
-                "namespace": told.place,
-                "device": told.device or None,
-                "form": told.form,
-                "length": told.length,
-                "vlan": told.vlan,
-                "vlan_id": told.vlan_id,
-                "seen": seen is not None,
-                "dropped": told.dropped,
-            }
-        )
-    for name, saw in whole.captures.items():
-        if saw:
-            device, direction = name.split(" ")
-            namespace, _, device = device.partition(":")
-            rows.append(
-                {
-                    "event": "capture",
-                    "namespace": namespace,
-                    "device": device,
-                    "direction": direction,
-                    "seen": judged.captures[name],
-                }
-            )
-    rows.append({"event": "application", "namespace": whole.receiver, "seen": judged.received})
-    return rows
-
-
-def _explained(rows: list[Row]) -> list[str]:
-    """Why a capture on the device of the drop saw the packet, or did not."""
-    hooks = [row for row in rows if row["event"] == "hook"]
-    at = next((i for i, row in enumerate(hooks) if row["dropped"]), None)
-    if at is None and not rows[-1]["seen"]:
-        last = [row for row in hooks if row["seen"]][-1]
-        why = "the kernel itself dropped it"
-        if last["vlan_id"]:
-            why = f"no device takes VLAN {last['vlan_id']}"
-        return ["", f"{last['device']}: the packet ends behind {last['hook']}: {why}"]
-    if at is None:
-        return []
-    here = hooks[at]
-    taps = [
-        (i, row)
-        for i, row in enumerate(hooks)
-        if row["hook"].startswith("tap") and row["namespace"] == here["namespace"]
-    ]
-    lines = [""]
-    for i, tap in taps:
-        order = "behind" if i > at else "before"
-        result = "misses" if i > at else "still shows"
-        way = "in" if tap["hook"] == "tap_in" else "out"
-        lines.append(
-            f"{tap['device']}: the tap on the way {way} comes {order} {here['hook']}, "
-            f"so tcpdump {result} the packet"
-        )
-    return lines
-
-
-def _drop_verdict(whole: Journey, cut: Journey, where: Sighting) -> Verdict:
-    """Was everything up to the drop met, and nothing behind it, by captures and application too?"""
-    count = next(i for i, s in enumerate(whole.sightings) if s.same_as(where)) + 1
-    met = [(s.place, s.hook) for s in cut.sightings]
-    wanted = [(s.place, s.hook) for s in whole.sightings[:count]]
-    taps = {
-        f"{s.place}:{s.device} {s.hook[4:]}"
-        for s in whole.sightings[:count]
-        if s.hook.startswith("tap")
-    }
-    captured = {name for name, saw in cut.captures.items() if saw}
-    text = f"dropped at {where.hook} of {where.place}: {len(met)} hooks and {len(captured)} of "
-    text += f"{sum(whole.captures.values())} captures see it, the application does not"
-    return met == wanted and captured == taps and not cut.received, text
 
 
 if __name__ == "__main__":

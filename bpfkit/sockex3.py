@@ -10,7 +10,7 @@ from bpfkit.core.errors import UsageError
 from bpfkit.net.flows import fill_jump, read_flows
 from bpfkit.packets import SocketApp, amount
 
-__all__ = ["Sockex3", "fill_jump", "read_flows"]
+__all__ = ["Sockex3"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@
 #	sudo tools/bootstrap.sh check				(format, lint and types only)
 #
 # Installs what is missing from the distribution's packages and nothing else;
-# ruff, mypy and clang-format, of one version each, go into .venv/.
+# ruff, mypy and clang-format, of one version each, go into .venv/; a kernel for the
+# tests in a VM is unpacked into .vm/.
 set -eu
 
 RUFF=0.17.6
@@ -25,7 +26,8 @@ TEST_PACKAGES="$RUN_PACKAGES python3-pytest python3-hypothesis python3-scapy pyt
 	python3-venv python3-pip
 	gcc libc6-dev libbpf-dev clang llvm make
 	tshark wireshark-common tcpdump iperf3 nginx-light curl iproute2 iputils-ping
-	ethtool procps util-linux bpftool"
+	ethtool procps util-linux bpftool nftables nmap
+	qemu-system-x86 busybox-static kmod cpio"
 
 say()
 {
@@ -62,6 +64,39 @@ need()
 		apt-get install -y -qq --no-install-recommends $available >/dev/null
 }
 
+# A stock kernel for the tests that run in a VM: unpacked into .vm/, never installed. Where there is
+# none to be had, these tests say so.
+kernel()
+{
+	[ "$(uname -m)" = x86_64 ] && command -v apt-get >/dev/null || return 0
+	for dep in /lib/modules/*/modules.dep .vm/lib/modules/*/modules.dep; do
+		[ ! -e "$dep" ] || return 0
+	done
+	packages=$(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts \
+		--no-breaks --no-replaces --no-enhances linux-image-amd64 linux-image-generic \
+		2>/dev/null | grep -Ex 'linux-(image|modules)-[0-9].*(amd64|generic)' | sort -u) || true
+	[ -n "$packages" ] || { say "no kernel package here for the tests in a VM"; return 0; }
+	say "unpacking a kernel for the tests in a VM:" $packages
+	rm -rf .vm
+	mkdir .vm
+	if ! unpack_kernel $packages; then
+		rm -rf .vm
+		say "that failed; the tests in a VM are skipped"
+	fi
+}
+
+unpack_kernel()
+(
+	cd .vm && apt-get download -qq "$@" >/dev/null 2>&1 || exit 1
+	for package in *.deb; do
+		dpkg -x "$package" . && rm "$package" || exit 1
+	done
+	[ -d lib ] || ln -s usr/lib lib
+	for release in lib/modules/*; do
+		depmod -b . "${release##*/}" || exit 1
+	done
+)
+
 tools()
 {
 	if ! .venv/bin/pip freeze 2>/dev/null | grep -qx "ruff==$RUFF"; then
@@ -95,6 +130,7 @@ run)
 	;;
 test)
 	need $TEST_PACKAGES
+	kernel
 	check
 	exec /usr/bin/python3 -m pytest "$@"
 	;;

@@ -3,8 +3,11 @@
  * hooks: which hooks one packet meets, and in which order
  * =======================================================
  *
- * hook      all that have packets: XDP, packet tap, tcx, clsact, netfilter, LWT, cgroup_skb, socket
- *           filter, sk_lookup; every one has a probe below
+ * hook      XDP, packet tap, tcx, clsact, netfilter, LWT, cgroup_skb, socket filter, sk_lookup: all
+ *           that a packet meets by itself; every one has a probe below.  What is not here: netkit,
+ *           which takes the place of veth; nf_tables' ingress and egress, which take no BPF
+ *           programs; and what only meets packets that were sent to it (a DEVMAP's or CPUMAP's
+ *           program, act_bpf, End.BPF, sk_reuseport, the flow dissector)
  * context   struct xdp_md, __sk_buff, bpf_nf_ctx, bpf_sk_lookup
  * packets   not changed; the one looked for is dropped at the hook that user space chose, and a
  *           VLAN tag is pushed where it asked for one
@@ -141,7 +144,8 @@ static __always_inline bool is_packet(const u8 *p, const struct control *c, stru
 	} else if (type == ETH_P_8021Q && is_ip(p + 18, c)) {
 		s->layer = 2;
 		s->tag_in = 1;
-		s->tci = get16(p + 14);
+		if (!s->tag_beside)
+			s->tci = get16(p + 14);
 	} else if (is_ip(p, c)) {
 		s->layer = 3;
 	} else {
@@ -152,6 +156,14 @@ static __always_inline bool is_packet(const u8 *p, const struct control *c, stru
 		s->layer = 4;
 	}
 	return true;
+}
+
+static __always_inline struct control *look_for(void)
+{
+	u32 zero = 0;
+	struct control *c = control.lookup(&zero);
+
+	return c && c->proto ? c : NULL;
 }
 
 /* Tell user space; true if the packet shall be dropped here. */
@@ -166,16 +178,12 @@ static __always_inline bool tell(struct sighting *s, const struct control *c)
 	return s->dropped;
 }
 
-static __always_inline struct control *look_for(void)
-{
-	u32 zero = 0;
-	struct control *c = control.lookup(&zero);
+/*
+ * The kinds of context: fetch the head of what is there, fill in the sighting; true: drop it.
+ */
 
-	return c && c->proto ? c : NULL;
-}
-
-static __always_inline bool skb_is_packet(struct __sk_buff *skb, const struct control *c,
-					  struct sighting *s)
+static __always_inline bool skb_head_is(struct __sk_buff *skb, const struct control *c,
+					struct sighting *s)
 {
 	u8 head[HEAD] __aligned(8) = {};
 
@@ -184,46 +192,90 @@ static __always_inline bool skb_is_packet(struct __sk_buff *skb, const struct co
 	return is_packet(head, c, s);
 }
 
-/* true: drop */
 static __always_inline bool probe(struct __sk_buff *skb, u32 hook)
 {
 	struct control *c = look_for();
-	struct sighting s = { .hook = hook };
+	struct sighting s = { .hook = hook, .ifindex = skb->ifindex, .len = skb->len };
 
-	if (!c || !skb_is_packet(skb, c, &s))
-		return false;
-	s.ifindex = skb->ifindex;
-	s.len = skb->len;
-	if (skb->vlan_present) {
-		s.tag_beside = 1;
+	s.tag_beside = !!skb->vlan_present;
+	if (s.tag_beside)
 		s.tci = skb->vlan_tci;
-	}
-	return tell(&s, c);
+	return c && skb_head_is(skb, c, &s) && tell(&s, c);
 }
 
-static __always_inline int probe_xdp(struct xdp_md *ctx, u32 hook)
+static __always_inline bool probe_xdp(struct xdp_md *ctx, u32 hook)
 {
 	u8 head[HEAD] __aligned(8) = {};
 	struct control *c = look_for();
-	struct sighting s = { .hook = hook };
+	struct sighting s = { .hook = hook, .ifindex = ctx->ingress_ifindex };
 
-	if (!c || bpf_xdp_load_bytes(ctx, 0, head, HEAD) || !is_packet(head, c, &s))
-		return XDP_PASS;
-	s.ifindex = ctx->ingress_ifindex;
 	s.len = bpf_xdp_get_buff_len(ctx);
-	return tell(&s, c) ? XDP_DROP : XDP_PASS;
+	return c && !bpf_xdp_load_bytes(ctx, 0, head, HEAD) && is_packet(head, c, &s) &&
+	       tell(&s, c);
 }
+
+/* struct bpf_nf_ctx: two kernel pointers */
+struct nf_ctx {
+	u64 state;
+	u64 skb;
+};
+
+static __always_inline u64 kernel_value(u64 from, u64 offset, u32 size)
+{
+	u64 value = 0; /* little-endian machines: a shorter value fills its low bytes */
+
+	bpf_probe_read_kernel(&value, size, (void *)(from + offset));
+	return value;
+}
+
+static __always_inline bool probe_nf(struct nf_ctx *ctx, u32 hook)
+{
+	bool out = hook == OUTPUT || hook == POSTROUTING;
+	u8 head[HEAD] __aligned(8) = {};
+	struct control *c = look_for();
+	struct sighting s = { .hook = hook };
+	u64 state = ctx->state, skb = ctx->skb, data;
+
+	if (!c)
+		return false;
+	data = kernel_value(skb, skb_head(), 8) + kernel_value(skb, skb_network_header(), 2);
+	/* The buffer is longer than any packet here: what is behind it does not matter. */
+	if (bpf_probe_read_kernel(head, sizeof(head), (void *)data) || !is_packet(head, c, &s))
+		return false;
+	s.len = kernel_value(skb, skb_len(), 4);
+	data = kernel_value(state, out ? state_out() : state_in(), 8);
+	s.ifindex = kernel_value(data, dev_ifindex(), 4);
+	return tell(&s, c);
+}
+
+/* No packet, only what is looked up. */
+static __always_inline bool probe_lookup(struct bpf_sk_lookup *ctx, u32 hook)
+{
+	struct control *c = look_for();
+	struct sighting s = { .hook = hook, .ifindex = ctx->ingress_ifindex };
+
+	if (!c || ctx->protocol != c->proto || ctx->local_port != c->port)
+		return false;
+	/* that of the other family is 0 */
+	if (ctx->local_ip4 != c->dst && ctx->local_ip6[3] != c->dst)
+		return false;
+	return tell(&s, c);
+}
+
+/*
+ * The probes.  Each returns its hook's words for "dropped" and "goes on".
+ */
 
 SEC("xdp")
 int xdp_native(struct xdp_md *ctx)
 {
-	return probe_xdp(ctx, XDP_NATIVE);
+	return probe_xdp(ctx, XDP_NATIVE) ? XDP_DROP : XDP_PASS;
 }
 
 SEC("xdp")
 int xdp_generic(struct xdp_md *ctx)
 {
-	return probe_xdp(ctx, XDP_GENERIC);
+	return probe_xdp(ctx, XDP_GENERIC) ? XDP_DROP : XDP_PASS;
 }
 
 /* On an AF_PACKET socket.  It gets a copy, so it can drop nothing. */
@@ -266,7 +318,7 @@ int push_tag(struct __sk_buff *skb)
 	struct control *c = look_for();
 	struct sighting s = {};
 
-	if (c && c->push == place() + 1 && skb_is_packet(skb, c, &s))
+	if (c && c->push == place() + 1 && skb_head_is(skb, c, &s))
 		bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), c->vlan);
 	return TC_ACT_UNSPEC;
 }
@@ -308,83 +360,39 @@ int socket_filter(struct __sk_buff *skb)
 	return probe(skb, SOCKET_FILTER) ? 0 : skb->len;
 }
 
-/* Has no packet, only what is looked up. */
 SEC("sk_lookup")
 int sk_lookup(struct bpf_sk_lookup *ctx)
 {
-	struct control *c = look_for();
-	struct sighting s = { .hook = SK_LOOKUP };
-
-	if (!c || ctx->protocol != c->proto || ctx->local_port != c->port)
-		return SK_PASS;
-	/* that of the other family is 0 */
-	if (ctx->local_ip4 != c->dst && ctx->local_ip6[3] != c->dst)
-		return SK_PASS;
-	s.ifindex = ctx->ingress_ifindex;
-	return tell(&s, c) ? SK_DROP : SK_PASS;
+	return probe_lookup(ctx, SK_LOOKUP) ? SK_DROP : SK_PASS;
 }
 
-/* struct bpf_nf_ctx: two kernel pointers */
-struct nf_ctx {
-	u64 state;
-	u64 skb;
-};
-
-static __always_inline u64 kernel_value(u64 from, u64 offset, u32 size)
-{
-	u64 value = 0; /* little-endian machines: a shorter value fills its low bytes */
-
-	bpf_probe_read_kernel(&value, size, (void *)(from + offset));
-	return value;
-}
-
-static __always_inline int probe_nf(struct nf_ctx *ctx, u32 hook)
-{
-	u8 head[HEAD] __aligned(8) = {};
-	struct control *c = look_for();
-	struct sighting s = { .hook = hook };
-	u64 state = ctx->state, skb = ctx->skb, dev, data;
-
-	if (!c)
-		return 1;
-	data = kernel_value(skb, skb_head(), 8) + kernel_value(skb, skb_network_header(), 2);
-	/* The buffer is longer than any packet here: what is behind it does not matter. */
-	if (bpf_probe_read_kernel(head, sizeof(head), (void *)data) || !is_packet(head, c, &s))
-		return 1;
-	s.len = kernel_value(skb, skb_len(), 4);
-	dev = kernel_value(state, state_in(), 8);
-	if (hook == OUTPUT || hook == POSTROUTING)
-		dev = kernel_value(state, state_out(), 8);
-	s.ifindex = kernel_value(dev, dev_ifindex(), 4);
-	return tell(&s, c) ? 0 : 1; /* NF_DROP, NF_ACCEPT */
-}
-
+/* 1: NF_ACCEPT, 0: NF_DROP */
 SEC("netfilter")
 int prerouting(struct nf_ctx *ctx)
 {
-	return probe_nf(ctx, PREROUTING);
+	return !probe_nf(ctx, PREROUTING);
 }
 
 SEC("netfilter")
 int input(struct nf_ctx *ctx)
 {
-	return probe_nf(ctx, INPUT);
+	return !probe_nf(ctx, INPUT);
 }
 
 SEC("netfilter")
 int forward(struct nf_ctx *ctx)
 {
-	return probe_nf(ctx, FORWARD);
+	return !probe_nf(ctx, FORWARD);
 }
 
 SEC("netfilter")
 int output(struct nf_ctx *ctx)
 {
-	return probe_nf(ctx, OUTPUT);
+	return !probe_nf(ctx, OUTPUT);
 }
 
 SEC("netfilter")
 int postrouting(struct nf_ctx *ctx)
 {
-	return probe_nf(ctx, POSTROUTING);
+	return !probe_nf(ctx, POSTROUTING);
 }

@@ -167,6 +167,8 @@ static __always_inline bool obey(struct __sk_buff *skb, const struct class_key *
 	if (!table)
 		return true;
 	class = key->direction << 14 | (key->proto & 0xff) << 6 | (key->dscp & 0x3f);
+	/* or the compiler leaves the mask out, which 6.1's verifier wants to see */
+	asm volatile("" : "+r"(class));
 	number = table->rule[class & 0x7fff];
 	if (!number)
 		return true;

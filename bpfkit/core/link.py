@@ -81,6 +81,12 @@ class Link(Closing):
         fd, self.fd = self.fd, -1
         undo, self._undo = self._undo, None
         if fd >= 0:
+            # Whoever looks at links at this moment (bpftool) holds this one, too, so closing alone
+            # may not be its end.  Kinds that cannot be detached (EOPNOTSUPP) are only closed.
+            try:
+                syscall.link_detach(fd)
+            except OSError:
+                pass
             os.close(fd)
         if undo is not None:
             undo()

@@ -310,6 +310,25 @@ class Map(Closing):
                 os.close(btf_fd)
         return open_map(definition, fd, btf)
 
+    def twin(self) -> Map:
+        """An empty map of the same name, type, sizes, flags and BTF.
+
+        It goes where this one does: into a map of maps that has this one as its template.  Kernels
+        before 6.2 do not take a map there that has no BTF where the template has.
+        """
+        return Map.create(
+            self.type_number,
+            self.key_size,
+            self.value_size,
+            self.max_entries,
+            name=self.name,
+            flags=self.flags,
+            map_extra=self.map_extra,
+            btf=self._btf() if callable(self._btf) else self._btf,
+            key_type_id=self._key_id,
+            value_type_id=self._value_id,
+        )
+
     @classmethod
     def from_fd(cls, fd: int) -> Map:
         """The map behind ``fd``, typed by the BTF the kernel keeps for it; takes over ``fd``."""

@@ -67,10 +67,16 @@ class Record:
 
     def done(self) -> None:
         """The thing is undone."""
-        try:
-            os.unlink(self.path)
-        except OSError:
-            pass
+        _unlink(self.path)
+
+
+def _unlink(path: str) -> bool:
+    """Was it there, and is it gone?"""
+    try:
+        os.unlink(path)
+    except OSError:
+        return False
+    return True
 
 
 def reap() -> list[str]:
@@ -107,12 +113,17 @@ def _reap_one(path: str) -> list[str]:
         handler(record["data"])
     except ValueError:
         say(f"{path} is no record; removed")
-        os.unlink(path)
+        _unlink(path)
         return []
-    except (OSError, KeyError) as error:
+    except FileNotFoundError:
+        return []  # another start was faster
+    except Exception as error:
+        # Whatever it is (an interpreter without pyroute2, a refusal of the kernel's): it must not
+        # keep a program from starting, and a later start may get on with it.
         say(f"cannot undo {path}: {error}")
         return []
-    os.unlink(path)
+    if not _unlink(path):
+        return []
     figures = ", ".join(f"{name} {value}" for name, value in record["data"].items())
     text = f"{record['kind']} of a killed bpfkit ({figures})"
     say(f"removed {text}")

@@ -60,7 +60,7 @@ def _netlink(ns: NetNS, what: str, function: Callable[[Any], T]) -> T:
         from pyroute2 import IPRoute, NetlinkError
     except ImportError as error:
         raise UnsupportedError(
-            "cannot build a network lab",
+            what,
             why="pyroute2 is not installed",
             hint="install python3-pyroute2 (Debian, Ubuntu) or `pip install pyroute2`",
         ) from error

@@ -15,10 +15,20 @@ from __future__ import annotations
 
 import os
 import time
-from struct import Struct, pack, unpack_from
+from struct import pack, unpack_from
 
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, UnsupportedError
+from bpfkit.net.journey import (
+    DEVICES,
+    HOOKS,
+    PATHS,
+    PLACES,
+    XDP,
+    Journey,
+    Sighting,
+    expected,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,34 +44,11 @@ if TYPE_CHECKING:
 __all__ = ["DEVICES", "HOOKS", "PATHS", "PLACES", "Journey", "PacketPath", "Sighting", "expected"]
 
 SOURCE = "misc/hooks.bpf.c"
-PORT = 5201  # destination port, and identifier of the echo request
+#: The least destination port, and identifier of echo requests; each lab has another one above it,
+#: because cgroup_skb's probes see the packets of all labs whose processes are in their cgroup.
+PORT = 5201
 PAYLOAD = b"bpfkit hooks: one packet".ljust(64, b".")
 
-#: enum hook of the C side.
-HOOKS = (
-    "xdp_native",
-    "xdp_generic",
-    "tap_in",
-    "tcx_ingress",
-    "tc_ingress",
-    "prerouting",
-    "lwt_in",
-    "input",
-    "sk_lookup",
-    "cgroup_ingress",
-    "socket_filter",
-    "forward",
-    "output",
-    "lwt_out",
-    "postrouting",
-    "cgroup_egress",
-    "lwt_xmit",
-    "tcx_egress",
-    "tc_egress",
-    "tap_out",
-)
-PLACES = ("client", "router", "server")
-DEVICES = ("client:eth0", "router:left", "router:right", "server:eth0")
 PROTOS = {
     ("tcp", 4): 6,
     ("udp", 4): 17,
@@ -69,19 +56,6 @@ PROTOS = {
     ("tcp", 6): 6,
     ("udp", 6): 17,
     ("icmp", 6): 58,
-}
-#: Path: (sender, receiver, places that are looked at).
-PATHS = {
-    "in": ("client", "router", ("router",)),
-    "out": ("router", "server", ("router",)),  # to an address of its own, see _routes()
-    "forward": ("client", "server", ("router",)),
-    "all": ("client", "server", PLACES),
-}
-#: Which device gets which XDP mode; one cannot have both.
-XDP = {
-    "both": ("native", "native", "native", "generic"),
-    "native": ("native",) * 4,
-    "generic": ("generic",) * 4,
 }
 _ADDRESS = {
     ("client", 4): "10.77.1.1",
@@ -94,14 +68,6 @@ _ADDRESS = {
 #: The server's other address, for what the router itself sends.
 _SECOND = {4: "10.77.2.3", 6: "fd77:2::3"}
 
-_OUT = "output lwt_out postrouting cgroup_egress lwt_xmit tcx_egress tc_egress tap_out".split()
-_RECEIVE = "xdp tap_in tcx_ingress tc_ingress prerouting lwt_in".split()
-_IN = [*_RECEIVE, *"input sk_lookup cgroup_ingress socket_filter".split()]
-_FORWARD = [
-    *_RECEIVE,
-    *"forward lwt_out postrouting lwt_xmit tcx_egress tc_egress tap_out".split(),
-]
-
 _NETFILTER = ("prerouting", "input", "forward", "output", "postrouting")
 _TCX = ("tcx_ingress", "tcx_egress")
 _LWT = ("lwt_in", "lwt_out", "lwt_xmit")
@@ -110,94 +76,8 @@ _OTHERS = (
     *("cgroup_ingress", "cgroup_egress", "socket_filter", "sk_lookup"),
 )
 _NF_HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}
-_SIGHTING = Struct("=QIIIIHBBBBH")
-_LAYERS = {0: "none", 2: "L2", 3: "L3", 4: "L4"}
-
 _UNDECIDED_S = 2.0  # without a sighting and without an end
 _QUIET_S = 0.05  # after the end
-
-
-def expected(path: str, proto: str, xdp: str = "both") -> list[tuple[str, str]]:
-    """(place, hook) in the order that the kernel's sources say.
-
-    Source: net/core/dev.c (__netif_receive_skb_core, __dev_queue_xmit), net/ipv4/ip_input.c,
-    ip_output.c, ip_forward.c, net/core/lwtunnel.c, net/core/filter.c (sk_filter_trim_cap).
-    """
-    sender, receiver, seen = PATHS[path]
-    first, last = PLACES.index(sender), PLACES.index(receiver)
-    modes = dict(zip(DEVICES, XDP[xdp], strict=True))
-    found = []
-    for place in PLACES[first : last + 1]:
-        hooks = _OUT if place == sender else _IN if place == receiver else _FORWARD
-        device = "server:eth0" if place == "server" else "router:left"
-        for hook in hooks:
-            if place not in seen or (hook == "sk_lookup" and proto == "icmp"):
-                continue
-            found.append((place, f"xdp_{modes[device]}" if hook == "xdp" else hook))
-    return found
-
-
-class Sighting:
-    """The packet at a hook.
-
-    :ivar ns: CLOCK_MONOTONIC nanoseconds.
-    :ivar device: "" where the hook has none.
-    :ivar form: what its data starts with: ``L2``, ``L3``, ``L4``, or ``none``: there is no data.
-    :ivar length: bytes from there on.
-    :ivar vlan: place of the VLAN tag: ``none``, ``data``, or ``beside`` (in skb->vlan_tci).
-    """
-
-    __slots__ = (
-        "cpu",
-        "device",
-        "dropped",
-        "form",
-        "hook",
-        "ifindex",
-        "length",
-        "ns",
-        "place",
-        "vlan",
-        "vlan_id",
-    )
-
-    def __init__(self, record: bytes, devices: dict[int, str]) -> None:
-        ns, hook, place, ifindex, length, tci, layer, inside, beside, dropped, cpu = (
-            _SIGHTING.unpack(record[: _SIGHTING.size])
-        )
-        self.ns = ns
-        self.hook = HOOKS[hook]
-        self.place = PLACES[place]
-        self.ifindex = ifindex
-        self.device = devices.get(ifindex, "")
-        self.form = _LAYERS[layer]
-        self.length = length
-        self.vlan = "data" if inside else "beside" if beside else "none"
-        self.vlan_id = tci & 0xFFF if inside or beside else None
-        self.dropped = bool(dropped)
-        self.cpu = cpu
-
-    def same_as(self, other: Sighting) -> bool:
-        """Whether both are of the same hook at the same device."""
-        return (self.hook, self.place, self.ifindex) == (other.hook, other.place, other.ifindex)
-
-
-class Journey:
-    """What one packet met.
-
-    :ivar sightings: in order of time.
-    :ivar captures: device and direction (``router:left in``) -> did a capture there see it?
-    :ivar receiver: the namespace of the application.
-    :ivar received: did the application (a socket there) get it?
-    """
-
-    __slots__ = ("captures", "received", "receiver", "sightings")
-
-    def __init__(self, receiver: str) -> None:
-        self.receiver = receiver
-        self.sightings: list[Sighting] = []
-        self.captures: dict[str, bool] = {}
-        self.received = False
 
 
 class PacketPath(Closing):
@@ -205,10 +85,12 @@ class PacketPath(Closing):
 
     :param xdp: a key of :data:`XDP`.
     :ivar missing: hook -> why this kernel has no probe there.
+    :ivar port: destination port of the packets; an echo request has it as its identifier.
     """
 
     def __init__(self, xdp: str = "both", *, cache: bool = True) -> None:
         self.missing: dict[str, str] = {}
+        self.port = PORT + int.from_bytes(os.urandom(2), "big") % (1 << 15)
         self._cache = cache
         self._keep: list[Any] = []
         self._objects: list[Object] = []
@@ -391,7 +273,7 @@ class PacketPath(Closing):
             self._control[0] = {
                 "proto": number,
                 "dst": unpack_from("=I", packed, len(packed) - 4)[0],
-                "port": PORT,
+                "port": self.port,
                 "drop_hook": HOOKS.index(drop.hook) + 1 if drop else 0,
                 "drop_ifindex": drop.ifindex if drop else 0,
                 "drop_place": self._loaded_as(drop) if drop else 0,
@@ -408,7 +290,7 @@ class PacketPath(Closing):
                     for way in ("in", "out"):
                         journey.captures[f"{name} {way}"] = any(
                             packet.outgoing == (way == "out")
-                            and _is_ours(packet.data, packed, number)
+                            and _is_ours(packet.data, packed, number, self.port)
                             for packet in capture.packets
                         )
         finally:
@@ -456,7 +338,7 @@ class PacketPath(Closing):
         self._filters[place].attach_socket(sock)
         sock.setblocking(False)
         if proto != "icmp":
-            sock.bind((address, PORT))
+            sock.bind((address, self.port))
         if proto == "tcp":
             sock.listen(1)
         return sock
@@ -476,12 +358,12 @@ class PacketPath(Closing):
         sock.setblocking(False)
         try:
             if proto == "tcp":
-                sock.connect((address, PORT))
+                sock.connect((address, self.port))
             elif proto == "udp":
-                sock.sendto(PAYLOAD, (address, PORT))
+                sock.sendto(PAYLOAD, (address, self.port))
             else:
                 kind = 8 if family == 4 else 128
-                echo = pack("!BBHHH", kind, 0, 0, PORT, 1) + PAYLOAD
+                echo = pack("!BBHHH", kind, 0, 0, self.port, 1) + PAYLOAD
                 if family == 4:  # the kernel fills ICMPv6's in
                     echo = echo[:2] + pack("!H", _checksum(echo)) + echo[4:]
                 sock.sendto(echo, (address, 0))
@@ -531,7 +413,7 @@ def _packed(address: str) -> bytes:
     return _socket.inet_pton(_socket.AF_INET6 if ":" in address else _socket.AF_INET, address)
 
 
-def _is_ours(frame: bytes, dst: bytes, proto: int) -> bool:
+def _is_ours(frame: bytes, dst: bytes, proto: int, port: int) -> bool:
     """Whether a captured frame is the packet: judged from its bytes alone."""
     at = 18 if frame[12:14] == b"\x81\x00" else 14
     six = len(dst) == 16
@@ -540,8 +422,8 @@ def _is_ours(frame: bytes, dst: bytes, proto: int) -> bool:
         return False
     head = frame[at + payload :]
     if proto in (1, 58):
-        return head[0] in (8, 128) and head[4:6] == pack("!H", PORT)
-    return head[2:4] == pack("!H", PORT) and (proto == 17 or head[13] & 0x12 == 2)
+        return head[0] in (8, 128) and head[4:6] == pack("!H", port)
+    return head[2:4] == pack("!H", port) and (proto == 17 or head[13] & 0x12 == 2)
 
 
 def _offsets(btf: Btf) -> dict[str, int]:

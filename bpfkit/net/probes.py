@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
     from bpfkit.net.netns import NetNS
 
-__all__ = ["Listener", "SynProber", "hop", "http_answers", "path_mtu", "tcp_answers"]
+__all__ = [
+    "Listener",
+    "SynProber",
+    "free_ports",
+    "hop",
+    "http_answers",
+    "path_mtu",
+    "tcp_answers",
+]
 
 _SYN, _RST, _ACK = 2, 4, 16
 _MSG_ERRQUEUE = 0x2000
@@ -38,22 +46,25 @@ def _family(host: str) -> int:
 
 
 class Listener:
-    """Answers TCP connections in a namespace, IPv4 and IPv6, each with a small HTTP page.
+    """Answers TCP connections in a namespace, each with a small HTTP page.
 
+    :param address: to listen at; "" is every address, IPv4 and IPv6.
     :ivar port: its port.
     :raises BpfkitError: the port is taken.
     """
 
-    def __init__(self, ns: NetNS, port: int = 0) -> None:
+    def __init__(self, ns: NetNS, port: int = 0, *, address: str = "") -> None:
         import socket
         from threading import Thread
 
+        family = _family(address or "::")
         with ns.entered():
-            self.sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+            self.sock = socket.socket(family, socket.SOCK_STREAM)
         try:
-            self.sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            if family == socket.AF_INET6:
+                self.sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, bool(address))
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self.sock.bind(("::", port))
+            self.sock.bind((address or "::", port))
             self.sock.listen(64)
         except OSError as error:
             self.sock.close()
@@ -89,6 +100,28 @@ class Listener:
             pass
         self._thread.join(2)
         self.sock.close()
+
+
+def free_ports(*namespaces: NetNS, family: int, count: int) -> list[int]:
+    """TCP ports that nobody uses at this moment, in none of the namespaces; all different."""
+    sockets: list[_socket.socket] = []
+    found: list[int] = []
+    try:
+        while len(found) < count:
+            port = 0
+            for ns in namespaces:
+                sockets.append(ns.socket(family, _socket.SOCK_STREAM))
+                try:
+                    sockets[-1].bind(("::" if family == _socket.AF_INET6 else "0.0.0.0", port))
+                except OSError:
+                    break  # taken in this one
+                port = sockets[-1].getsockname()[1]
+            else:
+                found.append(port)
+        return found
+    finally:
+        for sock in sockets:
+            sock.close()
 
 
 def _connect(sock: _socket.socket, host: str, port: int, timeout: float, sport: int) -> None:

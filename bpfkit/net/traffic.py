@@ -189,6 +189,7 @@ def ping(
     size: int = 56,
     timeout: float = 1.0,
     source: str = "",
+    identifier: int | None = None,
     ns: NetNS | None = None,
     stop: Stop | None = None,
 ) -> PingReport:
@@ -199,6 +200,7 @@ def ping(
     :param size: bytes of payload.
     :param timeout: how long to wait for an answer.
     :param source: address to send from.
+    :param identifier: of the requests, 16 bits; None: any.
     :raises BpfkitError: the kernel refused to send for another reason than that a filter drops or
         nothing answers.
     :raises PrivilegeError: without CAP_NET_RAW.
@@ -209,7 +211,7 @@ def ping(
     request, reply = (128, 129) if six else (8, 0)
     sock = _socket_in(ns, family, _socket.SOCK_RAW, protocol)
     report = PingReport(family, size)
-    ident = int.from_bytes(os.urandom(2), "big")
+    ident = int.from_bytes(os.urandom(2), "big") if identifier is None else identifier
     payload = bytes(i & 0xFF for i in range(size))
     waiting: dict[int, float] = {}
 

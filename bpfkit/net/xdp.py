@@ -7,27 +7,20 @@ Source: rtnetlink(7); ``include/uapi/linux/if_link.h``.
 
 from __future__ import annotations
 
-import _socket
 import os
 import struct
 
 from ..core import syscall
 from ..core.errors import BpfkitError, errno_text
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from . import rtnetlink
 
 __all__ = ["Attached", "attached", "detach", "holders"]
 
-_AF_NETLINK = 16
-_NETLINK_ROUTE = 0
 _RTM_GETLINK, _RTM_SETLINK = 18, 19
-_NLM_F_REQUEST, _NLM_F_ACK = 1, 4
-_NLMSG_ERROR = 2
+_NLM_F_ACK = 4
 _IFLA_XDP = 43
 _XDP_FD, _XDP_ATTACHED, _XDP_FLAGS = 1, 2, 3
-_NESTED, _TYPE_MASK = 0x8000, 0x3FFF
+_NESTED = 0x8000
 #: IFLA_XDP_*_PROG_ID -> mode, and the mode -> its XDP_FLAGS_*_MODE.
 _MODES = {5: "native", 6: "generic", 7: "offload"}
 _FLAGS = {"generic": 2, "native": 4, "offload": 8}
@@ -67,34 +60,13 @@ class Attached:
         return f"{text} of process {owner}" if owner else text
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + 4 <= len(data):
-        size, kind = struct.unpack_from("=HH", data, at)
-        if size < 4:
-            return
-        yield kind & _TYPE_MASK, data[at + 4 : at + size]
-        at += size + 3 & ~3
-
-
 def _request(kind: int, ifindex: int, attributes: bytes = b"") -> bytes:
     """One rtnetlink request about an interface of the thread's namespace; the answer's body.
 
     :raises OSError: the kernel's answer.
     """
     body = struct.pack("=BxHiII", 0, 0, ifindex, 0, 0) + attributes
-    flags = _NLM_F_REQUEST | (_NLM_F_ACK if kind == _RTM_SETLINK else 0)
-    sock = _socket.socket(_AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _NETLINK_ROUTE)
-    try:
-        sock.send(struct.pack("=IHHII", 16 + len(body), kind, flags, 1, 0) + body)
-        answer = sock.recv(1 << 16)
-    finally:
-        sock.close()
-    if struct.unpack_from("=H", answer, 4)[0] == _NLMSG_ERROR:
-        number = -struct.unpack_from("=i", answer, 16)[0]
-        if number:
-            raise OSError(number, os.strerror(number))
-    return answer[16:]
+    return rtnetlink.request(kind, body, _NLM_F_ACK if kind == _RTM_SETLINK else 0)
 
 
 def attached(ifindex: int) -> list[Attached]:
@@ -104,9 +76,9 @@ def attached(ifindex: int) -> list[Attached]:
     """
     answer = _request(_RTM_GETLINK, ifindex)
     found = []
-    for kind, value in _attributes(answer[16:]):
+    for kind, value in rtnetlink.attributes(answer[16:]):
         if kind == _IFLA_XDP:
-            for inner, number in _attributes(value):
+            for inner, number in rtnetlink.attributes(value):
                 if inner in _MODES and len(number) == 4:
                     found.append(Attached(_MODES[inner], *struct.unpack("=I", number)))
     return found

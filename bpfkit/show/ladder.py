@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-__all__ = ["ladder"]
+__all__ = ["journey", "ladder", "taps"]
 
 _LAYERS = {"L2": "Ethernet", "L3": "IP", "L4": "transport", "none": "no data"}
 
@@ -83,3 +83,67 @@ def _tag(row: dict[str, Any]) -> str:
         return ""
     where = "in the data" if row["vlan"] == "data" else "beside the packet"
     return f"VLAN {row['vlan_id']} {where}"
+
+
+def journey(rows: Sequence[dict[str, Any]], what: str) -> list[str]:
+    """Lines of text about one packet: its ladder, who saw it, and why captures did or did not.
+
+    :param rows: of :func:`bpfkit.net.journey.rows_of`.
+    :param what: the packet.
+    """
+    hooks = [row for row in rows if row["event"] == "hook"]
+    lanes = list(dict.fromkeys(row["namespace"] for row in hooks))
+    lines = [what, *ladder(hooks, lanes), ""]
+    for row in rows:
+        verb = "saw it" if row["seen"] else "did not see it"
+        if row["event"] == "capture":
+            way = "going out" if row["direction"] == "out" else "coming in"
+            lines.append(f"a capture on {row['namespace']}:{row['device']} {verb} {way}")
+        elif row["event"] == "application":
+            verb = "got it" if row["seen"] else "did not get it"
+            lines.append(f"the application on {row['namespace']} {verb}")
+    return [*lines, *_explained(rows, hooks)]
+
+
+def _explained(rows: Sequence[dict[str, Any]], hooks: list[dict[str, Any]]) -> list[str]:
+    """Why a capture in the namespace of the drop saw the packet, or did not."""
+    at = next((i for i, row in enumerate(hooks) if row["dropped"]), None)
+    if at is None and not rows[-1]["seen"]:
+        last = [row for row in hooks if row["seen"]][-1]
+        why = "the kernel itself dropped it"
+        if last["vlan_id"]:
+            why = f"no device takes VLAN {last['vlan_id']}"
+        return ["", f"{last['device']}: the packet ends behind {last['hook']}: {why}"]
+    if at is None:
+        return []
+    here = hooks[at]
+    near = [
+        (i, row)
+        for i, row in enumerate(hooks)
+        if row["hook"].startswith("tap") and row["namespace"] == here["namespace"]
+    ]
+    lines = [""]
+    saw = {(row["device"], row["direction"]): row["seen"] for row in rows[len(hooks) : -1]}
+    for i, tap in near:
+        order = "behind" if i > at else "before"
+        result = "still shows" if saw[tap["device"], tap["hook"][4:]] else "misses"
+        way = "in" if tap["hook"] == "tap_in" else "out"
+        lines.append(
+            f"{tap['device']}: the tap on the way {way} comes {order} {here['hook']}, "
+            f"so tcpdump {result} the packet"
+        )
+    return lines
+
+
+def taps(answers: Sequence[tuple[str, str, str, float, bool]]) -> list[str]:
+    """What a capture shows of drops, as measured by one more packet each.
+
+    :param answers: hook of the drop, tap, namespace:device of both, microseconds by which the tap
+        came later (negative: earlier), and did the capture there see the dropped packet?
+    """
+    lines = ["", "what tcpdump shows of packets that are dropped, measured with one more each:"]
+    for hook, tap, where, later, seen in answers:
+        order = f"{abs(later):.1f} µs {'before' if later > 0 else 'behind'} {tap}"
+        verb = "saw it" if seen else "did not see it"
+        lines.append(f"  dropped at {hook} on {where}, {order}: a capture there {verb}")
+    return lines

@@ -143,6 +143,20 @@ def test_clsact_leaves_what_was_there(lab):
     assert b.check_output(["tc", "filter", "show", "dev", DEVICE, "egress"]) == before
 
 
+def test_last_filter_takes_clsact_away(lab):
+    """In whichever order they go."""
+    b = lab["server"]
+    before = b.check_output(["tc", "qdisc", "show"])
+    with bpfkit.load(TC_DROP.format("egress")) as obj, b.entered():
+        program, index = obj.programs["drop"], ifindex(b, DEVICE)
+        for order in (1, -1):
+            links = [program.attach_tc(index, "egress", "clsact") for _ in range(2)]
+            for link in links[::order]:
+                assert "clsact" in b.check_output(["tc", "qdisc", "show"])
+                link.close()
+            assert b.check_output(["tc", "qdisc", "show"]) == before
+
+
 def test_killed_clsact_is_reaped_by_the_next_start(lab, tmp_path, monkeypatch):
     monkeypatch.setenv("BPFKIT_RUN", str(tmp_path))
     b = lab["server"]

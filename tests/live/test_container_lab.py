@@ -1,43 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The container lab: the matrix as users run it."""
+"""The container lab: the matrix as users run it, against tcpdump, on a container of somebody's."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
+from scapy.layers.inet import ICMP, TCP
+from scapy.utils import rdpcap
+
+import bpfkit
+from bpfkit.core.errors import UnsupportedError
+from bpfkit.net.cable import Cable
+from bpfkit.net.lab import Lab, bridge_lab
+from bpfkit.net.matrix import PROBES, STATES, Scene, expected, scene_of_lab
+from bpfkit.net.netns import NetNS
+from bpfkit.net.webserver import PAGE, WebServer
 
 ROOT = Path(__file__).resolve().parents[2]
+FIELDS = ["ts", "round", "state", "probe", "expected", "answered", "captured"]
 
 
-def run(*args: str) -> subprocess.CompletedProcess[str]:
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-m", "bpfkit.container_lab", *args]
+
+
+def run(*args: str, **more: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "bpfkit.container_lab", *args],
+        command(*args),
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
+        **more,
     )
+
+
+def rows(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_check_passes() -> None:
     done = run("--check")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "IPv4 xdp+tc: container-bridge-tcp not answered, not captured" in done.stdout
+    assert "IPv6 xdp+tc: container-bridge-tcp not answered, not captured" in done.stdout
 
 
 def test_rows_of_the_matrix() -> None:
-    done = run("--json")
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == 35
-    fields = ["ts", "round", "state", "probe", "expected", "answered", "captured"]
-    assert all(list(row) == fields for row in rows)
-    states = list(dict.fromkeys(row["state"] for row in rows))
+    found = rows(run("--json"))
+    assert len(found) == 35
+    assert all(list(row) == FIELDS for row in found)
+    assert all(type(row[name]) is bool for row in found for name in FIELDS[4:])
+    states = list(dict.fromkeys(row["state"] for row in found))
     assert states == ["none", "xdp", "xdp+tc", "tc", "none-again"]
-    assert all(row["expected"] == row["answered"] for row in rows)
-    captured = {(row["state"], row["probe"]): row["captured"] for row in rows}
+    assert all(row["expected"] == row["answered"] for row in found)
+    captured = {(row["state"], row["probe"]): row["captured"] for row in found}
     # XDP drops before the tap on the way in, tc before the tap on the way out
     assert captured["none", "container-outside-tcp"] and captured["none", "host-container-http"]
     assert not captured["xdp", "container-outside-tcp"] and captured["xdp", "host-container-http"]
@@ -46,8 +76,308 @@ def test_rows_of_the_matrix() -> None:
     assert not captured["xdp+tc", "host-container-syn"]
 
 
-def test_ipv6() -> None:
-    done = run("--json", "--ipv6")
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == 35 and all(row["expected"] == row["answered"] for row in rows)
+def test_ipv6_and_rounds() -> None:
+    found = rows(run("--json", "--ipv6", "-c", "2"))
+    assert [row["round"] for row in found] == [0] * 35 + [1] * 35
+    assert all(row["expected"] == row["answered"] for row in found)
+
+
+def test_stream_loses_only_while_the_programs_are_on() -> None:
+    found = rows(run("--json", "--stream"))
+    assert [row["programs"] for row in found] == ["off", "off", "on", "on", "off", "off"]
+    assert all(row["sent"] == 20 for row in found)
+    assert [row["received"] for row in found] == [20, 20, 0, 0, 20, 20]
+
+
+# -- in this process
+
+Made = tuple[Lab, Scene, Cable]
+
+
+@contextlib.contextmanager
+def made(**how: str) -> Iterator[Made]:
+    with contextlib.ExitStack() as stack:
+        lab = stack.enter_context(bridge_lab())
+        scene = stack.enter_context(scene_of_lab(lab))
+        programs = {}
+        for kind, source in (("xdp", "xdp/xdp_drop_tcp"), ("tc", "tc/tc_drop_tcp")):
+            loaded = stack.enter_context(bpfkit.load(f"{source}.bpf.c"))
+            programs[kind] = next(iter(loaded.programs.values()))
+        yield lab, scene, stack.enter_context(Cable(scene.device, scene.host, programs, **how))
+
+
+@pytest.mark.parametrize(("how", "mode"), [("tcx", "generic"), ("clsact", "native")])
+def test_tools_show_each_state(how: str, mode: str) -> None:
+    """``ip link``, ``tc`` and ``bpftool``, in all states, by both ways to attach."""
+    with made(how=how, mode=mode) as (lab, scene, cable):
+        for state in STATES:
+            try:
+                cable.switch(state)
+            except UnsupportedError as error:
+                pytest.skip(str(error))
+            verdicts = list(cable.verify(state, cable.view()))
+            assert [text for good, text in verdicts if not good] == []
+            link = lab["host"].check_output(["ip", "link", "show", "dev", "c0"])
+            assert (f"prog/xdp id {cable.programs['xdp'].id} " in link) == ("xdp" in state)
+            assert (" xdpgeneric " in link) == ("xdp" in state and mode == "generic")
+            filters = lab["host"].check_output("tc filter show dev c0 egress".split())
+            assert ("tc_drop_tcp" in filters) == ("tc" in state and how == "clsact")
+            assert scene.ask(state) == {probe: expected(state, probe) for probe in PROBES}
+        assert cable.mode == mode
+        # The verdicts are not always good: what is there is not what "none" says.
+        cable.switch("xdp")
+        assert not all(good for good, _ in cable.verify("none", cable.view()))
+
+
+@pytest.mark.skipif(not shutil.which("tcpdump"), reason="tcpdump is not installed")
+def test_tcpdump_sees_what_captured_says(tmp_path: Path) -> None:
+    """A capture of somebody else's on the same device, judged by scapy: how many probes it saw."""
+    with made() as (lab, scene, cable):
+        for state in STATES:
+            cable.switch(state)
+            path = tmp_path / f"{state}.pcap"
+            dump = lab["host"].popen(
+                ["tcpdump", "--immediate-mode", "-Un", "-i", "c0", "-Z", "root", "-w", str(path)],
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            assert dump.stderr is not None and "listening on" in dump.stderr.readline()
+            found = scene.ask(state)
+            time.sleep(0.3)
+            dump.send_signal(signal.SIGINT)
+            dump.communicate(timeout=30)
+            packets = rdpcap(str(path))
+            # A SYN to each server, an echo request to each address: one per probe that was seen.
+            syns = {p[TCP].sport for p in packets if TCP in p and p[TCP].flags == "S"}
+            pings = {p[ICMP].id for p in packets if ICMP in p and p[ICMP].type == 8}
+            seen = [probe for probe, (_, captured) in found.items() if captured]
+            assert len(pings) == sum(probe.endswith("-ping") for probe in seen) == 2
+            assert len(syns) == len(seen) - 2, (state, syns, seen)
+            assert found == {probe: expected(state, probe) for probe in PROBES}
+
+
+# -- a container of somebody's
+
+
+class Somebody:
+    """Host, container (a process with its own mounts and pids) and outside, not named as ours."""
+
+    def __init__(self) -> None:
+        self.lab = Lab("somebody's")
+        try:
+            self._build()
+        except BaseException:
+            self.lab.close()
+            raise
+        # In front of all its children: each is 1 in a pid namespace of its own.
+        argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sleep", "300"]
+        self.process = self.lab["box"].popen(argv)
+        self.host = f"/proc/{os.getpid()}/fd/{self.lab['machine'].fd}"
+
+    def _build(self) -> None:
+        lab = self.lab
+        for name in ("box", "machine", "world"):
+            lab.namespace(name)
+        lab.forward("machine")
+        lab.veth("box:net7", "machine:veth7", addresses=(["10.9.0.2/24", "fd09::2/64"], []))
+        lab.bridge("machine:br7", ["machine:veth7"], addresses=["10.9.0.1/24", "fd09::1/64"])
+        lab.veth(
+            "machine:up7", "world:eth0", addresses=(["10.8.0.1/24"], ["10.8.0.2/24", "fd08::2/64"])
+        )
+        lab.route("box", "default", via="10.9.0.1")
+        lab.route("box", "default6", via="fd09::1")
+        lab.route("world", "default", via="10.8.0.1")
+        lab.ready()
+
+    def options(self) -> list[str]:
+        return ["--container", str(self.process.pid), "--netns", self.host]
+
+    def tc(self, *args: str) -> str:
+        return self.lab["machine"].check_output(["tc", *args])
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.lab.close()
+
+
+@pytest.fixture
+def somebody() -> Iterator[Somebody]:
+    made = Somebody()
+    yield made
+    made.close()
+
+
+def test_cable_of_a_real_container(somebody: Somebody) -> None:
+    with WebServer(somebody.lab["world"], kind="python") as world:
+        done = run("--json", *somebody.options(), "--outside", f"10.8.0.2:{world.port}")
+        found = rows(done)
+    assert "veth7, a port of br7, the other end of the container's net7 (10.9.0.2" in done.stderr
+    assert len(found) == 35 and all(list(row) == FIELDS for row in found)
+    for row in found:
+        wanted = expected(row["state"], row["probe"])
+        assert (row["answered"], row["captured"]) == wanted, row
+
+
+def test_what_cannot_be_asked_is_left_out_with_a_reason(somebody: Somebody) -> None:
+    done = run("--json", *somebody.options(), "--outside", "10.8.0.2:1")
+    found = rows(done)
+    assert "left out container-outside-tcp: it is not answered without any program" in done.stderr
+    assert len(found) == 30
+    done = run("--json", "--ipv6", *somebody.options())
+    assert len(rows(done)) == 25
+    assert "left out container-outside-ping: no address outside was named" in done.stderr
+
+
+def test_what_is_on_the_cable_stays(somebody: Somebody) -> None:
+    ns = somebody.lab["machine"]
+    with (
+        bpfkit.load("tc/tc_classifier.bpf.c") as tc,
+        bpfkit.load("xdp/xdp_drop_icmp.bpf.c") as xdp,
+        ns.entered(),
+    ):
+        index = somebody.lab.interface("machine:veth7").index
+        with tc.programs["tc_classifier_out"].attach_tc(index, "egress", "clsact"):
+            before = somebody.tc("filter", "show", "dev", "veth7", "egress")
+            assert rows(run("--json", *somebody.options()))
+            assert somebody.tc("filter", "show", "dev", "veth7", "egress") == before
+            assert "clsact" in somebody.tc("qdisc", "show", "dev", "veth7")
+        with next(iter(xdp.programs.values())).attach_xdp(index):
+            done = run(*somebody.options())
+            assert done.returncode == 1
+            assert "there is program" in done.stderr and "xdp_drop_icmp" in done.stderr
+            assert f"of process {os.getpid()}" in done.stderr
+    assert "clsact" not in somebody.tc("qdisc", "show", "dev", "veth7")
+
+
+def _children(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _is_gone(pid: int) -> bool:
+    """Ended; what is left for init to collect counts as ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in "ZX"
+
+
+def test_second_copy_and_kill(somebody: Somebody) -> None:
+    first = subprocess.Popen(
+        command("--json", "-c", "9", *somebody.options()),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert first.stdout is not None
+    try:
+        for line in first.stdout:
+            if json.loads(line)["state"] == "xdp+tc":
+                break
+        second = run(*somebody.options())
+        assert second.returncode == 1
+        assert f"process {first.pid} does already" in second.stderr
+        children = _children(first.pid)
+        assert children or not shutil.which("nginx", path="/usr/sbin:/usr/bin")
+    finally:
+        first.kill()
+        first.communicate()
+    deadline = time.monotonic() + 10
+    while not all(map(_is_gone, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert all(map(_is_gone, children))
+    # What was attached by netlink is taken away by the next start.
+    cleaned = subprocess.run(
+        [sys.executable, "-m", "bpfkit", "clean"], capture_output=True, cwd=ROOT, check=True
+    )
+    assert cleaned.returncode == 0
+    assert "clsact" not in somebody.tc("qdisc", "show", "dev", "veth7")
+    assert "prog/xdp" not in somebody.lab["machine"].check_output(["ip", "link"])
+
+
+def test_interrupted(somebody: Somebody) -> None:
+    child = subprocess.Popen(
+        command("--check", "--json", *somebody.options()),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 1 and "interrupted, nothing was verified" in errors
+    assert "clsact" not in somebody.tc("qdisc", "show", "dev", "veth7")
+
+
+def test_cable_removed(somebody: Somebody) -> None:
+    child = subprocess.Popen(
+        command("--json", *somebody.options()),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    somebody.lab["machine"].check_output(["ip", "link", "del", "veth7"])
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 1 and "veth7" in errors.splitlines()[-1], errors
+    assert "Traceback" not in errors and "bug" not in errors
+
+
+def test_no_container(somebody: Somebody) -> None:
+    pid = str(somebody.process.pid)
+    alone = NetNS.new()
+    flat = Lab("flat")
+    flat.namespace("box")
+    flat.bridge("box:br0", addresses=["10.6.0.2/24"])
+    flat.route("box", "default", via="10.6.0.1")
+    own = f"/proc/{os.getpid()}/fd/"
+    for options, said in (
+        (["--container", str(2**22 + 1)], "no such process"),
+        (["--container", str(os.getpid())], "is in the host's own network namespace"),
+        (["--container", pid], "is in another network namespace"),
+        (["--container", f"{own}{alone.fd}"], "nothing but lo"),
+        (["--container", f"{own}{flat['box'].fd}"], "br0 of the container"),
+        (["--container", f"{own}{flat['box'].fd}"], "it is a bridge"),
+        (["--outside", "10.8.0.2:80"], "--outside needs --container"),
+        (["--container", pid, "--outside", "10.8.0.2"], "not ADDRESS:PORT"),
+        (["--container", pid, "--outside", "[fd08::2]:80"], "not an IPv4 address"),
+    ):
+        done = run(*options)
+        assert done.returncode == 2, (options, done.stderr)
+        assert said in done.stderr and "Traceback" not in done.stderr
+    alone.close()
+    flat.close()
+
+
+# -- the web server
+
+
+@pytest.mark.parametrize("kind", ["nginx", "python"])
+@pytest.mark.parametrize("address", ["", "127.0.0.1", "::1"])
+def test_web_server(kind: str, address: str) -> None:
+    if kind == "nginx" and not shutil.which("nginx", path="/usr/sbin:/usr/bin"):
+        pytest.skip("nginx is not installed")
+    with NetNS.new() as ns, WebServer(ns, address=address, kind=kind) as server:
+        host = "[::1]" if address == "::1" else "127.0.0.1"
+        page = ns.check_output(["curl", "-sSi", "-m", "5", f"http://{host}:{server.port}/"])
+    head, _, body = page.replace("\r", "").partition("\n\n")
+    assert " 200 " in head.splitlines()[0] and body == PAGE
+    assert f"Server: {server.software}" in head.splitlines()
+
+
+def test_web_server_without_nginx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "nginx"
+    broken.write_text("#!/bin/sh\necho 'it is broken' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    tmp_path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with NetNS.new() as ns, WebServer(ns) as server:
+        assert "Python/" in server.software and server.why
+        page = ns.check_output(["curl", "-sS", "-m", "5", f"http://127.0.0.1:{server.port}/"])
+    assert page == PAGE

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -90,6 +91,22 @@ def test_text_explains_the_drop() -> None:
     assert "right: the tap on the way out comes behind tc_egress, so tcpdump misses" in done.stdout
     assert "left: the tap on the way in comes before tc_egress" in done.stdout
     assert "the application on server did not get it" in done.stdout
+
+
+def test_text_answers_what_tcpdump_misses() -> None:
+    done = run("--path", "forward", "--proto", "tcp")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = [
+        re.fullmatch(
+            r"  dropped at (\w+) on (\S+), [\d.]+ µs (\w+) (\w+): a capture there (.*)", line
+        )
+        for line in done.stdout.splitlines()
+    ]
+    assert [match.groups() for match in found if match] == [
+        ("xdp_native", "router:left", "before", "tap_in", "did not see it"),
+        ("tc_ingress", "router:left", "behind", "tap_in", "saw it"),
+        ("tc_egress", "router:right", "before", "tap_out", "did not see it"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """xdp_drop_world, xdp_drop_icmp, xdp_drop_tcp and tc_drop_tcp, frame by frame.
 
-What must come out is said by headers_oracle, and by scapy, which built the frames.
+What must come out is said by headers_oracle, and by scapy, which built the frames.  Every prefix of
+many more frames, and random ones: test_corpus.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import random
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from headers_oracle import built, drops_icmp, drops_tcp, look, mutated
+from headers_oracle import drops_icmp, drops_tcp, look
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
@@ -43,11 +41,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ETH = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 V4, V6 = IP(src="192.0.2.1", dst="192.0.2.2"), IPv6(src="2001:db8::1", dst="2001:db8::2")
 DEST = IPv6ExtHdrDestOpt
-SECONDS = 3.0  # of random frames, for each program
 PASS = {XdpDropTcp: 2, XdpDropIcmp: 2, XdpDropWorld: 2, TcDropTcp: 0xFFFFFFFF}
 DROP = {XdpDropTcp: 1, XdpDropIcmp: 1, XdpDropWorld: 1, TcDropTcp: 2}
-
-Judge = Callable[[bytes], bool]
 
 
 class Loaded:
@@ -124,16 +119,6 @@ def test_corpus(
     assert icmp_dropper.drops(frame) == icmp
 
 
-def test_truncated_at_every_byte(tcp_droppers: list[Loaded], icmp_dropper: Loaded) -> None:
-    for packet, _, _ in CORPUS:
-        whole = bytes(packet)
-        for size in range(len(whole) + 1):
-            frame = whole[:size]
-            for one in tcp_droppers:
-                assert one.drops(frame) == drops_tcp(frame), (one.cls.name, frame.hex())
-            assert icmp_dropper.drops(frame) == drops_icmp(frame), frame.hex()
-
-
 @pytest.mark.parametrize(("count", "dropped"), [(31, False), (32, False), (33, True), (100, True)])
 def test_chains_that_are_too_long_are_dropped(
     tcp_droppers: list[Loaded], icmp_dropper: Loaded, count: int, dropped: bool
@@ -157,24 +142,6 @@ def test_ethernet_padding_is_no_header(tcp_droppers: list[Loaded]) -> None:
     # the packet ends before its extension header does; what follows in the frame is padding
     frame = bytes(ETH / IPv6(nh=60, plen=8) / Raw(bytes([6, 1]) + bytes(6) + bytes(30)))
     assert [one.drops(frame) for one in tcp_droppers] == [False, False]
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_random_and_mutated_frames(
-    tcp_droppers: list[Loaded], icmp_dropper: Loaded, seed: int
-) -> None:
-    rng = random.Random(seed)
-    end = time.monotonic() + SECONDS
-    stock: list[bytes] = []
-    while time.monotonic() < end or not stock:
-        frame, version, proto = built(rng)
-        stock.append(frame)
-        assert drops_tcp(frame) == (proto == 6), "the oracle against what scapy built"
-        assert drops_icmp(frame) == ((version, proto) in ((4, 1), (6, 58)))
-        for _ in range(30):
-            for one, judge in (*((d, drops_tcp) for d in tcp_droppers), (icmp_dropper, drops_icmp)):
-                assert one.drops(frame) == judge(frame), (one.cls.name, frame.hex())
-            frame = mutated(rng, rng.choice(stock))
 
 
 def test_icmp_is_counted_by_type() -> None:
@@ -221,24 +188,15 @@ def test_world_drops_every_frame() -> None:
     one.object.close()
 
 
-@pytest.mark.parametrize("cls", [XdpDropTcp, XdpDropIcmp, XdpDropWorld, TcDropTcp])
-def test_pcap_rows(cls: type[HookApp], tmp_path: Path) -> None:
-    path = tmp_path / "corpus.pcap"
-    frames = [bytes(packet) for packet, _, _ in CORPUS]
-    frames += [frames[0][:size] for size in (1, 13, 14, 20, 33, 34)]
-    wrpcap(str(path), [Raw(frame) for frame in frames], linktype=1)
-    done = subprocess.run(
-        [sys.executable, "-m", f"bpfkit.{cls.name}", "--pcap", str(path), "--json"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        check=True,
-        env=dict(os.environ),
-    )
+def test_pcap_rows_have_these_fields_and_no_others(tmp_path: Path) -> None:
+    path = tmp_path / "one.pcap"
+    wrpcap(str(path), [Raw(bytes(packet)) for packet, _, _ in CORPUS[:3]], linktype=1)
+    command = [sys.executable, "-m", "bpfkit.xdp_drop_tcp", "--pcap", str(path)]
+    done = subprocess.run([*command, "--json"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [row["index"] for row in rows] == list(range(len(frames)))
-    assert list(rows[0]) == ["ts", "round", "index", "action"]
-    judge = {XdpDropIcmp: drops_icmp, XdpDropWorld: lambda _: True}.get(cls, drops_tcp)
-    kept, dropped = (
-        ("TC_ACT_UNSPEC", "TC_ACT_SHOT") if cls is TcDropTcp else ("XDP_PASS", "XDP_DROP")
-    )
-    assert [row["action"] for row in rows] == [dropped if judge(f) else kept for f in frames]
+    assert [list(row) for row in rows] == [["ts", "round", "index", "action"]] * 3
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    lines = done.stdout.decode().splitlines()
+    assert lines[:3] == ["      0 XDP_DROP", "      1 XDP_DROP", "      2 XDP_PASS"]
+    assert lines[3].split()[:3] == ["action", "ip", "what"], "for people the counters as well"
+    assert b"3 packets: XDP_DROP 2, XDP_PASS 1" in done.stderr

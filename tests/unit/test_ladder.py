@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from bpfkit.net.packet_path import HOOKS, PATHS, expected
-from bpfkit.show.ladder import ladder
+from bpfkit.show.ladder import journey, ladder, taps
 
 
 def row(us, hook, namespace, device, **more):
@@ -59,3 +59,47 @@ def test_documented_order_of_the_taps():
     order = [hook for _, hook in steps]
     assert order.index("xdp_generic") < order.index("tap_in") < order.index("tc_ingress")
     assert order.index("tc_egress") < order.index("tap_out")
+
+
+def test_text_says_what_captures_measured():
+    def seen(hook, device, *, dropped=False, gone=False):
+        return row(None if gone else 1.0, hook, "c", device, seen=not gone, dropped=dropped)
+
+    def capture(direction, saw):
+        return {
+            "event": "capture",
+            "namespace": "c",
+            "device": "eth0",
+            "direction": direction,
+            "seen": saw,
+        }
+
+    hooks = [
+        seen("tap_in", "eth0"),
+        seen("tc_egress", "eth0", dropped=True),
+        seen("tap_out", "eth0", gone=True),
+    ]
+    for each in hooks:
+        each["event"] = "hook"
+    end = {"event": "application", "namespace": "c", "seen": False}
+    lines = journey([*hooks, capture("in", True), capture("out", False), end], "one packet")
+    assert lines[0] == "one packet"
+    assert "a capture on c:eth0 saw it coming in" in lines
+    assert lines[-2:] == [
+        "eth0: the tap on the way in comes before tc_egress, so tcpdump still shows the packet",
+        "eth0: the tap on the way out comes behind tc_egress, so tcpdump misses the packet",
+    ]
+    # It is the captures that say so, not the order.
+    lines = journey([*hooks, capture("in", False), capture("out", True), end], "one packet")
+    assert lines[-2].endswith("misses the packet") and lines[-1].endswith("still shows the packet")
+
+
+def test_text_of_taps():
+    answers = [
+        ("xdp_native", "tap_in", "c:eth0", 2.81, False),
+        ("tc_ingress", "tap_in", "c:eth0", -3.0, True),
+    ]
+    assert taps(answers)[2:] == [
+        "  dropped at xdp_native on c:eth0, 2.8 µs before tap_in: a capture there did not see it",
+        "  dropped at tc_ingress on c:eth0, 3.0 µs behind tap_in: a capture there saw it",
+    ]

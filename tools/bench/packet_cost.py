@@ -12,49 +12,23 @@ VLAN ids, tunnels and fragments, and reads GRE wrongly: only the first row compa
 from __future__ import annotations
 
 import os
-import struct
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bpfkit.core.program import Program
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, ROOT)
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+sys.path[:0] = [path for path in (ROOT, HERE) if path not in sys.path]
+
+from benchlib import PACKETS as EVERY  # noqa: E402
 
 CLASSIC = os.path.join(ROOT, "tools", "baseline", "sockex3_classic.bpf.c")
 CLASSIC_LAYERS = ("classic_ip", "classic_ipv6", "classic_vlan", "classic_mpls")
 REPEAT = 100_000
-PAYLOAD = bytes(1000)
-
-
-def ipv4(proto: int, payload: bytes) -> bytes:
-    """An IPv4 packet (no checksum)."""
-    head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 64, proto, 0)
-    return head + bytes((192, 0, 2, 1, 198, 51, 100, 2)) + payload
-
-
-def ipv6(proto: int, payload: bytes) -> bytes:
-    """An IPv6 packet from 2001:db8::1 to 2001:db8::2."""
-    prefix = b"\x20\x01\x0d\xb8" + bytes(11)
-    head = struct.pack(">IHBB", 6 << 28, len(payload), proto, 64)
-    return head + prefix + b"\1" + prefix + b"\2" + payload
-
-
-def ethernet(ethertype: int, payload: bytes) -> bytes:
-    """A frame."""
-    return bytes.fromhex("020000000002020000000001") + ethertype.to_bytes(2, "big") + payload
-
-
-TCP = struct.pack(">HHIIBBHHH", 1234, 80, 1, 1, 5 << 4, 0x10, 500, 0, 0) + PAYLOAD
-ICMP = struct.pack(">BBHHH", 8, 0, 0, 1, 1) + PAYLOAD
-PACKETS = {
-    "TCP over IPv4": ethernet(0x0800, ipv4(6, TCP)),
-    "TCP over IPv6": ethernet(0x86DD, ipv6(6, TCP)),
-    "ICMP over IPv4": ethernet(0x0800, ipv4(1, ICMP)),
-    "TCP over IPv4 in a VLAN": ethernet(0x8100, b"\0\5\x08\0" + ipv4(6, TCP)),
-    "TCP over IPv4 in GRE": ethernet(0x0800, ipv4(47, b"\0\0\x08\0" + ipv4(6, TCP))),
-}
+#: What both designs can read.
+PACKETS = {kind: frame for kind, frame in EVERY.items() if "extension" not in kind}
 
 
 def compare(sockex3: Program, classic: Program, frame: bytes, runs: int) -> tuple[int, int]:
@@ -72,7 +46,7 @@ def compare(sockex3: Program, classic: Program, frame: bytes, runs: int) -> tupl
 def measure(runs: int = 9) -> dict[str, tuple[int, int]]:
     """For each kind of packet: ns of sockex3, ns of the classic design."""
     import bpfkit
-    from bpfkit.sockex3 import fill_jump
+    from bpfkit.net.flows import fill_jump
 
     with (
         bpfkit.load("socket/sockex3.bpf.c", consts={"direction": 3}) as ours,

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Start-up of sockex3, beside BCC's own BPF() on the same source and a libbpf C loader.
+"""Start-up of sockex3, beside BCC's own BPF() on the same source and a libbpf C loader; and of
+programs at an interface, by XDP and tc.
 
     sudo python3 tools/bench/startup.py [RUNS]
 
 Every row is a whole process that compiles or finds, loads and attaches sockex3 and reads a table:
 time from before its start until it says "attached" and until its end (which includes what the
-kernel does on closing a packet socket).  The ratios are against bpfkit's warm start.  Needs cc and
-libbpf-dev for the C peer.
+kernel does on closing a packet socket).  The ratios are against bpfkit's warm start.  What goes on
+an interface goes on lo of a namespace of its own.  Needs cc and libbpf-dev for the C peer.
 """
 
 from __future__ import annotations
@@ -20,6 +21,13 @@ import subprocess
 import sys
 import tempfile
 
+#: Programs at an interface, with options.
+ATTACHED = (
+    ("xdp_drop_world",),
+    ("xdp_drop_tcp",),
+    ("tc_drop_tcp",),
+    ("tc_drop_tcp", "--attach", "clsact"),
+)
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 SOURCE = "socket/sockex3.bpf.c"
@@ -113,7 +121,9 @@ def measure(
 def main() -> int:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     python = shutil.which("python3", path="/usr/bin") or sys.executable
-    with tempfile.TemporaryDirectory() as work:
+    from bpfkit.net.lab import loopback_lab
+
+    with tempfile.TemporaryDirectory() as work, loopback_lab() as lab:
         env = os.environ | {"BPFKIT_CACHE": f"{work}/cache", "PYTHONDONTWRITEBYTECODE": ""}
         os.environ["BPFKIT_CACHE"] = f"{work}/cache"
         tool, loader = f"{work}/measure", f"{work}/libbpf_loader"
@@ -160,10 +170,14 @@ def main() -> int:
             ),
             ("python3 -c pass", "", [python, "-c", "pass"], env, runs),
         ]
+        for name, *more in ATTACHED:
+            argv = [python, "-m", f"bpfkit.{name}", *program[3:], *more]
+            rows.append((" ".join([name, *more]) + ", warm cache", mark, argv, env, runs))
         base = None
         print(f"{'whole process, medians':42} {'attached':>9} {'ratio':>7} {'end':>8} {'RSS':>8}")
         for title, marker, argv, environment, n in rows:
-            ms, end, mb = measure(tool, n, marker, argv, environment)
+            with lab["host"].entered():
+                ms, end, mb = measure(tool, n, marker, argv, environment)
             base = base or ms
             print(
                 f"{title:42} {ms:6.1f} ms {ms / base:6.2f}x {end:5.1f} ms {mb:5.1f} MB", flush=True

@@ -18,6 +18,9 @@ from typing import NamedTuple
 BOOT_MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
 APPLETS = "sh cat cp grep hostname insmod ip ln mkdir mount poweroff switch_root usleep".split()
 
+#: Where tools/bootstrap.sh unpacks a kernel's package.
+UNPACKED = Path(__file__).resolve().parents[2] / ".vm"
+
 
 class VmError(Exception):
     """Why there is no VM, and what to do about it."""
@@ -36,7 +39,8 @@ def find_kernel(wanted: str = "", root: Path = Path("/")) -> Kernel:
     """The kernel to boot.
 
     :param wanted: a release; a folder in which a kernel package was unpacked; a folder in which a
-        kernel was built; or "" for the running release if it can be had, else the newest file.
+        kernel was built; or "" for the running release if it can be had, else the newest file,
+        else what tools/bootstrap.sh has unpacked.
     """
     if os.path.isdir(wanted):
         folder = Path(wanted).resolve()
@@ -60,6 +64,8 @@ def find_kernel(wanted: str = "", root: Path = Path("/")) -> Kernel:
     if found:
         running = platform.release()
         return max(found, key=lambda k: (k.release == running, k.image.stat().st_mtime))
+    if root == Path("/") and not wanted and UNPACKED.is_dir():
+        return find_kernel("", UNPACKED)
     what = f"no kernel {wanted or 'with modules'} under {root}"
     raise VmError(f"{what}\n" + (reasons or ["install one: apt-get install linux-image-amd64"])[0])
 

@@ -87,6 +87,20 @@ static __always_inline void window_limit(struct window *w, u64 len)
 		w->limit = w->off + len;
 }
 
+/*
+ * From here on the verifier knows nothing of the window's bounds. It would walk all that follows
+ * once for each different thing that it knows: for none to eight tags, for each way here.
+ */
+static __always_inline void window_forget(struct window *w)
+{
+	w->off ^= w->limit;
+	asm volatile("" : "+r"(w->off));
+	w->off ^= w->limit;
+	w->limit ^= w->off;
+	asm volatile("" : "+r"(w->limit));
+	w->limit ^= w->off;
+}
+
 static __always_inline enum outcome direct_ipv4(struct window *w, struct headers *h)
 {
 	struct iphdr *ip = window_peek(w, sizeof(*ip));
@@ -140,6 +154,7 @@ static __always_inline enum outcome direct_ipv6(struct window *w, struct headers
 	h->family = 6;
 	type = ip->nexthdr;
 	window_limit(w, bpf_ntohs(ip->payload_len));
+	window_forget(w);
 #pragma clang loop unroll(disable)
 	for (i = 0; i < MAX_EXTS; i++) {
 		h->proto = type;
@@ -178,6 +193,7 @@ static __always_inline enum outcome direct_ethertype(struct window *w, struct he
 	struct vlan_tag *tag;
 	u32 i;
 
+	window_forget(w);
 #pragma clang loop unroll(disable)
 	for (i = 0; i < MAX_TAGS && is_vlan(ethertype); i++) {
 		tag = window_pull(w, sizeof(*tag));
@@ -188,6 +204,7 @@ static __always_inline enum outcome direct_ethertype(struct window *w, struct he
 	}
 	if (is_vlan(ethertype))
 		return TOO_DEEP;
+	window_forget(w);
 	h->network = w->off;
 	if (ethertype == ETH_P_IP)
 		outcome = direct_ipv4(w, h);

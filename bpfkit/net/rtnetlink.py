@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""rtnetlink without pyroute2, for what that has no words for, or where it would be too slow.
+
+Source: rtnetlink(7), netlink(7).
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["attribute", "attributes", "dump", "request"]
+
+_AF_NETLINK, _NETLINK_ROUTE = 16, 0
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 1, 4, 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_TYPE_MASK = 0x3FFF
+
+
+def attribute(kind: int, *values: bytes) -> bytes:
+    """An attribute of that type; several values, attributes themselves, make a nested one."""
+    value = b"".join(values)
+    size = 4 + len(value)
+    return struct.pack("=HH", size, kind) + value + bytes(-size % 4)
+
+
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(type, value) of the attributes in ``data``."""
+    at = 0
+    while at + 4 <= len(data):
+        size, kind = struct.unpack_from("=HH", data, at)
+        if size < 4:
+            return
+        yield kind & _TYPE_MASK, data[at + 4 : at + size]
+        at += size + 3 & ~3
+
+
+def request(kind: int, body: bytes, flags: int = _NLM_F_ACK) -> bytes:
+    """One request in the thread's network namespace; the answer's body.
+
+    :param kind: RTM_….
+    :param flags: NLM_F_…; without NLM_F_ACK for requests that are answered anyway.
+    :raises OSError: the kernel's answer.
+    """
+    head = struct.pack("=IHHII", 16 + len(body), kind, _NLM_F_REQUEST | flags, 1, 0)
+    sock = _socket.socket(_AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _NETLINK_ROUTE)
+    try:
+        sock.send(head + body)
+        answer = sock.recv(1 << 16)
+    finally:
+        sock.close()
+    if struct.unpack_from("=H", answer, 4)[0] == _NLMSG_ERROR:
+        number = -struct.unpack_from("=i", answer, 16)[0]
+        if number:
+            raise OSError(number, os.strerror(number))
+    return answer[16:]
+
+
+def dump(kind: int, body: bytes) -> list[bytes]:
+    """The bodies of all objects that the kernel tells of, in the thread's network namespace.
+
+    :param kind: RTM_GET….
+    :raises OSError: the kernel's answer.
+    """
+    head = struct.pack("=IHHII", 16 + len(body), kind, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
+    found: list[bytes] = []
+    sock = _socket.socket(_AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _NETLINK_ROUTE)
+    try:
+        sock.send(head + body)
+        while True:
+            data = sock.recv(1 << 16)
+            at = 0
+            while at + 16 <= len(data):
+                size, kind = struct.unpack_from("=IH", data, at)
+                if kind == _NLMSG_DONE:
+                    return found
+                if kind == _NLMSG_ERROR:
+                    number = -struct.unpack_from("=i", data, at + 16)[0]
+                    raise OSError(number, os.strerror(number))
+                found.append(data[at + 16 : at + size])
+                at += size + 3 & ~3
+    finally:
+        sock.close()

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.xdp_decap: the end of xdp_lb's tunnel, at a backend.
+
+The C side is bpf_c/xdp/xdp_decap.bpf.c.  The demo: datagrams in all four kinds of IP in IP reach a
+socket on an address that only lo has; those of a tunnel that nobody named do not.
+"""
+
+from __future__ import annotations
+
+import _socket
+import struct
+
+from bpfkit.app import main
+from bpfkit.core.errors import UsageError
+from bpfkit.hookapp import XdpApp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from collections.abc import Iterable
+
+    from bpfkit.app import Row, Verdict
+    from bpfkit.core.object import Object
+    from bpfkit.net.lab import Lab
+
+VIPS = ("198.51.100.1", "2001:db8:51::1")
+CLIENTS = ("203.0.113.5", "2001:db8:113::5")
+ENDS = (("10.77.0.1", "10.77.0.2"), ("fd77::1", "fd77::2"))
+STRANGERS = ("10.77.0.9", "fd77::9")
+PORT = 5300
+_ROWS = ("passed", "taken off IPv4", "taken off IPv6", "dropped")
+_COUNT = 5
+
+
+class XdpDecap(XdpApp):
+    """Takes the outer header off IP in IP from a load balancer, without a tunnel device."""
+
+    name = "xdp_decap"
+    source = "xdp/xdp_decap.bpf.c"
+    counters = ("packets", "bytes")
+    knows_l2_len = False
+
+    @classmethod
+    def add_options(cls, parser: ArgumentParser) -> None:
+        super().add_options(parser)
+        text = "outer addresses: the balancer's, and this host's; again: more"
+        parser.add_argument("--tunnel", metavar="A,B", action="append", help=text)
+
+    def check_options(self) -> None:
+        from bpfkit.net.balancer import address, packed
+
+        super().check_options()
+        options = self.options
+        if options.interface is None and options.pcap is None:
+            if options.tunnel:
+                raise UsageError("--tunnel needs --interface", why="the demo has its own")
+            options.tunnel = [",".join(ends) for ends in ENDS]
+        elif not options.tunnel:
+            raise UsageError("--tunnel is missing", why="not every sender may tunnel packets in")
+        self.tunnels: list[bytes] = []
+        for text in options.tunnel:
+            try:
+                first, second = map(address, text.split(","))
+                if (":" in first) != (":" in second):
+                    raise ValueError("the addresses are of different families")
+            except ValueError as error:
+                why = str(error) if "unpack" not in str(error) else "it is written BALANCER,OWN"
+                raise UsageError(f"--tunnel {text}: {why}") from None
+            self.tunnels.append(packed(first) + packed(second))
+
+    def make_lab(self) -> Lab:
+        from bpfkit.net.lab import pair_lab
+
+        lab = pair_lab(offloads=False)
+        for vip, size in zip(VIPS, (32, 128), strict=True):
+            lab.address("server:lo", f"{vip}/{size}")
+        lab.route("server", "default", via="10.77.0.1")
+        lab.route("server", "default6", via="fd77::1")
+        return lab
+
+    def prepare(self, loaded: Object) -> None:
+        for tunnel in self.tunnels:
+            loaded["tunnels"][tunnel] = 1
+
+    def rows(self) -> list[Row]:
+        """A row for each thing that is done with packets."""
+        return [
+            {"action": _ROWS[i], "packets": sums.packets, "bytes": sums.bytes}
+            for i, sums in self.object["rows"].sums()
+        ]
+
+    # -- demo
+
+    def demo(self) -> None:
+        """Datagrams in each kind of tunnel, and from a stranger."""
+        assert self.lab is not None
+        if not hasattr(self, "arrived"):
+            #: (inner family, outer family, from a stranger) -> [sent, arrived]
+            self.arrived: dict[tuple[int, int, bool], list[int]] = {}
+        sender = self.lab["client"].socket(_socket.AF_PACKET, _socket.SOCK_RAW, 0)
+        try:
+            sender.bind(("eth0", 0))
+            for inner in (0, 1):
+                receiver = self.lab["server"].socket(
+                    _socket.AF_INET6 if inner else _socket.AF_INET, _socket.SOCK_DGRAM
+                )
+                try:
+                    receiver.bind((VIPS[inner], PORT))
+                    for outer in (0, 1):
+                        for strange in (False, True):
+                            tally = self.arrived.setdefault((inner, outer, strange), [0, 0])
+                            for number in range(_COUNT):
+                                body = struct.pack("!BBBB", inner, outer, strange, number)
+                                sender.send(self._frame(inner, outer, strange, body))
+                                tally[0] += 1
+                                tally[1] += _received(receiver, body, 0.01 if strange else 1.0)
+                finally:
+                    receiver.close()
+        finally:
+            sender.close()
+
+    def _frame(self, inner: int, outer: int, strange: bool, body: bytes, tag: bytes = b"") -> bytes:
+        from bpfkit.net.lb_lab import datagram, ip_packet
+
+        assert self.lab is not None
+        macs = [self.lab.lladdr(f"{name}:eth0").replace(":", "") for name in ("server", "client")]
+        packet = datagram(CLIENTS[inner], 4000, VIPS[inner], PORT, body)
+        balancer, own = ENDS[outer]
+        packet = ip_packet(
+            STRANGERS[outer] if strange else balancer, own, 41 if inner else 4, packet
+        )
+        kind = b"\x86\xdd" if outer else b"\x08\x00"
+        return bytes.fromhex("".join(macs)) + tag + kind + packet
+
+    def verify(self) -> Iterable[Verdict]:
+        from bpfkit.net.capture import Capture
+        from bpfkit.net.lb_lab import datagram
+
+        assert self.lab is not None
+        for (inner, outer, strange), (sent, arrived) in self.arrived.items():
+            words = f"IPv{6 if inner else 4} in IPv{6 if outer else 4}"
+            if strange:
+                yield arrived == 0, f"{words} from a stranger: {arrived} of {sent} arrived"
+            else:
+                yield arrived == sent, f"{words}: {arrived} of {sent} datagrams arrived"
+        tag = b"\x81\x00\x00\x05"
+        for outer in (0, 1):
+            frame = self._frame(0, outer, False, b"tagged", tag)
+            packet = datagram(CLIENTS[0], 4000, VIPS[0], PORT, b"tagged")
+            with Capture("eth0", ns=self.lab["server"], outgoing=False) as capture:
+                sock = self.lab["client"].socket(_socket.AF_PACKET, _socket.SOCK_RAW, 0)
+                try:
+                    sock.bind(("eth0", 0))
+                    sock.send(frame)
+                    seen = capture.wait(where=lambda p: p.data.endswith(b"tagged"))
+                finally:
+                    sock.close()
+            good = seen[0].data == frame[:12] + tag + b"\x08\x00" + packet
+            yield good, f"a tagged IPv4 in IPv{6 if outer else 4} packet keeps its tag"
+
+
+def _received(sock: _socket.socket, body: bytes, timeout: float) -> bool:
+    """Does this datagram come within ``timeout`` seconds?"""
+    from select import select
+
+    return bool(select([sock], [], [], timeout)[0]) and sock.recv(100) == body
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(XdpDecap))
