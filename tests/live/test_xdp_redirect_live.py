@@ -244,7 +244,10 @@ def test_a_router_on_given_interfaces(routed: Lab) -> None:
             packets = [Ether(p.data) for p in capture.packets]
             hops = [p.ttl if p.type == 0x800 else p.hlim for p in packets if p.type != 0x806]
             assert set(hops) <= {63, 255} and hops.count(63) > 6  # 255: neighbour discovery
-            assert all(bytes(p) == bytes(Ether(bytes(p)).__class__(bytes(p))) for p in packets)
+            for packet in packets:
+                if IP in packet:
+                    sent, packet[IP].chksum = packet[IP].chksum, None
+                    assert Ether(bytes(packet))[IP].chksum == sent, "scapy's checksum is another"
             results = {row["result"] for row in router.rows()}
         assert {"BPF_FIB_LKUP_RET_SUCCESS", "TTL used up"} <= results
     finally:

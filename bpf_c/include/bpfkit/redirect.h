@@ -3,6 +3,9 @@
  * What the programs share that forward frames between the interfaces they are on, their ports: what
  * became of each frame, counted by the port that it came in by.
  *
+ * A VLAN tag that is not in the frame is not seen: on a card `ethtool -K DEV rxvlan off`, on the
+ * other end of a veth `txvlan off`. Where it stays beside the frame, a redirect loses it.
+ *
  * Maps
  *   ports    hash         ifindex -> struct port, written by user space
  *   results  percpu_hash  ifindex it came in by, enum result -> struct traffic
