@@ -70,7 +70,7 @@ class XdpRedirect(PortApp):
     counters = ("packets", "bytes", "lost")
     epilog = (
         "A port receives nothing of what is redirected. VLAN tags must be in the frames: ethtool "
-        "-K DEV rxvlan off. --pcap: as if all frames came in by one port. A wire and a hub redirect "
+        "-K DEV rxvlan off. --pcap: as if all frames came in by one port. Wire and hub redirect "
         "everything; a switch learns from the capture; a router has a route and a neighbour for "
         "every address, and takes every destination MAC address for its own: XDP_REDIRECT is what "
         "can be forwarded, XDP_PASS what is left to the kernel."

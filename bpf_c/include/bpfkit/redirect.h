@@ -4,7 +4,7 @@
  * became of each frame, counted by the port that it came in by.
  *
  * A VLAN tag that is not in the frame is not seen: on a card `ethtool -K DEV rxvlan off`, on the
- * other end of a veth `txvlan off`. Where it stays beside the frame, a redirect loses it.
+ * other end of a veth `txvlan off`.
  *
  * Maps
  *   ports    hash         ifindex -> struct port, written by user space
