@@ -8,13 +8,14 @@ counts what is sent, and drops ICMP and ICMPv6.
 from __future__ import annotations
 
 from bpfkit.app import main
-from bpfkit.routeapp import DropApp
+from bpfkit.routeapp import DropApp, forwarding_client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from bpfkit.app import Verdict
+    from bpfkit.net.lab import Lab
 
 
 class LwtOut(DropApp):
@@ -24,6 +25,10 @@ class LwtOut(DropApp):
     source = "lwt/lwt_out.bpf.c"
     place = "client"
     drops = "icmp"
+    tagged = ("router:left", "client:eth0")
+
+    def build(self) -> Lab:
+        return forwarding_client(super().build())
 
     def verify(self) -> Iterable[Verdict]:
         yield from self.verify_drops()

@@ -123,7 +123,8 @@ class Netfilter(LabApp):
         self.with_nft = True
 
     def demo(self) -> None:
-        """Ping and UDP through the router."""
+        """Ping and UDP, in frames with a priority tag too, through the router."""
+        from bpfkit.net.tagged import tagged_udp
         from bpfkit.net.traffic import ping, udp
 
         assert self.lab is not None
@@ -131,6 +132,9 @@ class Netfilter(LabApp):
         for host in SERVERS:
             self.made.append(ping(host, count=3, interval=0.02, timeout=0.3, ns=client))
             self.made.append(udp(host, count=3, timeout=0.3, ns=client, server_ns=server))
+            source = "fd77:1::77" if ":" in host else "10.77.1.77"
+            ends = ("client:eth0", "router:left")
+            self.made.append(tagged_udp(self.lab, *ends, host, source, at="server"))
 
     def rows(self) -> list[Row]:
         rows = dict(self.object["rows"].sums())
@@ -155,7 +159,7 @@ class Netfilter(LabApp):
         for report in self.made:
             gone = passes and report.proto.endswith(drop)
             wanted = 0 if gone else report.sent
-            text = f"IPv{report.family} {report.proto}: {report.received} of {report.sent} arrived"
+            text = f"IPv{report.family} {report.what}: {report.received} of {report.sent} arrived"
             yield report.received == wanted, text
         for family in FAMILIES:
             sent = sum(report.sent for report in self.made if report.family == family)

@@ -20,10 +20,18 @@ if TYPE_CHECKING:
     from bpfkit.net.lab import Lab
     from bpfkit.net.traffic import Report
 
-__all__ = ["DropApp", "RouteApp"]
+__all__ = ["DropApp", "RouteApp", "forwarding_client"]
 
 #: The lab's two servers: (destination, the router's next hop for the client).
 SERVERS = {"10.77.2.1": ("10.77.2.0/24", "10.77.1.254"), "fd77:2::1": ("fd77:2::/64", "fd77:1::fe")}
+
+
+def forwarding_client(lab: Lab) -> Lab:
+    """Let the lab's client forward: what came in with a tag leaves by its routes only so."""
+    lab.forward("client")
+    for device in ("all", "eth0"):
+        lab.sysctl("client", f"net.ipv4.conf.{device}.send_redirects", 0)
+    return lab
 
 
 class RouteApp(LabApp):
@@ -105,6 +113,9 @@ class DropApp(RouteApp):
 
     #: (protocol, number) that the demo drops.
     drops = "icmp"
+    #: Where frames with a priority tag come from and go to, for the route to forward what is in
+    #: them: no tag is made or seen behind the IP layer, so one that came in has to be taken off.
+    tagged = ("client:eth0", "router:left")
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
@@ -120,7 +131,8 @@ class DropApp(RouteApp):
         self.attach()
 
     def demo(self) -> None:
-        """Ping, TCP and UDP from the client to the server; what is dropped is not waited for."""
+        """Ping, TCP and UDP (tagged too) to the server; what is dropped is not waited for."""
+        from bpfkit.net.tagged import tagged_udp
         from bpfkit.net.traffic import ping, tcp, udp
 
         assert self.lab is not None
@@ -129,11 +141,14 @@ class DropApp(RouteApp):
         for host in SERVERS:
             self.made.append(ping(host, count=3, interval=0.02, timeout=0.3, ns=client))
             self.made.append(udp(host, count=3, timeout=0.3, ns=client, server_ns=server))
+            source = "fd77:1::77" if ":" in host else "10.77.1.77"
+            self.made.append(tagged_udp(self.lab, *self.tagged, host, source, at="server"))
             if drop != "tcp":
                 self.made.append(tcp(host, requests=2, ns=client, server_ns=server))
 
     def verify_drops(self) -> Iterable[Verdict]:
         """The dropped protocol arrives nowhere, the others whole; the program counted both."""
+        from bpfkit.net.tagged import TaggedReport
         from bpfkit.net.traffic import PingReport, TcpReport, UdpReport
 
         counted = {row["proto"]: row for row in self.rows()}
@@ -148,7 +163,7 @@ class DropApp(RouteApp):
                 continue
             assert isinstance(report, (PingReport, UdpReport))
             wanted = 0 if proto.endswith(drop) else report.sent
-            text = f"IPv{report.family} {proto}: {report.received} of {report.sent} arrived"
+            text = f"IPv{report.family} {report.what}: {report.received} of {report.sent} arrived"
             yield report.received == wanted, text
         for proto in ("icmp", "ipv6-icmp", "udp"):
             sent = sum(
@@ -161,3 +176,11 @@ class DropApp(RouteApp):
             # Neighbour discovery is ICMPv6 too, but never goes by such a route.
             fine = row["packets"] == sent and row["dropped"] == dropped
             yield fine, f"{proto}: {sent} sent, {row['packets']} counted, {row['dropped']} dropped"
+        size = sum(
+            report.wire_bytes - report.sent * (18 if isinstance(report, TaggedReport) else 14)
+            for report in self.made
+            if isinstance(report, UdpReport)
+        )
+        seen = counted.get("udp", {"bytes": 0})["bytes"]
+        text = f"udp: {size} bytes without Ethernet header and tag, {seen} counted"
+        yield seen == size, text

@@ -23,6 +23,7 @@ FUNCTIONS = ("end_tag", "end_dt6")
 SEGMENTS = {"end_tag": "fc00:b::1", "end_dt6": "fc00:b::2"}
 LAST = "fc00:b::3"
 SERVER, CLIENT_HOP = "fd77:2::1", "fd77:1::fe"
+SOURCE = "fd77:1::1"
 DATAGRAMS = 3
 
 
@@ -65,14 +66,17 @@ class Seg6Local(LabApp):
             )
 
     def demo(self) -> None:
-        """Datagrams through the one segment, then through the other."""
+        """Datagrams through the one segment, then through the other; with a tag and without."""
         import _socket
         from time import monotonic, sleep
 
         from bpfkit.net.capture import Capture
+        from bpfkit.net.tagged import datagram, send_frames, tag
 
         assert self.lab is not None
         client = self.lab["client"]
+        ends = self.lab.lladdr("router:left"), self.lab.lladdr("client:eth0")
+        macs = bytes.fromhex("".join(ends).replace(":", ""))
         sender = client.socket(_socket.AF_INET6, _socket.SOCK_DGRAM)
         try:
             for name, mode, segments in (
@@ -82,18 +86,22 @@ class Seg6Local(LabApp):
             ):
                 self.steer(mode, segments)
                 text = name.encode()
+                packet = datagram(SOURCE, SERVER, 9, text, macs)
+                frame = tag(steered(packet, mode, segments))
                 with Capture("eth0", ns=self.lab["server"], outgoing=False) as capture:
                     for _ in range(DATAGRAMS):
                         sender.sendto(text, (SERVER, 9))
+                    # As many with a priority tag in front, made by hand.
+                    send_frames(self.lab, "client:eth0", [frame] * DATAGRAMS)
                     deadline = monotonic() + 5
                     found: list[bytes] = []
-                    while len(found) < DATAGRAMS and monotonic() < deadline:
+                    while len(found) < 2 * DATAGRAMS and monotonic() < deadline:
                         sleep(0.005)
                         found = [p.data for p in capture.packets if p.data.endswith(text)]
                 self.arrived[name] += found
         finally:
             sender.close()
-        self.sent += DATAGRAMS
+        self.sent += 2 * DATAGRAMS
 
     def steer(self, mode: str, segments: str) -> None:
         """The client's route to the server leads through the segments."""
@@ -126,7 +134,8 @@ class Seg6Local(LabApp):
         for row in self.rows():
             name = row["function"]
             fine = row["packets"] == self.sent and not row["failed"]
-            yield fine, f"{name}: {self.sent} sent, {row['packets']} seen, {row['failed']} failed"
+            text = f"{self.sent} sent, half of them with a priority tag; {row['packets']} seen"
+            yield fine, f"{name}: {text}, {row['failed']} failed"
         # Ethernet 14, IPv6 40 bytes: then the segment routing header, its tag at 6.
         tags = [frame[60:62].hex() for frame in self.arrived["end_tag"] if frame[20] == 43]
         fine = tags == ["beef"] * self.sent
@@ -134,6 +143,29 @@ class Seg6Local(LabApp):
         plain = [frame for frame in self.arrived["end_dt6"] if frame[20] == 17]
         fine = len(plain) == len(self.arrived["end_dt6"]) == self.sent
         yield fine, f"end_dt6: {len(plain)} of {self.sent} arrived as plain IPv6 and UDP"
+
+
+def steered(frame: bytes, mode: str, segments: str) -> bytes:
+    """``frame``, of IPv6, as the client's route steers it: with a segment routing header.
+
+    :param mode: ``inline``: a header more, before the last segment, its destination; ``encap``:
+        an outer packet.
+    :param segments: the last one first, as for the route.
+    """
+    from struct import pack
+
+    from bpfkit.net.answers import packed
+
+    ip = frame[14:]
+    ends = [packed(segment) for segment in segments.split(",")]
+    inside, following = (41, ip) if mode == "encap" else (ip[6], ip[40:])
+    if mode == "inline":
+        ends.insert(0, ip[24:40])
+    left = len(ends) - 1
+    header = pack("!BBBBBBH", inside, 2 * len(ends), 4, left, left, 0, 0) + b"".join(ends)
+    size = len(header) + len(following)
+    outer = pack("!IHBB", 6 << 28, size, 43, 64) + ip[8:24] + ends[left]
+    return frame[:14] + outer + header + following
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.tc_action: a program as the action behind a u32 match.
+"""python -m bpfkit.tc_action: a program as the action behind a u32 or flower match.
 
-The C side is bpf_c/tc/tc_action.bpf.c.  In the demo a u32 filter on a client's egress matches UDP
-and hands it to the program, which drops every second packet; ping never meets it.
+The C side is bpf_c/tc/tc_action.bpf.c.  In the demo filters on a server's ingress match UDP, IPv4
+and IPv6, with a VLAN tag and without, and hand it to the program, which drops every second packet;
+ping never meets it.
 """
 
 from __future__ import annotations
@@ -12,21 +13,28 @@ from bpfkit.labapp import LabApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import ArgumentParser
     from collections.abc import Iterable
 
     from bpfkit.app import Row, Verdict
     from bpfkit.net.traffic import PingReport, UdpReport
 
-SERVERS = ("10.77.0.2", "fd77::2")
+#: The server's address -> the client's.
+SERVERS = {"10.77.0.2": "10.77.0.1", "fd77::2": "fd77::1"}
 
 
 class TcAction(LabApp):
-    """A program as the action behind a u32 filter: every second UDP packet is dropped."""
+    """A program as the action behind a tc filter's match: every second UDP packet is dropped."""
 
     name = "tc_action"
     source = "tc/tc_action.bpf.c"
     counters = ("packets",)
-    place = "client"
+
+    @classmethod
+    def add_options(cls, parser: ArgumentParser) -> None:
+        super().add_options(parser)
+        text = "the filter that finds the packets (default: u32)"
+        parser.add_argument("--match", choices=("u32", "flower"), default="u32", help=text)
 
     def check_options(self) -> None:
         from bpfkit.core.errors import UsageError
@@ -41,24 +49,30 @@ class TcAction(LabApp):
         assert self.lab is not None
         self.object = self.load(one_in=2)
         self.made: list[PingReport | UdpReport] = []
+        program = self.object.programs["tc_action"]
+        interface = self.lab.interface("server:eth0")
         for version in (4, 6):
-            program = self.object.programs["tc_action"]
-            add_action(program, self.lab.interface("client:eth0"), version)
+            for tagged in (False, True):
+                add_action(program, interface, self.options.match, version, tagged=tagged)
 
     def demo(self) -> None:
-        """Ping and UDP over both IP versions."""
+        """Ping, UDP, and UDP in priority-tagged frames, over both IP versions."""
+        from bpfkit.net.tagged import tagged_udp
         from bpfkit.net.traffic import ping, udp
 
         assert self.lab is not None
         client, server = self.lab["client"], self.lab["server"]
-        for host in SERVERS:
+        for host, source in SERVERS.items():
             self.made.append(ping(host, count=3, interval=0.02, ns=client))
             self.made.append(udp(host, count=10, timeout=0.3, ns=client, server_ns=server))
+            ends = ("client:eth0", "server:eth0")
+            self.made.append(tagged_udp(self.lab, *ends, host, source, at="server", count=4))
 
     def rows(self) -> list[Row]:
-        sums = self.object["sums"]
+        sums = self.object["sums"][0]
         return [
-            {"sum": name, "packets": int(sums[i])} for i, name in enumerate(("matched", "dropped"))
+            {"sum": "matched", "packets": sums.matched},
+            {"sum": "dropped", "packets": sums.dropped},
         ]
 
     def verify(self) -> Iterable[Verdict]:
@@ -67,10 +81,10 @@ class TcAction(LabApp):
             is_udp = report.proto == "udp"
             made += report.sent * is_udp
             wanted = report.sent // 2 if is_udp else report.sent
-            text = f"IPv{report.family} {report.proto}: {report.received} of {report.sent} arrived"
+            text = f"IPv{report.family} {report.what}: {report.received} of {report.sent} arrived"
             yield report.received == wanted, text
         matched, dropped = (row["packets"] for row in self.rows())
-        yield matched == made, f"{made} datagrams sent, the filter gave the program {matched}"
+        yield matched == made, f"{made} datagrams sent, the filters gave the program {matched}"
         yield dropped == made // 2, f"the program dropped {dropped}"
 
 

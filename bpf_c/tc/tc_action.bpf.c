@@ -3,7 +3,7 @@
  * tc_action: a program as the action behind somebody else's match
  * ===============================================================
  *
- * hook      a tc filter's action (`tc filter add ... u32 match ... action bpf ...`)
+ * hook      a tc filter's action (`tc filter add ... u32|flower ... action bpf ...`)
  * context   struct __sk_buff, from the Ethernet header on
  * packets   not changed here; every `one_in`-th packet that the filter matched is dropped
  *
@@ -11,10 +11,11 @@
  *                                            +-> yes: this program -+-> TC_ACT_SHOT
  *                                                                   +-> TC_ACT_OK
  *
- * Matching is the filter's business: the program sees only what was matched, and counts it.
+ * Matching is the filter's business: the program sees only what was matched, with or without a VLAN
+ * tag, and counts it.
  *
  * Map
- *   sums  array  enum sum -> packets
+ *   sums  array  0 -> struct sums, with a spin lock: "every second" is meant over all CPUs
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/pkt_cls.h>
@@ -22,24 +23,29 @@
 
 LOAD_CONST(0, one_in, 2); /* 1: all, 2: every second ...; 0: none */
 
-enum sum { MATCHED, DROPPED, SUMS };
+struct sums {
+	struct bpf_spin_lock lock;
+	u32 unused;
+	u64 matched; /* packets that the filter gave to the program */
+	u64 dropped;
+};
 
-BPF_ARRAY(sums, u64, SUMS);
+BPF_ARRAY(sums, struct sums, 1);
 
 SEC("action")
 int tc_action(struct __sk_buff *skb)
 {
-	u32 matched = MATCHED, dropped = DROPPED;
-	u64 *n = sums.lookup(&matched), *m = sums.lookup(&dropped);
-	u64 number;
+	u32 zero = 0;
+	struct sums *s = sums.lookup(&zero);
+	u64 every = one_in();
+	bool drop;
 
-	if (!n || !m)
+	if (!s)
 		return TC_ACT_OK;
-	/* not fetch_and_add: its result needs a newer instruction set than BCC's clang uses */
-	number = *n + 1;
-	*n = number;
-	if (!one_in() || number % one_in())
-		return TC_ACT_OK;
-	*m += 1;
-	return TC_ACT_SHOT;
+	bpf_spin_lock(&s->lock);
+	s->matched++;
+	drop = every && s->matched % every == 0;
+	s->dropped += drop;
+	bpf_spin_unlock(&s->lock);
+	return drop ? TC_ACT_SHOT : TC_ACT_OK;
 }

@@ -115,9 +115,9 @@ def _reap_one(path: str) -> list[str]:
         say(f"{path} is no record; removed")
         _unlink(path)
         return []
-    except FileNotFoundError:
-        return []  # another start was faster
     except Exception as error:
+        if isinstance(error, FileNotFoundError) and error.filename == path:
+            return []  # another start was faster
         # Whatever it is (an interpreter without pyroute2, a refusal of the kernel's): it must not
         # keep a program from starting, and a later start may get on with it.
         say(f"cannot undo {path}: {error}")

@@ -137,7 +137,11 @@ class Scene(Closing):
             except BaseException as error:
                 errors.append(error)
 
-        with Capture(self.device, ns=self.host) as capture:
+        try:
+            capture = Capture(self.device, ns=self.host)
+        except InputError:
+            raise BpfkitError(f"interface {self.device.name} was removed") from None
+        with capture:
             threads = [Thread(target=ask, args=(probe,)) for probe in asks]
             for thread in threads:
                 thread.start()
@@ -225,6 +229,8 @@ class Scene(Closing):
                     sleep(max(0.0, began + (i + 1) / _RATE - monotonic()))
                 prober.receive(monotonic() + (0.2 if on else _PATIENCE_S))
                 prober.forget()
+                if not self.device.still_there():
+                    raise BpfkitError(f"interface {self.device.name} was removed")
                 yield {
                     "second": second,
                     "programs": "on" if on else "off",

@@ -112,6 +112,11 @@ class Report:
     proto = ""
 
     @property
+    def what(self) -> str:
+        """What it was, for people: :attr:`proto`, and what is special about the frames."""
+        return self.proto
+
+    @property
     def packets(self) -> int:
         """IP packets of :attr:`proto` on the wire, both ways, as far as the sockets know."""
         raise NotImplementedError

@@ -126,6 +126,24 @@ def test_tc_drops_in_its_direction_and_leaves_no_qdisc(lab, how, direction):
     assert b.check_output(["tc", "qdisc", "show"]) == before
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_clsact_goes_with_the_last_of_bpfkits_filters(lab, order):
+    """Whichever of two filters goes last: the first one's attaching had made the qdisc."""
+    b = lab["server"]
+    before = b.check_output(["tc", "qdisc", "show"])
+    with (
+        bpfkit.load(TC_DROP.format("egress")) as one,
+        bpfkit.load(TC_DROP.format("ingress")) as two,
+    ):
+        with b.entered():
+            index = ifindex(b, DEVICE)
+            links = [obj.programs["drop"].attach_tc(index, how="clsact") for obj in (one, two)]
+        for link in links[::order]:
+            assert "clsact" in b.check_output(["tc", "qdisc", "show", "dev", DEVICE])
+            link.close()
+    assert b.check_output(["tc", "qdisc", "show"]) == before
+
+
 def test_clsact_leaves_what_was_there(lab):
     """Somebody's clsact and filter stay, before, during and after ours."""
     b = lab["server"]

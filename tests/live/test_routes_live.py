@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +13,13 @@ import time
 
 import pytest
 
+from bpfkit.core.errors import UnsupportedError
+from bpfkit.core.object import load
 from bpfkit.core.records import reap
-from bpfkit.net.lab import router_lab
-from bpfkit.net.traffic import ping
+from bpfkit.net.capture import Capture
+from bpfkit.net.lab import pair_lab, router_lab
+from bpfkit.net.lwt import attach_route
+from bpfkit.net.traffic import ping, udp
 
 pytest.importorskip("pyroute2", reason="pyroute2 is not installed")
 PROGRAMS = [
@@ -48,6 +53,22 @@ def done(result: subprocess.CompletedProcess[str]) -> None:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_check_passes(name: str) -> None:
     done(run(name, "--check", "-c", "2"))
+
+
+def test_action_behind_flower() -> None:
+    done(run("tc_action", "--check", "--match", "flower"))
+
+
+@pytest.mark.parametrize("match", ["u32", "flower"])
+def test_an_action_that_cannot_be_names_the_setting(match: str) -> None:
+    result = run("tc_action", "-c", "1", "--match", match)
+    if result.returncode == 0:
+        pytest.skip("this kernel can")
+    assert result.returncode == 77
+    missing = re.findall(r"CONFIG_NET_(?:ACT_BPF|CLS_(?:U32|FLOWER))", result.stderr)
+    assert len(missing) == 1 and "Traceback" not in result.stderr
+    if missing[0] != "CONFIG_NET_ACT_BPF":
+        assert missing[0] == f"CONFIG_NET_CLS_{match.upper()}"
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -99,3 +120,31 @@ def test_route_in_a_foreign_namespace_goes_after_kill() -> None:
         assert any("route" in line for line in reap())
         assert "encap" not in client.check_output(["ip", "route"])
         assert ping("10.77.2.1", ns=client).received == 1
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_route_over_a_vlan_device(version: int) -> None:
+    """The tag is put on behind the program: it counts the packet without, the wire has it with."""
+    host, via = ("10.98.0.1", "10.99.0.2") if version == 4 else ("fd98::1", "fd99::2")
+    prefix = "10.98.0.0/24" if version == 4 else "fd98::/64"
+    with pair_lab() as lab, load("lwt/lwt_out.bpf.c", consts={"drop": 1}) as loaded:
+        try:
+            lab.vlan("client:eth0", 10, addresses=["10.99.0.1/24", "fd99::1/64"])
+        except UnsupportedError as error:
+            pytest.skip(str(error))
+        lab.vlan("server:eth0", 10, addresses=["10.99.0.2/24", "fd99::2/64"])
+        lab.address("server:lo", f"{host}/{32 if version == 4 else 128}")
+        lab.ready()
+        client, server = lab["client"], lab["server"]
+        program = next(iter(loaded.programs.values()))
+        with (
+            attach_route(program, prefix, ns=client, device="eth0.10", via=via, recorded=False),
+            Capture("eth0", ns=server, outgoing=False) as capture,
+        ):
+            assert ping(host, timeout=0.3, ns=client).received == 0, "the program drops it"
+            report = udp(host, count=5, size=77, ns=client, server_ns=server)
+            assert report.received == 5
+            frames = [p.data for p in capture.packets if p.data.endswith(bytes(77))]
+        row = loaded["rows"].sum(17)
+        assert (row.packets, row.bytes) == (5, report.wire_bytes - 5 * 14)
+        assert [frame[12:16].hex() for frame in frames] == ["8100000a"] * 5

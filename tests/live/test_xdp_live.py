@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from scapy.layers.inet import IP, TCP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
 from scapy.layers.l2 import Dot1Q, Ether
+from scapy.layers.sctp import SCTP
 from scapy.packet import Raw
 
 import bpfkit
 from bpfkit.core.errors import UnsupportedError
+from bpfkit.core.object import Object
 from bpfkit.net.lab import Lab, pair_lab
 from bpfkit.net.probes import Listener, tcp_answers
 from bpfkit.net.traffic import ping
@@ -247,3 +249,63 @@ def test_headers_that_are_not_linear_and_tags_beside_the_packet(how: str) -> Non
         assert (rows[0].packets, rows[0].bytes) == (1, len(eth / tcp))
         assert (rows[1].packets, rows[1].bytes) == (1, len(tagged))
         assert first["linear"][1] == len(tagged) - 4, "the tag is kept beside the packet"
+
+
+def measured(loaded: Object, size: int) -> int:
+    """The linear part of the packet of ``size`` bytes that was sent; waits for it to arrive."""
+    deadline = time.monotonic() + 5
+    while loaded["linear"][1] != size and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert loaded["linear"][1] == size, "it did not arrive as one packet"
+    return int(loaded["linear"][0])
+
+
+@pytest.mark.parametrize("how", ["clsact", "tcx"])
+def test_classes_of_packets_whose_headers_are_not_linear_and_of_super_frames(how: str) -> None:
+    eth = Ether(src="02:00:00:00:00:01", dst="ff:ff:ff:ff:ff:ff")
+    v4 = eth / IP(src="10.77.0.1", dst="10.77.0.2", tos=46 << 2)
+    v6 = eth / IPv6(src="fd77::1", dst="fd77::2", tc=10 << 2)
+    chain = IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt()
+    with (
+        pair_lab(mtu=9000) as lab,
+        bpfkit.load(LINEAR) as first,
+        bpfkit.load("tc/tc_classifier.bpf.c") as second,
+        lab["server"].entered(),
+    ):
+        index = lab.interface("server:eth0").index
+        try:
+            first.programs["measure"].attach_tc(index, "ingress", how)
+            second.programs["tc_classifier_in"].attach_tc(index, "ingress", how)
+        except UnsupportedError:
+            assert how == "tcx"
+            pytest.skip("this kernel has no tcx (6.6)")
+        wanted = {}
+        sock = lab["client"].socket(17, 3)  # AF_PACKET, SOCK_RAW
+        try:
+            sock.bind(("eth0", 0))
+            sock.setsockopt(263, 15, 1)  # PACKET_VNET_HDR
+            for packet, key in (
+                (v4 / UDP() / Raw(bytes(5000)), (0, 17, 46)),
+                (v6 / UDP() / Raw(bytes(5000)), (0, 17, 10)),
+                (v6 / chain / SCTP() / Raw(bytes(5000)), (0, 132, 10)),
+            ):
+                frame = bytes(packet)
+                sock.send(struct.pack("=BBHHHH", 0, 0, 14, 0, 0, 0) + frame)
+                linear = measured(first, len(frame))
+                assert linear < 54, "the packet was meant to be non-linear"
+                wanted[key] = (1, len(frame), 0, 0)
+            # Super-frames: nine segments of 1000 bytes, a tenth of 500; only headers are linear.
+            for packet, kind, at, key in (
+                (v4 / TCP() / Raw(bytes(9500)), 1, 34, (0, 6, 46)),
+                (v6 / TCP() / Raw(bytes(9500)), 4, 54, (0, 6, 10)),
+            ):
+                headers = at + 20
+                head = struct.pack("=BBHHHH", 1, kind, headers, 1000, at, 16)
+                sock.send(head + bytes(packet))
+                assert measured(first, len(packet)) < len(packet)
+                wanted[key] = (10, 9500 + 10 * headers, 0, 0)
+        finally:
+            sock.close()
+        counts = {(k.direction, k.proto, k.dscp): tuple(v) for k, v in second["counts"].sums()}
+        for key, row in wanted.items():
+            assert counts[key] == row

@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
+import struct
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from socket import AF_INET6, inet_aton, inet_pton
 from typing import Any, NamedTuple
@@ -232,9 +234,14 @@ def judged(cls: type[HookApp], path: Path, *args: str) -> Iterator[Object]:
         app.close()
 
 
+def as_run(cls: type[HookApp], frame: bytes) -> bytes:
+    """The frame as a packet run can have it, see HookApp.frame_of()."""
+    return cls.frame_of(cls.__new__(cls), frame)
+
+
 def length(cls: type[HookApp], frame: bytes) -> int:
-    """Bytes that a packet run of the frame has, see HookApp.frame_of()."""
-    return len(cls.frame_of(cls.__new__(cls), frame))
+    """Bytes of it."""
+    return len(as_run(cls, frame))
 
 
 @pytest.fixture(scope="module")
@@ -389,3 +396,100 @@ def test_no_read_past_the_packet_whatever_lies_in_memory_behind_its_end(case: Ca
         }
         assert counted == wanted
         assert sum(wanted.values()) > 100_000
+
+
+@pytest.mark.parametrize("cls", [XdpDropTcp, XdpDropIcmp, TcDropTcp, TcClassifier])
+def test_what_follows_the_ip_packet_in_the_frame_is_no_part_of_it(
+    cls: type[HookApp], tmp_path: Path
+) -> None:
+    """Frames whose IP length ends where they do: padding, whatever is in it, changes nothing."""
+    whole = [frame for frame in frames() if ends_with_its_packet(frame)]
+    assert len(whole) > 300
+    args = POLICE if cls is TcClassifier else ()
+    verdicts = []
+    for padding in (b"", b"\x06" * 46, bytes([58, 0, 0, 0, 0, 0, 0, 0]) * 5):
+        path = tmp_path / "padded.pcap"
+        write_pcap(path, [frame + padding for frame in whole])
+        verdicts.append(pcap_file_verdicts(cls.name, path, *args))
+    assert verdicts[0] == verdicts[1] == verdicts[2]
+    assert len(set(verdicts[0])) == 2
+
+
+def ends_with_its_packet(frame: bytes) -> bool:
+    """An IP packet without tags, as long as its header says."""
+    if frame[12:14] == b"\x08\x00":
+        return int.from_bytes(frame[16:18], "big") == len(frame) - 14
+    size = int.from_bytes(frame[18:20], "big")
+    return frame[12:14] == b"\x86\xdd" and size > 0 and size + 40 == len(frame) - 14
+
+
+# --- programs without --pcap ----------------------------------------------------------------------
+
+
+def is_the_packet(frame: bytes, short: int) -> bool:
+    """What a probe of `hooks` looks for here: UDP to port 53 of 192.0.2.2, with a tag or without.
+
+    :param short: bytes that it is content with where there are not 72.
+    """
+    if len(frame) < short:
+        return False
+    head = frame[:72] if len(frame) >= 72 else frame[:short].ljust(72, b"\0")
+
+    def ip(at: int) -> bool:
+        six = head[at] >> 4 == 6
+        proto, dst, port = (6, 36, 42) if six else (9, 16, 22)
+        found = head[at + proto], head[at + dst : at + dst + 4], head[at + port : at + port + 2]
+        return (six or head[at] == 0x45) and found == (17, b"\xc0\0\2\2", b"\0\x35")
+
+    kind = head[12:14]
+    if kind in (b"\x08\x00", b"\x86\xdd") and ip(14):
+        return True
+    return (kind == b"\x81\x00" and ip(18)) or ip(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "hook", "short", "verdicts"),
+    [("xdp_native", 0, 72, (2, 1)), ("tc_ingress", 4, 40, (UNSPEC, 2))],
+)
+def test_a_probe_of_hooks_drops_the_packet_and_none_of_200000_others(
+    capture: Capture, name: str, hook: int, short: int, verdicts: tuple[int, int]
+) -> None:
+    zero = dict.fromkeys("drop_ifindex drop_place push vlan".split(), 0)
+    (dst,) = struct.unpack("=I", b"\xc0\0\2\2")
+    with bpfkit.load("misc/hooks.bpf.c", programs=[name]) as made:
+        made["control"][0] = {"proto": 17, "dst": dst, "port": 53, "drop_hook": hook + 1, **zero}
+        run = made.programs[name].runner(skb=name != "xdp_native")
+        dropped = 0
+        for frame in capture.frames:
+            given = as_run(TcDropTcp if short == 40 else XdpDropTcp, frame)
+            it_is = is_the_packet(given, short)
+            assert run(given) == verdicts[it_is], frame.hex()
+            dropped += it_is
+    assert dropped > 1000
+
+
+@pytest.mark.parametrize("one_in", [0, 2, 7])
+def test_the_action_drops_every_nth_of_200000_and_counts_all(capture: Capture, one_in: int) -> None:
+    shown = capture.frames[-RANDOM:]
+    with bpfkit.load("tc/tc_action.bpf.c", consts={"one_in": one_in}) as made:
+        run = made.programs["tc_action"].runner()
+        got = [run(as_run(TcDropTcp, frame)) for frame in shown]
+        sums = made["sums"][0]
+    wanted = [2 if one_in and n % one_in == 0 else 0 for n in range(1, len(shown) + 1)]
+    assert got == wanted
+    assert (sums.matched, sums.dropped) == (RANDOM, wanted.count(2))
+
+
+def test_the_action_counts_exactly_on_several_cpus() -> None:
+    frame = bytes(60)
+    with bpfkit.load("tc/tc_action.bpf.c", consts={"one_in": 3}) as made:
+
+        def many() -> int:
+            run = made.programs["tc_action"].runner()
+            return sum(run(frame) == 2 for _ in range(30_000))
+
+        with ThreadPoolExecutor(4) as pool:
+            dropped = sum(future.result() for future in [pool.submit(many) for _ in range(4)])
+        sums = made["sums"][0]
+    assert (sums.matched, sums.dropped) == (120_000, 40_000)
+    assert dropped == 40_000
