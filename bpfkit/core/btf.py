@@ -309,6 +309,35 @@ class Btf:
             result.append(Member(self.string(name_off), member_type, offset, bits))
         return result
 
+    def offset(self, struct: str, *path: str) -> int:
+        """Bytes from the start of a struct to a member of it (of a member, …): "net", "ns", "inum".
+
+        Members of unnamed structs and unions count as the struct's own.
+
+        :raises KeyError: there is no such struct or member.
+        """
+        number = self.find(struct, STRUCT)
+        bits = 0
+        for name in path:
+            found = None if number is None else self._member(number, name)
+            if found is None:
+                raise KeyError(f"struct {struct} has no {'.'.join(path)}")
+            number, more = found
+            bits += more
+        return bits // 8
+
+    def _member(self, type_id: int, name: str, base: int = 0) -> tuple[int, int] | None:
+        """(type, bit offset) of a member."""
+        if self.resolve(type_id).kind not in (STRUCT, UNION):
+            return None
+        for member in self.members(self.resolve(type_id).id):
+            at = base + member.bit_offset
+            if member.name == name:
+                return member.type_id, at
+            if not member.name and (inside := self._member(member.type_id, name, at)):
+                return inside
+        return None
+
     def enumerators(self, type_id: int) -> list[tuple[str, int]]:
         """(name, value) of an enum.
 

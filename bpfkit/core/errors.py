@@ -108,6 +108,7 @@ class PrivilegeError(UnsupportedError):
 
 def errno_text(number: int) -> str:
     """``ENOENT (No such file or directory)`` for 2."""
-    name = _errno.errorcode.get(number)
+    # The kernel's name: Python calls it ENOTSUP, which is another number there.
+    name = "EOPNOTSUPP" if number == _errno.EOPNOTSUPP else _errno.errorcode.get(number)
     text = os.strerror(number)
     return f"{name} ({text})" if name else f"errno {number}"

@@ -7,10 +7,10 @@
         print(lab.describe())
         print(ping("10.77.0.2", ns=lab["client"]))
 
-A :class:`Lab` is built from namespaces, veth pairs, bridges, addresses and routes; four ready
-ones are :func:`loopback_lab`, :func:`pair_lab`, :func:`router_lab` and :func:`bridge_lab`.  The
-namespaces have no names in the system and are held by descriptors, so the kernel takes all of it
-away when the block ends, and when the process is killed.
+A :class:`Lab` is built from namespaces, veth pairs, bridges, addresses and routes; five ready
+ones are :func:`loopback_lab`, :func:`pair_lab`, :func:`router_lab`, :func:`bridge_lab` and
+:func:`star_lab`.  The namespaces have no names in the system and are held by descriptors, so the
+kernel takes all of it away when the block ends, and when the process is killed.
 
 Devices are written ``namespace:device``.  Netlink is pyroute2's (0.7 to 0.9), imported when the
 first device is made.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-__all__ = ["Lab", "bridge_lab", "loopback_lab", "pair_lab", "router_lab"]
+__all__ = ["Lab", "bridge_lab", "loopback_lab", "pair_lab", "router_lab", "star_lab"]
 
 _IFA_F_NODAD = 0x02
 _IFA_F_TENTATIVE = 0x40
@@ -306,6 +306,11 @@ class Lab(Closing):
 
         set_offloads(self.interface(device), **wanted)
 
+    def mtu(self, device: str, mtu: int) -> None:
+        """Set the MTU of a device; a cable's other end keeps its own."""
+        self._known(device)
+        self._set(device, f"cannot set the MTU of {device} to {mtu}", mtu=mtu)
+
     def sysctl(self, namespace: str, name: str, value: str | int) -> str:
         """Set a ``net.…`` setting of a namespace; what it then is."""
         return self[namespace].sysctl(name, value)
@@ -549,3 +554,34 @@ def bridge_lab(*, mtu: int = 1500, offloads: bool = True) -> Lab:
         lab.route("outside", "fd77:3::/64", via="fd77:4::1")
 
     return _built(Lab("bridge"), build)
+
+
+def star_lab(hosts: int = 3, *, routed: bool = False) -> Lab:
+    """Hosts around ``middle``, a cable each, without offloads: ``h1`` eth0 – ``p1`` of middle, ….
+
+    Middle has no addresses and forwards nothing: the hosts, all in one network (h1 10.77.0.1
+    fd77::1, h2 .2 ::2, …), reach each other only through what a program does there.
+
+    :param routed: each host in a network of its own (h1 10.77.1.1 fd77:1::1), with p1
+        (10.77.1.254 fd77:1::fe) as its default route, and middle is a router.
+    """
+
+    def build(lab: Lab) -> None:
+        for number in range(1, hosts + 1):
+            lab.namespace(f"h{number}")
+        lab.namespace("middle")
+        if routed:
+            lab.forward("middle")
+        else:
+            # no link-local addresses, so nothing to say
+            lab.sysctl("middle", "net.ipv6.conf.default.disable_ipv6", 1)
+        for n in range(1, hosts + 1):
+            own = [f"10.77.{n}.1/24", f"fd77:{n}::1/64"] if routed else []
+            own = own or [f"10.77.0.{n}/24", f"fd77::{n}/64"]
+            port = [f"10.77.{n}.254/24", f"fd77:{n}::fe/64"] if routed else []
+            lab.veth(f"h{n}:eth0", f"middle:p{n}", addresses=(own, port), offloads=False)
+            if routed:
+                lab.route(f"h{n}", "default", via=f"10.77.{n}.254")
+                lab.route(f"h{n}", "default6", via=f"fd77:{n}::fe")
+
+    return _built(Lab("star"), build)

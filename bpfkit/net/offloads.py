@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bpfkit.net.interfaces import Interface
 
-__all__ = ["GROUPS", "get_offloads", "set_offloads"]
+__all__ = ["GROUPS", "driver", "get_offloads", "set_offloads"]
 
 #: ``ethtool -K``'s short names -> the kernel's names of the features, or beginnings of them.
 GROUPS = {
@@ -42,7 +42,7 @@ GROUPS = {
 }
 
 _SIOCETHTOOL = 0x8946
-_GSTRINGS, _GSSET_INFO, _GFEATURES, _SFEATURES = 0x1B, 0x37, 0x3A, 0x3B
+_GDRVINFO, _GSTRINGS, _GSSET_INFO, _GFEATURES, _SFEATURES = 0x03, 0x1B, 0x37, 0x3A, 0x3B
 _ETH_SS_FEATURES = 4
 _ETH_GSTRING_LEN = 32
 # Names of which the whole is meant, although they begin others.
@@ -76,6 +76,15 @@ def _names(interface: Interface) -> list[str]:
         raw[at : at + _ETH_GSTRING_LEN].split(b"\0", 1)[0].decode()
         for at in range(12, len(raw), _ETH_GSTRING_LEN)
     ]
+
+
+def driver(interface: Interface) -> str:
+    """The name of a device's driver (``veth``, ``virtio_net``); "" where it does not say."""
+    try:
+        raw = _ethtool(interface, struct.pack("=I", _GDRVINFO).ljust(196, b"\0"))
+    except BpfkitError:
+        return ""
+    return raw[4:36].partition(b"\0")[0].decode()
 
 
 def get_offloads(interface: Interface) -> dict[str, bool]:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is somebody there?  One question, one answer: TCP connect, HTTP, a bare SYN; and who answers.
+"""Is somebody there?  One question, one answer: TCP connect, HTTP, a bare SYN, a hop on the way.
+
+And who answers.
 
 Each probe runs in the namespace it is told and returns whether an answer came in time.  Hosts are
 numeric addresses.  :mod:`bpfkit.net.traffic` has ping, and traffic with reports.
@@ -21,9 +23,21 @@ if TYPE_CHECKING:
 
     from bpfkit.net.netns import NetNS
 
-__all__ = ["Listener", "SynProber", "free_ports", "http_answers", "tcp_answers"]
+__all__ = [
+    "Listener",
+    "SynProber",
+    "free_ports",
+    "hop",
+    "http_answers",
+    "path_mtu",
+    "tcp_answers",
+]
 
 _SYN, _RST, _ACK = 2, 4, 16
+_MSG_ERRQUEUE = 0x2000
+#: family -> (level, TTL or hop limit, RECVERR, MTU_DISCOVER, MTU); ip(7), ipv6(7).
+_OPTIONS = {_socket.AF_INET: (0, 2, 11, 10, 14), _socket.AF_INET6: (41, 16, 25, 23, 24)}
+_PMTUDISC_DO = 2
 _PAGE = b"HTTP/1.0 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n"
 
 
@@ -140,6 +154,63 @@ def http_answers(host: str, port: int, *, ns: NetNS, timeout: float = 0.5, sport
         return b" 200 " in sock.recv(4096).partition(b"\r\n")[0]
     except OSError:
         return False
+    finally:
+        sock.close()
+
+
+def hop(host: str, ttl: int, *, ns: NetNS, timeout: float = 1.0) -> tuple[str, str]:
+    """Who says what to a UDP datagram that has ``ttl`` hops to go: a line of traceroute.
+
+    :returns: the address and ``time exceeded``, ``port unreachable`` or ``other``; ("", "") where
+        nobody says anything.
+    """
+    family = _family(host)
+    level, limit, receive, _, _ = _OPTIONS[family]
+    sock = ns.socket(family, _socket.SOCK_DGRAM)
+    try:
+        sock.setsockopt(level, receive, 1)
+        sock.setsockopt(level, limit, ttl)
+        sock.connect((host, 33434 + ttl))
+        sock.send(bytes(32))
+        poller = select.poll()
+        poller.register(sock, 0)  # errors are reported unasked
+        if not poller.poll(timeout * 1000):
+            return "", ""
+        _, control, _, _ = sock.recvmsg(512, 512, _MSG_ERRQUEUE)
+    except OSError:
+        return "", ""
+    finally:
+        sock.close()
+    # struct sock_extended_err, then the address of who says so
+    _, _, error = control[0]
+    kind, code = error[5], error[6]
+    six = family == _socket.AF_INET6
+    offender = error[16:]
+    who = _socket.inet_ntop(family, offender[8:24] if six else offender[4:8])
+    if kind == (3 if six else 11):
+        return who, "time exceeded"
+    return who, "port unreachable" if (kind, code) == ((1, 4) if six else (3, 3)) else "other"
+
+
+def path_mtu(host: str, size: int, *, ns: NetNS, timeout: float = 1.0) -> int:
+    """The MTU on the way to ``host`` after a datagram of ``size`` bytes that must not be cut."""
+    family = _family(host)
+    level, _, _, discover, mtu = _OPTIONS[family]
+    sock = ns.socket(family, _socket.SOCK_DGRAM)
+    try:
+        sock.setsockopt(level, discover, _PMTUDISC_DO)
+        sock.connect((host, 9))
+        before = now = sock.getsockopt(level, mtu)
+        if now < size:
+            return now  # the kernel knows already
+        sock.send(bytes(size))
+        end = time.monotonic() + timeout
+        while now == before and time.monotonic() < end:
+            time.sleep(0.005)
+            now = sock.getsockopt(level, mtu)
+        return now
+    except OSError as error:
+        raise BpfkitError(f"cannot send to {host}", why=errno_text(error.errno or 0)) from error
     finally:
         sock.close()
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpfkit.core import btf as B
-from bpfkit.core.btf import Btf
+from bpfkit.core.btf import Btf, vmlinux
 from bpfkit.core.layout import BtfError, Layout, bytes_layout, int_layout, struct_layout
 
 TEXT = """
@@ -544,3 +544,19 @@ def test_imports_stay_light() -> None:
         "collections", "functools", "mmap",
     }  # fmt: skip
     assert not heavy & set(names)
+
+
+def test_offsets_of_members_in_members_and_in_what_has_no_name() -> None:
+    kernel = vmlinux()
+    if kernel is None:
+        pytest.skip("this kernel has no BTF")
+    # the UAPI's, which are the same for ever
+    assert kernel.offset("iphdr", "daddr") == 16
+    assert kernel.offset("bpf_fib_lookup", "ifindex") == 8
+    assert kernel.offset("bpf_fib_lookup", "ipv6_dst") == 32
+    assert kernel.offset("bpf_fib_lookup", "dmac") == 58
+    # possible_net_t, which has one member
+    assert kernel.offset("net_device", "nd_net", "net") == kernel.offset("net_device", "nd_net")
+    for path in (("no_such_struct", "x"), ("iphdr", "no_such"), ("iphdr", "daddr", "x")):
+        with pytest.raises(KeyError, match=r"has no"):
+            kernel.offset(*path)
