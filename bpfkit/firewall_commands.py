@@ -81,17 +81,18 @@ def command(argv: Sequence[str]) -> int:
         with _firewall(options) as firewall:
             if rules is not None:
                 count = firewall.load(rules)
-                _say(f"{count} prefixes and {len(rules.others)} other rules on", firewall)
+                others = len(rules.others)
+                _say(f"{_count(count, 'prefix')} and {_count(others, 'other rule')} on", firewall)
             elif options.command == "list":
                 _list(firewall, options)
             elif options.command == "add":
                 changed = firewall.add(wanted)
                 for rule in firewall.known:
                     _say(f"'{rule}' was there already on", firewall)
-                _say(f"{changed} rules added on", firewall)
+                _say(f"{_count(changed, 'rule')} added on", firewall)
             else:
                 firewall.delete(wanted)
-                _say(f"{len(wanted)} rules deleted on", firewall)
+                _say(f"{_count(len(wanted), 'rule')} deleted on", firewall)
         return 0
 
     return guarded(NAME, work)
@@ -115,6 +116,13 @@ def _firewall(options: Namespace) -> Firewall:
 
     with NetNS.open(options.netns) as namespace:
         return namespace.run(find, options.interface)
+
+
+def _count(number: int, what: str) -> str:
+    """``1 rule``, ``2 rules``."""
+    if number == 1:
+        return f"1 {what}"
+    return f"{number} {what}{'es' if what.endswith('x') else 's'}"
 
 
 def _say(text: str, firewall: Firewall) -> None:
@@ -176,4 +184,4 @@ def _list(firewall: Firewall, options: Namespace) -> None:
         output(json_lines([{**stamp, **summary}]))
         return
     more = "" if everything else ", of which those with packets are shown (--all shows all)"
-    output(f"{count} prefixes{more}\n")
+    output(f"{_count(count, 'prefix')}{more}\n")
