@@ -152,6 +152,14 @@ class XdpFirewall(XdpApp):
             "snap": options.snap,
         }
 
+    def load_options(self) -> dict[str, Any]:
+        from bpfkit.net.firewall import templates
+
+        made = templates()
+        for one in made.values():
+            self.keep(one)
+        return {"reuse_maps": made}
+
     def prepare(self, loaded: Object) -> None:
         from bpfkit.net.firewall import MAPS, Firewall
 

@@ -370,17 +370,20 @@ static __always_inline void report(struct xdp_md *ctx, struct packet *p, u32 byt
 	struct traffic *sum;
 	long failed = 0;
 
+	if (snap()) {
+		/* 1 to MAX_SNAP, which it is anyway: old verifiers learn nothing from "not 0" */
+		asm volatile("" : "+r"(len));
+		len = ((len - 1) & (MAX_SNAP - 1)) + 1;
+		asm volatile("" : "+r"(len));
+	}
 	p->head.time_ns = bpf_ktime_get_ns();
 	p->head.ifindex = ctx->ingress_ifindex;
 	p->head.length = bytes;
-	if (len > MAX_SNAP)
-		len = MAX_SNAP;
 	p->head.captured = len;
-	asm volatile("" : "+r"(len)); /* or it is compared in one register and passed in another */
 	if (events() == EVENTS_PERF) {
 		failed = perf.perf_submit_skb(ctx, len, &p->head, sizeof(p->head));
 	} else {
-		if (len)
+		if (snap())
 			failed = bpf_xdp_load_bytes(ctx, 0, p->frame, len);
 		if (!failed)
 			failed = ring.ringbuf_output(&p->head, sizeof(p->head) + len, 0);

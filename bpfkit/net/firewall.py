@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from bpfkit.net.firewall_rules import Rule, RuleSet
 
-__all__ = ["ALLOW", "DENY", "FRONTS", "MAPS", "Firewall", "find"]
+__all__ = ["ALLOW", "DENY", "FRONTS", "MAPS", "Firewall", "find", "templates"]
 
 #: The program's name, and the maps by which an editor works.
 PROGRAM = "xdp_firewall"
@@ -199,6 +199,21 @@ class _Generation(Closing):
     def total(self) -> int:
         """How many prefixes have a rule."""
         return self.count(4) + self.count(6)
+
+
+def templates() -> dict[str, Map]:
+    """``reuse_maps`` for loading the program: what its maps of maps hold; the caller closes them.
+
+    Up to 6.1 a map with types in BTF and one without are not alike, and those made here have none.
+    """
+    made = _Generation.make(dict.fromkeys((4, 6), 1), True)
+    assert made.bloom is not None
+    return {
+        "front": made.front,
+        "rules4": made.rules[4],
+        "rules6": made.rules[6],
+        "bloom": made.bloom,
+    }
 
 
 class _Lock:

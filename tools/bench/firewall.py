@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 import bpfkit  # noqa: E402
 from bpfkit.core.maps import Map  # noqa: E402
-from bpfkit.net.firewall import MAPS, Firewall  # noqa: E402
+from bpfkit.net.firewall import MAPS, Firewall, templates  # noqa: E402
 from bpfkit.net.firewall_rules import RuleSet, parse_data  # noqa: E402
 from bpfkit.net.lab import pair_lab  # noqa: E402
 
@@ -134,7 +134,9 @@ class Bench:
 
     def __init__(self, source: str, rules: RuleSet, front: str, events: int) -> None:
         kind = {"none": 0, "bits": 1, "bloom": 2}[front]
-        self.object = bpfkit.load(source, consts={"front_kind": kind, "events": events})
+        self.templates = templates()
+        consts = {"front_kind": kind, "events": events}
+        self.object = bpfkit.load(source, consts=consts, reuse_maps=self.templates)
         self.firewall = Firewall({name: self.object[name] for name in MAPS})
         self.firewall.start(front, 1 << 22)
         self.firewall.load(rules)
@@ -159,6 +161,8 @@ class Bench:
     def close(self) -> None:
         """Unload."""
         self.object.close()
+        for one in self.templates.values():
+            one.close()
 
 
 def load_times(count: int) -> None:
