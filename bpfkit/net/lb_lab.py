@@ -351,7 +351,7 @@ def source_of(frame: bytes) -> str:
 
 def syn(source: str, sport: int, destination: str) -> bytes:
     """A TCP SYN to port 80 in an IP packet."""
-    from bpfkit.net.answers import checksum
+    from bpfkit.net.checksum import checksum
 
     ends = packed(source) + packed(destination)
     if ":" not in source:
@@ -363,7 +363,7 @@ def syn(source: str, sport: int, destination: str) -> bytes:
 
 def datagram(source: str, sport: int, destination: str, dport: int, body: bytes) -> bytes:
     """A UDP datagram in an IP packet."""
-    from bpfkit.net.answers import checksum
+    from bpfkit.net.checksum import checksum
 
     ends = packed(source) + packed(destination)
     udp = struct.pack("!HHHH", sport, dport, 8 + len(body), 0) + body
@@ -375,7 +375,7 @@ def datagram(source: str, sport: int, destination: str, dport: int, body: bytes)
 
 def ip_packet(source: str, destination: str, proto: int, body: bytes) -> bytes:
     """An IP packet, DF, TTL 64."""
-    from bpfkit.net.answers import checksum
+    from bpfkit.net.checksum import checksum
 
     ends = packed(source) + packed(destination)
     if ":" in source:
