@@ -9,7 +9,8 @@ from __future__ import annotations
 import struct
 
 from bpfkit.core.errors import BpfkitError, errno_text
-from bpfkit.net.answers import checksum, packed
+from bpfkit.net.answers import packed
+from bpfkit.net.checksum import checksum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
 
     from bpfkit.net.netns import NetNS
 
-__all__ = ["BROADCAST", "send_frames", "udp_frame"]
+__all__ = ["BROADCAST", "PRIORITY", "send_frames", "tag", "udp_frame"]
 
 BROADCAST = "ff:ff:ff:ff:ff:ff"
+#: What is in a priority tag: VLAN id 0, for no VLAN.
+PRIORITY = 5 << 13
 _AF_PACKET, _SOCK_RAW = 17, 3
 _UDP = 17
 
@@ -39,7 +42,7 @@ def udp_frame(
 
     :param to, by: MAC addresses, destination and source.
     :param source, destination: IPv4 or IPv6 addresses.
-    :param vlans: 802.1Q tags, the outermost first.
+    :param vlans: of 802.1Q tags, the outermost first; as for :func:`tag`.
     """
     src, dst = packed(source), packed(destination)
     udp = struct.pack("!HHHH", *ports, 8 + len(payload), 0) + payload
@@ -52,9 +55,19 @@ def udp_frame(
     else:
         kind = 0x86DD
         head = struct.pack("!IHBB", 6 << 28, len(udp), _UDP, ttl) + src + dst
-    tags = b"".join(struct.pack("!HH", 0x8100, vlan) for vlan in vlans)
     macs = bytes.fromhex((to + by).replace(":", ""))
-    return macs + tags + struct.pack("!H", kind) + head + udp
+    frame = macs + struct.pack("!H", kind) + head + udp
+    for vlan in reversed(list(vlans)):
+        frame = tag(frame, vlan)
+    return frame
+
+
+def tag(frame: bytes, vlan: int) -> bytes:
+    """``frame`` with an 802.1Q tag more, the outermost.
+
+    :param vlan: VLAN id, or :data:`PRIORITY`.
+    """
+    return frame[:12] + struct.pack("!HH", 0x8100, vlan) + frame[12:]
 
 
 def send_frames(device: str, frames: Iterable[bytes], *, ns: NetNS) -> None:
