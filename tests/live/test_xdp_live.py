@@ -181,15 +181,16 @@ def test_tc_both_ways_leaves_nothing(lab: Lab, how: str, direction: str) -> None
 
 
 def test_a_program_that_ip_link_attached_is_named_and_replaced(lab: Lab) -> None:
-    from bpfkit.net.xdp import _request
+    from bpfkit.net import rtnetlink
 
     with bpfkit.load("xdp/xdp_drop_world.bpf.c") as loaded:
         program = loaded.programs["xdp_drop_world"]
         index = lab.interface("server:eth0").index
         # what `ip link set dev eth0 xdpgeneric …` sends: IFLA_XDP with fd and flags
         inner = struct.pack("=HHiHHI", 8, 1, program.fd, 8, 3, 2)
-        attribute = struct.pack("=HH", 4 + len(inner), 43 | 0x8000) + inner
-        lab["server"].run(_request, 19, index, attribute)
+        body = struct.pack("=BxHiII", 0, 0, index, 0, 0)
+        body += rtnetlink.attribute(43 | 0x8000, inner)
+        lab["server"].run(rtnetlink.request, 19, body)
         assert f"prog/xdp id {program.id} " in shown(lab)
         with Running("xdp_drop_icmp", lab) as second:
             status, _, errors = second.end()
