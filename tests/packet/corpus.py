@@ -25,7 +25,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from headers_oracle import ETH, EXTENSIONS, built, mutated
+from headers_oracle import ETH, EXTENSIONS, V4, V6, built, mutated
 from oracle import random_frame
 from scapy.contrib.mpls import MPLS
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP, IPOption_Router_Alert
@@ -53,7 +53,6 @@ from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
 ROOT = Path(__file__).resolve().parents[2]
-V4, V6 = IP(src="192.0.2.1", dst="192.0.2.2"), IPv6(src="2001:db8::1", dst="2001:db8::2")
 #: The addresses that xdp_afxdp answers for by default.
 OWN4, OWN6 = "10.77.0.55", "fd77::55"
 BODY = bytes(range(64))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from headers_oracle import ETH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption, fragment
@@ -74,7 +75,6 @@ def count() -> Iterator[Counter]:
     counter.close()
 
 
-ETH = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 V4, V6 = IP(src="10.0.0.1", dst="10.0.0.2"), IPv6(src=A6, dst=B6)
 
 PACKETS = {

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from headers_oracle import drops_icmp, drops_tcp, look
+from headers_oracle import ETH, V4, V6, drops_icmp, drops_tcp, look
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
@@ -38,8 +38,6 @@ from bpfkit.xdp_drop_tcp import XdpDropTcp
 from bpfkit.xdp_drop_world import XdpDropWorld
 
 ROOT = Path(__file__).resolve().parents[2]
-ETH = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
-V4, V6 = IP(src="192.0.2.1", dst="192.0.2.2"), IPv6(src="2001:db8::1", dst="2001:db8::2")
 DEST = IPv6ExtHdrDestOpt
 PASS = {XdpDropTcp: 2, XdpDropIcmp: 2, XdpDropWorld: 2, TcDropTcp: 0xFFFFFFFF}
 DROP = {XdpDropTcp: 1, XdpDropIcmp: 1, XdpDropWorld: 1, TcDropTcp: 2}

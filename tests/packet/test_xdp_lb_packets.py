@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from corpus import frames, pcap_verdicts, random_frames
-from headers_oracle import mutated
+from headers_oracle import ETH, mutated
 from lb_oracle import DROP, PASS, TX, Oracle, maglev
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, IPOption_NOP, TCPerror, fragment
 from scapy.layers.inet6 import (
@@ -47,7 +47,6 @@ BACKENDS = {
     "fd00::14": ("fd00::1", bytes.fromhex("0200000000b4")),
 }
 SIZE = 4093
-ETH = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 FRAMES = 120_000  # random ones, of each of the two kinds
 
 
