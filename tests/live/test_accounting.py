@@ -20,6 +20,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from running import Running
 
 from bpfkit.net.lab import pair_lab
 from bpfkit.net.traffic import tcp
@@ -39,30 +40,13 @@ class Watch:
     """``python -m bpfkit.sockex3`` as a user starts it, in a namespace of the lab."""
 
     def __init__(self, ns, *options):
-        self.process = ns.popen(
-            [sys.executable, "-m", "bpfkit.sockex3", "-i", "eth0", "--json", "-v", *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )
-        for line in self.process.stderr:
-            if "attached" in line:
-                break
-        else:
-            raise AssertionError("sockex3 did not attach")
+        arguments = ["-i", "eth0", "--json", "-v", *options]
+        self.program = Running("sockex3", *arguments, ready="attached", ns=ns)
 
     def stop(self):
         """(flows, summary) of the last round."""
-        self.process.send_signal(signal.SIGINT)
-        out, err = self.process.communicate(timeout=60)
-        assert self.process.returncode == 0, err
-        rounds = defaultdict(list)
-        for line in out.splitlines():
-            row = json.loads(line)
-            rounds[row["round"]].append(row)
-        *flows, summary = rounds[max(rounds)]
+        with self.program:
+            *flows, summary = self.program.rows()
         assert summary["summary"] is True
         return flows, summary
 

@@ -4,16 +4,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from running import on_server, path_of, run
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
 from scapy.layers.l2 import Dot1Q, Ether
@@ -27,55 +23,7 @@ from bpfkit.net.lab import Lab, pair_lab
 from bpfkit.net.probes import Listener, tcp_answers
 from bpfkit.net.traffic import ping
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ["xdp_drop_world", "xdp_drop_icmp", "xdp_drop_tcp", "tc_drop_tcp"]
-
-
-def run(name: str, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"bpfkit.{name}", *args],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-class Running:
-    """A program on an interface; ready when it has said how it is attached."""
-
-    def __init__(self, name: str, lab: Lab, *args: str) -> None:
-        netns = f"/proc/{os.getpid()}/fd/{lab['server'].fd}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", f"bpfkit.{name}", "-i", "eth0", "--netns", netns, *args],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.said = ""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.said += line
-            if "(program " in line:
-                break
-        else:
-            self.process.wait()
-
-    def end(self) -> tuple[int, str, str]:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-        out, errors = self.process.communicate(timeout=60)
-        return self.process.returncode, out, self.said + errors
-
-    def __enter__(self) -> Running:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
 
 
 @pytest.fixture
@@ -97,11 +45,11 @@ def test_check_passes(name: str) -> None:
 
 @pytest.mark.parametrize(("mode", "word"), [("native", "xdp"), ("generic", "xdpgeneric")])
 def test_the_mode_asked_for_is_the_one_used(lab: Lab, mode: str, word: str) -> None:
-    with Running("xdp_drop_world", lab, "--mode", mode) as running:
-        assert f"XDP {mode} on eth0" in running.said
+    with on_server("xdp_drop_world", lab, "--mode", mode) as program:
+        assert f"XDP {mode} on eth0" in program.said
         assert f" {word} " in shown(lab)
         assert ping("10.77.0.2", ns=lab["client"], timeout=0.3).received == 0
-        status, _, errors = running.end()
+        status, _, errors = program.end()
         assert status == 0, errors
     assert "xdp" not in shown(lab)
     assert ping("10.77.0.2", ns=lab["client"]).received == 1
@@ -113,7 +61,7 @@ def test_native_where_there_is_none(lab: Lab) -> None:
         "-i",
         "lo",
         "--netns",
-        f"/proc/{os.getpid()}/fd/{lab['server'].fd}",
+        path_of(lab["server"]),
         "--mode",
         "native",
         "-c",
@@ -125,35 +73,35 @@ def test_native_where_there_is_none(lab: Lab) -> None:
 
 def test_mtu_too_large_for_native() -> None:
     with pair_lab(mtu=9000) as lab:
-        with Running("xdp_drop_world", lab, "--mode", "native") as running:
-            status, _, errors = running.end()
+        with on_server("xdp_drop_world", lab, "--mode", "native", may_end=True) as program:
+            status, _, errors = program.end()
             assert status == 1 and "MTU 9000" in errors
-        with Running("xdp_drop_world", lab) as running:
-            assert "XDP generic" in running.said
-            assert running.end()[0] == 0
+        with on_server("xdp_drop_world", lab) as program:
+            assert "XDP generic" in program.said
+            assert program.end()[0] == 0
 
 
 def test_another_program_is_named_and_replaced(lab: Lab) -> None:
-    with Running("xdp_drop_tcp", lab) as first:
-        with Running("xdp_drop_icmp", lab) as second:
+    with on_server("xdp_drop_tcp", lab) as first:
+        with on_server("xdp_drop_icmp", lab, may_end=True) as second:
             status, _, errors = second.end()
             assert status == 1
             assert "'xdp_drop_tcp'" in errors and str(first.process.pid) in errors
             assert "--replace" in errors
-        with Running("xdp_drop_icmp", lab, "--replace") as second:
+        with on_server("xdp_drop_icmp", lab, "--replace") as second:
             assert "XDP native" in second.said
-            _, errors = first.process.communicate(timeout=60)
-            assert first.process.returncode == 1 and "taken off" in errors
+            status, _, errors = first.wait()
+            assert status == 1 and "taken off" in errors
             assert second.end()[0] == 0
 
 
 def test_interface_down_and_removed(lab: Lab) -> None:
-    with Running("xdp_drop_world", lab, "-t", "0.2") as running:
+    with on_server("xdp_drop_world", lab, "-t", "0.2") as program:
         lab.interface("server:eth0").set_up(False)
         time.sleep(1.5)
         lab["server"].check_output(["ip", "link", "del", "eth0"])
-        _, errors = running.process.communicate(timeout=30)
-        assert running.process.returncode == 1
+        status, _, errors = program.wait(30)
+        assert status == 1
         assert "went down" in errors and "was removed" in errors
 
 
@@ -162,15 +110,15 @@ def test_interface_down_and_removed(lab: Lab) -> None:
 def test_tc_both_ways_leaves_nothing(lab: Lab, how: str, direction: str) -> None:
     server = Listener(lab["server"])
     try:
-        running = Running("tc_drop_tcp", lab, "--attach", how, "--direction", direction, "--json")
-        with running:
-            if how == "tcx" and "(program " not in running.said:
-                assert running.end()[0] == 77
+        options = ["--attach", how, "--direction", direction, "--json"]
+        with on_server("tc_drop_tcp", lab, *options, may_end=how == "tcx") as program:
+            if how == "tcx" and "(program " not in program.said:
+                assert program.end()[0] == 77
                 pytest.skip("this kernel has no tcx (6.6)")
-            assert f"tc {direction} by {how}" in running.said
+            assert f"tc {direction} by {how}" in program.said
             assert not tcp_answers("10.77.0.2", server.port, ns=lab["client"], timeout=0.3)
             assert ping("10.77.0.2", ns=lab["client"]).received == 1
-            status, out, errors = running.end()
+            status, out, errors = program.end()
             assert status == 0, errors
         rows = [json.loads(line) for line in out.splitlines()]
         assert rows[-6]["packets"] > 0
@@ -192,10 +140,10 @@ def test_a_program_that_ip_link_attached_is_named_and_replaced(lab: Lab) -> None
         body += rtnetlink.attribute(43 | 0x8000, inner)
         lab["server"].run(rtnetlink.request, 19, body)
         assert f"prog/xdp id {program.id} " in shown(lab)
-        with Running("xdp_drop_icmp", lab) as second:
+        with on_server("xdp_drop_icmp", lab, may_end=True) as second:
             status, _, errors = second.end()
             assert status == 1 and f"program {program.id} 'xdp_drop_world' (generic)" in errors
-        with Running("xdp_drop_icmp", lab, "--replace") as second:
+        with on_server("xdp_drop_icmp", lab, "--replace") as second:
             assert "replacing" in second.said and "XDP native" in second.said
             assert f"id {program.id} " not in shown(lab)
             assert second.end()[0] == 0
