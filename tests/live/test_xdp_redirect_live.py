@@ -13,13 +13,13 @@ from running import ROOT, Running, command, path_of, run
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
 
+from bpfkit.core.cpus import online
 from bpfkit.net.capture import Capture
 from bpfkit.net.frames import BROADCAST, send_frames
 from bpfkit.net.lab import Lab, pair_lab, star_lab
 from bpfkit.net.probes import Listener
 from bpfkit.net.star import peers_pass
 from bpfkit.net.traffic import ping, tcp
-from bpfkit.xdp_cpumap import online
 
 PORTS = ["-i", "p1", "--to", "p2", "--to", "p3"]
 

@@ -22,9 +22,9 @@ from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
 import bpfkit
+from bpfkit.core.cpus import online
 from bpfkit.core.maps import possible_cpus
 from bpfkit.core.object import Object
-from bpfkit.xdp_cpumap import online
 
 RANDOM = 200_000
 PASS, REDIRECT = 2, 4
