@@ -73,7 +73,7 @@ int xdp_cpumap(struct xdp_md *ctx)
 		if (cpu && action == XDP_REDIRECT)
 			row = 1 + *cpu;
 	}
-	count_frame(queued.lookup(&row), ctx->data_end - ctx->data);
+	add_frame(queued.lookup(&row), ctx->data_end - ctx->data);
 	return action;
 }
 
@@ -82,6 +82,6 @@ int on_cpu(struct xdp_md *ctx)
 {
 	u32 zero = 0;
 
-	count_frame(ran.lookup(&zero), ctx->data_end - ctx->data);
+	add_frame(ran.lookup(&zero), ctx->data_end - ctx->data);
 	return XDP_PASS;
 }

@@ -85,6 +85,6 @@ int xdp_decap(struct xdp_md *ctx)
 	u32 frame_len = ctx->data_end - ctx->data, row;
 
 	row = decapsulate(ctx);
-	count_frame(rows.lookup(&row), frame_len);
+	add_frame(rows.lookup(&row), frame_len);
 	return row == DROPPED ? XDP_DROP : XDP_PASS;
 }

@@ -69,6 +69,6 @@ int xdp_drop_icmp(struct xdp_md *ctx)
 
 	row = direct_xdp(ctx, &h, &w, l2_len());
 	row = classify(&w, row, &h);
-	count_frame(types.lookup(&row), ctx->data_end - ctx->data);
+	add_frame(types.lookup(&row), ctx->data_end - ctx->data);
 	return row == ROW_PASSED ? XDP_PASS : XDP_DROP;
 }

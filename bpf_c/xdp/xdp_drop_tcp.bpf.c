@@ -35,6 +35,6 @@ int xdp_drop_tcp(struct xdp_md *ctx)
 
 	row = direct_xdp(ctx, &h, &w, l2_len());
 	row = drop_tcp(row, &h);
-	count_frame(rows.lookup(&row), ctx->data_end - ctx->data);
+	add_frame(rows.lookup(&row), ctx->data_end - ctx->data);
 	return row < ROW_PASSED ? XDP_DROP : XDP_PASS;
 }

@@ -514,7 +514,7 @@ int xdp_lb(struct xdp_md *ctx)
 	u32 frame_len = ctx->data_end - ctx->data, result;
 
 	result = balance(ctx);
-	count_frame(results.lookup(&result), frame_len);
+	add_frame(results.lookup(&result), frame_len);
 	switch (result) {
 	case PASSED:
 	case PASSED_DEEP:

@@ -90,7 +90,7 @@ static __always_inline void add_traffic(struct traffic *to, const struct traffic
 }
 
 /* One frame of `len` bytes more, where there is such a row. */
-static __always_inline void count_frame(struct traffic *row, u64 len)
+static __always_inline void add_frame(struct traffic *row, u64 len)
 {
 	if (row) {
 		row->packets++;
