@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import struct
 import time
 from collections.abc import Iterator
@@ -166,34 +168,46 @@ int measure(struct __sk_buff *skb)
 """
 
 
-@pytest.mark.parametrize("how", ["clsact", "tcx"])
-def test_headers_that_are_not_linear_and_tags_beside_the_packet(how: str) -> None:
-    eth = Ether(src="02:00:00:00:00:01", dst="ff:ff:ff:ff:ff:ff")
-    tcp = IP(src="10.77.0.1", dst="10.77.0.2") / TCP() / Raw(bytes(5000))
-    tagged = eth / Dot1Q(vlan=5) / IPv6(src="fd77::1", dst="fd77::2") / TCP()
+@contextlib.contextmanager
+def behind_measure(
+    source: str, name: str, how: str
+) -> Iterator[tuple[Object, Object, socket.socket]]:
+    """A tc program behind that which measures (both objects), and a socket to send from.
+
+    Frames have a virtio_net_hdr in front: only its hdr_len bytes are linear.
+    """
     with (
         pair_lab(mtu=9000) as lab,
         bpfkit.load(LINEAR) as first,
-        bpfkit.load("tc/tc_drop_tcp.bpf.c") as second,
+        bpfkit.load(source) as second,
         lab["server"].entered(),
     ):
         index = lab.interface("server:eth0").index
         try:
             first.programs["measure"].attach_tc(index, "ingress", how)
-            second.programs["tc_drop_tcp"].attach_tc(index, "ingress", how)
+            second.programs[name].attach_tc(index, "ingress", how)
         except UnsupportedError:
             assert how == "tcx"
             pytest.skip("this kernel has no tcx (6.6)")
-        sock = lab["client"].socket(17, 3)  # AF_PACKET, SOCK_RAW
+        sock = lab["client"].socket(socket.AF_PACKET, socket.SOCK_RAW)
         try:
             sock.bind(("eth0", 0))
-            sock.setsockopt(263, 15, 1)  # PACKET_VNET_HDR: only hdr_len bytes are linear
-            sock.send(struct.pack("=BBHHHH", 0, 0, 14, 0, 0, 0) + bytes(eth / tcp))
-            linear, whole = (value for _, value in first["linear"].items())
-            assert linear < 54 < whole == len(eth / tcp), "the packet was meant to be non-linear"
-            sock.send(bytes(10) + bytes(tagged))
+            sock.setsockopt(263, 15, 1)  # PACKET_VNET_HDR
+            yield first, second, sock
         finally:
             sock.close()
+
+
+@pytest.mark.parametrize("how", ["clsact", "tcx"])
+def test_headers_that_are_not_linear_and_tags_beside_the_packet(how: str) -> None:
+    eth = Ether(src="02:00:00:00:00:01", dst="ff:ff:ff:ff:ff:ff")
+    tcp = IP(src="10.77.0.1", dst="10.77.0.2") / TCP() / Raw(bytes(5000))
+    tagged = eth / Dot1Q(vlan=5) / IPv6(src="fd77::1", dst="fd77::2") / TCP()
+    with behind_measure("tc/tc_drop_tcp.bpf.c", "tc_drop_tcp", how) as (first, second, sock):
+        sock.send(struct.pack("=BBHHHH", 0, 0, 14, 0, 0, 0) + bytes(eth / tcp))
+        linear, whole = (value for _, value in first["linear"].items())
+        assert linear < 54 < whole == len(eth / tcp), "the packet was meant to be non-linear"
+        sock.send(bytes(10) + bytes(tagged))
         rows = dict(second["rows"].sums())
         assert (rows[0].packets, rows[0].bytes) == (1, len(eth / tcp))
         assert (rows[1].packets, rows[1].bytes) == (1, len(tagged))
@@ -215,46 +229,29 @@ def test_classes_of_packets_whose_headers_are_not_linear_and_of_super_frames(how
     v4 = eth / IP(src="10.77.0.1", dst="10.77.0.2", tos=46 << 2)
     v6 = eth / IPv6(src="fd77::1", dst="fd77::2", tc=10 << 2)
     chain = IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt()
-    with (
-        pair_lab(mtu=9000) as lab,
-        bpfkit.load(LINEAR) as first,
-        bpfkit.load("tc/tc_classifier.bpf.c") as second,
-        lab["server"].entered(),
-    ):
-        index = lab.interface("server:eth0").index
-        try:
-            first.programs["measure"].attach_tc(index, "ingress", how)
-            second.programs["tc_classifier_in"].attach_tc(index, "ingress", how)
-        except UnsupportedError:
-            assert how == "tcx"
-            pytest.skip("this kernel has no tcx (6.6)")
-        wanted = {}
-        sock = lab["client"].socket(17, 3)  # AF_PACKET, SOCK_RAW
-        try:
-            sock.bind(("eth0", 0))
-            sock.setsockopt(263, 15, 1)  # PACKET_VNET_HDR
-            for packet, key in (
-                (v4 / UDP() / Raw(bytes(5000)), (0, 17, 46)),
-                (v6 / UDP() / Raw(bytes(5000)), (0, 17, 10)),
-                (v6 / chain / SCTP() / Raw(bytes(5000)), (0, 132, 10)),
-            ):
-                frame = bytes(packet)
-                sock.send(struct.pack("=BBHHHH", 0, 0, 14, 0, 0, 0) + frame)
-                linear = measured(first, len(frame))
-                assert linear < 54, "the packet was meant to be non-linear"
-                wanted[key] = (1, len(frame), 0, 0)
-            # Super-frames: nine segments of 1000 bytes, a tenth of 500; only headers are linear.
-            for packet, kind, at, key in (
-                (v4 / TCP() / Raw(bytes(9500)), 1, 34, (0, 6, 46)),
-                (v6 / TCP() / Raw(bytes(9500)), 4, 54, (0, 6, 10)),
-            ):
-                headers = at + 20
-                head = struct.pack("=BBHHHH", 1, kind, headers, 1000, at, 16)
-                sock.send(head + bytes(packet))
-                assert measured(first, len(packet)) < len(packet)
-                wanted[key] = (10, 9500 + 10 * headers, 0, 0)
-        finally:
-            sock.close()
+    wanted = {}
+    source, name = "tc/tc_classifier.bpf.c", "tc_classifier_in"
+    with behind_measure(source, name, how) as (first, second, sock):
+        for packet, key in (
+            (v4 / UDP() / Raw(bytes(5000)), (0, 17, 46)),
+            (v6 / UDP() / Raw(bytes(5000)), (0, 17, 10)),
+            (v6 / chain / SCTP() / Raw(bytes(5000)), (0, 132, 10)),
+        ):
+            frame = bytes(packet)
+            sock.send(struct.pack("=BBHHHH", 0, 0, 14, 0, 0, 0) + frame)
+            linear = measured(first, len(frame))
+            assert linear < 54, "the packet was meant to be non-linear"
+            wanted[key] = (1, len(frame), 0, 0)
+        # Super-frames: nine segments of 1000 bytes, a tenth of 500; only headers are linear.
+        for packet, kind, at, key in (
+            (v4 / TCP() / Raw(bytes(9500)), 1, 34, (0, 6, 46)),
+            (v6 / TCP() / Raw(bytes(9500)), 4, 54, (0, 6, 10)),
+        ):
+            headers = at + 20
+            head = struct.pack("=BBHHHH", 1, kind, headers, 1000, at, 16)
+            sock.send(head + bytes(packet))
+            assert measured(first, len(packet)) < len(packet)
+            wanted[key] = (10, 9500 + 10 * headers, 0, 0)
         counts = {(k.direction, k.proto, k.dscp): tuple(v) for k, v in second["counts"].sums()}
         for key, row in wanted.items():
             assert counts[key] == row
