@@ -27,6 +27,7 @@ _NOT_PROGRAMS = (
     "__init__",
     "__main__",
     "app",
+    "firewall_commands",
     "guide",
     "hookapp",
     "labapp",

@@ -46,7 +46,7 @@ _CHUNK = 1024  # verdicts that are printed at once
 class HookApp(App):
     """Decides about packets at an interface."""
 
-    needs = ("NET_ADMIN", "BPF")
+    needs: tuple[str, ...] = ("NET_ADMIN", "BPF")
     demo_rounds = 3
     #: The function to attach; "" is the first of the source.
     entry = ""

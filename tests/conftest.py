@@ -25,6 +25,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent
 KINDS = ("unit", "packet", "live", "vm")
 _SETTLE_S = 1.0
+_MAPS_OF_MAPS = (12, 13)  # BPF_MAP_TYPE_ARRAY_OF_MAPS, HASH_OF_MAPS
 
 # The programs of the checkout, also in the child processes that tests start.
 sys.path.insert(0, str(ROOT.parent))
@@ -135,9 +136,13 @@ def _children() -> set[str]:
 
 
 def _held_by_others() -> set[tuple[str, int]]:
-    """(kind, id) of the BPF objects that processes which are not ours hold."""
+    """(kind, id) of the BPF objects that processes which are not ours hold.
+
+    What is in a map of maps of theirs has no descriptor of its own, and is theirs all the same.
+    """
     ours = _descendants()
     found = set()
+    outer: set[int] = set()
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) in ours:
             continue
@@ -147,11 +152,24 @@ def _held_by_others() -> set[tuple[str, int]]:
                     target = os.readlink(f"/proc/{name}/fd/{fd}")
                     if not target.startswith("anon_inode:bpf") and "bpf" not in target:
                         continue
-                    for line in Path(f"/proc/{name}/fdinfo/{fd}").read_text().splitlines():
-                        key, _, value = line.partition(":")
-                        if key in ("prog_id", "map_id", "link_id"):
-                            found.add((key[:-3], int(value)))
-    return found
+                    lines = Path(f"/proc/{name}/fdinfo/{fd}").read_text().splitlines()
+                    info = dict(line.split(":", 1) for line in lines if ":" in line)
+                    for key in ("prog_id", "map_id", "link_id"):
+                        if key in info:
+                            found.add((key[:-3], int(info[key])))
+                    if int(info.get("map_type", 0)) in _MAPS_OF_MAPS:
+                        outer.add(int(info["map_id"]))
+    return found | {("map", number) for one in outer for number in _inside(one)}
+
+
+def _inside(number: int) -> set[int]:
+    """Ids of the maps in a map of maps."""
+    from bpfkit.core.maps import Map
+
+    with contextlib.suppress(OSError):
+        with Map.from_id(number) as outer:
+            return {int(inner) for _, inner in outer.items()}
+    return set()
 
 
 def _bpf_objects() -> set[tuple[str, int]]:

@@ -865,6 +865,39 @@ class Map(Closing):
             except OSError as error:
                 self._fail(error, "write to", pairs[i][0])
 
+    def update_raw(self, keys: Any, values: Any, *, flags: int = ANY, step: int = 1 << 16) -> None:
+        """Set many entries from memory as the kernel takes it; no object is made per entry.
+
+        :param keys: the keys, ``key_size`` bytes each, one behind the other.
+        :param values: as many values, or one for all of them (a per-CPU map's are padded).
+        :param step: entries per system call.
+        :raises MapFullError, MapError: an entry that fails stops it, and those before it stay.
+        """
+        count, width = len(keys) // self.key_size, self._value_bytes
+        same = len(values) == width
+        if len(keys) % self.key_size or (not same and len(values) != count * width):
+            raise ValueError(f"map '{self.name}': keys and values do not go together")
+        repeated = sc.buffer(bytes(values) * min(step, count)) if same else None
+        view, rest = memoryview(keys).cast("B"), memoryview(values).cast("B")
+        for at in range(0, count, step):
+            size = min(step, count - at)
+            k = sc.buffer(bytes(view[at * self.key_size : (at + size) * self.key_size]))
+            v = repeated
+            if v is None:
+                v = sc.buffer(bytes(rest[at * width : (at + size) * width]))
+            try:
+                sc.map_update_batch(self.fd, ct.addressof(k), ct.addressof(v), size, flags)
+                continue
+            except OSError as error:
+                if error.errno not in (*_NO_OPERATION, errno.EINVAL):
+                    self._fail(error, "write to")
+            for i in range(size):  # before 5.6, and types that know no batches
+                key = k.raw[i * self.key_size : (i + 1) * self.key_size]
+                try:
+                    sc.map_update(self.fd, key, v.raw[i * width : (i + 1) * width], flags)
+                except OSError as error:
+                    self._fail(error, "write to", key)
+
     def clear(self) -> None:
         """Delete every entry that is there now."""
         if self._taken_by_batch:

@@ -27,6 +27,7 @@ __all__ = [
     "btf_load",
     "btf_raw",
     "buffer",
+    "grace_period",
     "iter_create",
     "link_create",
     "link_detach",
@@ -54,6 +55,7 @@ __all__ = [
     "prog_get_fd_by_id",
     "prog_info",
     "prog_load",
+    "prog_map_ids",
     "prog_query",
     "prog_test_run",
     "raw_tracepoint_open",
@@ -312,8 +314,13 @@ def _pace() -> None:
     """
     import time
 
-    _syscall(_NR_MEMBARRIER, ct.c_int(1), ct.c_uint(0), ct.c_int(0))  # MEMBARRIER_CMD_GLOBAL
+    grace_period()
     time.sleep(0.02)
+
+
+def grace_period() -> None:
+    """Wait until every program that was running on any CPU has ended (an RCU grace period)."""
+    _syscall(_NR_MEMBARRIER, ct.c_int(1), ct.c_uint(0), ct.c_int(0))  # MEMBARRIER_CMD_GLOBAL
 
 
 def prog_load(
@@ -569,6 +576,16 @@ def prog_info(fd: int) -> dict[str, Any]:
         "run_cnt": unpack_from("<Q", b, 200)[0],
         "verified_insns": unpack_from("<I", b, 216)[0],
     }
+
+
+def prog_map_ids(fd: int) -> list[int]:
+    """Ids of the maps that a program uses."""
+    count = prog_info(fd)["nr_map_ids"]
+    ids = (ct.c_uint32 * (count or 1))()
+    request = bytearray(232)
+    pack_into("<IQ", request, 52, count, addressof(ids))
+    obj_info(fd, 232, bytes(request))
+    return list(ids[:count])
 
 
 def next_id(cmd: int, start: int) -> int | None:

@@ -50,6 +50,7 @@ _NR_BPF = {
     "s390x": 351,
 }
 _MAP_CREATE, _PROG_LOAD, _OBJ_GET, _OBJ_GET_INFO, _BTF_LOAD = 0, 5, 7, 15, 18
+_OF_MAPS = (12, 13)  # ARRAY_OF_MAPS, HASH_OF_MAPS
 _BTF_GET_FD_BY_ID = 19
 _EM_BPF = 247
 _PSEUDO_MAP_FD, _PSEUDO_FUNC, _BPFKIT_MAP, _BPFKIT_CONST = 1, 4, 14, 15
@@ -803,6 +804,13 @@ def compile(request: Dict[str, Any], library: ct.CDLL) -> Dict[str, Any]:
         for index, definition in sorted(btf.maps()):
             if index in linker.own:
                 raise Refused("BPFKIT_MAP %d is declared twice" % index, "", 0, "")
+            if definition[1] in _OF_MAPS:
+                template = linker.own.get(definition[6])
+                if template is None:
+                    raise Refused(
+                        "the template of BPFKIT_MAP %d must have a lower index" % index, "", 0, ""
+                    )
+                definition = (*definition[:6], 0, *definition[7:9], template)
             linker.own[index] = len(maps)
             maps.append(definition)
         linker.fake = _fake_numbers(elf, code, created, index_of_fd)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from bpfkit.core.constants import PROG_TYPES
 
 ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
 DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
 #: Commands that install packages or run the tests themselves: CI runs the one, which runs this.
 SETUP = {"sudo tools/bootstrap.sh run", "sudo tools/bootstrap.sh test"}
@@ -66,6 +68,40 @@ def test_command_of_the_documentation_runs(command, place):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_two_terminals_of_the_readme(tmp_path):
+    """The first command goes on while those of the other terminal run, on a cable's end."""
+    from bpfkit.net.lab import pair_lab
+
+    (block,) = re.findall(r"```sh\n(.*?# in another terminal.*?)```", README.read_text(), re.S)
+    first, others = ([*map(shlex.split, part.splitlines())] for part in block.split("# in another"))
+    (tmp_path / "prefixes.txt").write_text("198.51.100.0/24\nallow 2001:db8::7\n")
+    with pair_lab() as lab:
+        server = lab["server"]
+
+        def start(argv, **options):
+            assert argv[:3] == ["sudo", "python3", "-m"]
+            command = [sys.executable, *argv[2:]]
+            env = os.environ | {"PYTHONPATH": str(ROOT)}
+            return server.popen(command, cwd=tmp_path, env=env, text=True, **options)
+
+        firewall = start(*first, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            assert "on eth0" in firewall.stderr.readline()
+            for argv in others[1:]:  # the first line is the end of the comment
+                done = start(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                out, errors = done.communicate(timeout=60)
+                assert done.returncode == 0, errors
+            assert "198.51.100.0/24" in out and "192.0.2.0/24" not in out  # after `load`
+            firewall.send_signal(signal.SIGINT)
+            _, errors = firewall.communicate(timeout=60)
+            assert firewall.returncode == 0, errors
+        finally:
+            if firewall.poll() is None:
+                firewall.kill()
+                firewall.communicate()
+    assert (tmp_path / "dropped.pcapng").exists()
 
 
 @pytest.mark.parametrize("snippet", list(snippets()), ids=lambda s: s.split("\n", 1)[0])

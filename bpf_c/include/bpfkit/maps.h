@@ -11,7 +11,7 @@
  * type		enum bpf_map_type
  * key, value	C types; void for none
  * flags	BPF_F_...
- * extra	map_extra, 0 for most types
+ * extra	map_extra, 0 for most types; for maps of maps the index of the template
  *
  * The definition travels in BTF, written the way libbpf writes it (numbers
  * as array dimensions); the reference is a 64-bit load whose source register,

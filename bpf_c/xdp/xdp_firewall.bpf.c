@@ -1,0 +1,424 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * xdp_firewall: deny and allow lists of addresses, prefixes, ports and protocols
+ * ==============================================================================
+ *
+ * hook      XDP: the receive path of an interface
+ * context   struct xdp_md
+ * packets   not changed; dropped as the rules say
+ *
+ *   frame -> headers -> source address: the longest prefix that has a rule? -+-> allow: XDP_PASS
+ *                       destination port (TCP, UDP, ...): a rule?           -+
+ *                       protocol: a rule?                                   -+-> deny: XDP_DROP,
+ *                       none of them: XDP_PASS (or drop_rest)                    and an event
+ *
+ * Rules of addresses are hash entries (length, address), and the lengths in use are tried from the
+ * longest on. A trie (BPF_MAP_TYPE_LPM_TRIE) with a million prefixes walks some 25 nodes that are
+ * in no cache, and takes several times as long to fill. In front of the hashes stand two bits per
+ * prefix (or a bloom filter), so that a length costs a hash lookup only where there is a rule.
+ *
+ *   state.generation & 1 -> fronts[ ], v4[ ], v6[ ], blooms[ ]
+ *
+ * Each is an array of two maps, one of which is in force. User space builds a new list in the
+ * other one while this one goes on working; one store into `generation` then makes it valid.
+ *
+ * A later fragment has no ports, so no rule of a port applies to it; the first one's ports decide,
+ * and without it nobody can put the datagram together. Not IP: passes. IP headers that are cut off
+ * pass (no host takes them), but what cannot be decided is dropped: more tags or extension headers
+ * than are looked through, and a fragment whose headers go on in the next one (RFC 7112).
+ *
+ * Maps (structs here and in <bpfkit/firewall.h>)
+ *   state          array          struct state
+ *   fronts         array_of_maps  struct front: prefix lengths in use, bits of each prefix
+ *   blooms         array_of_maps  bloom filters of prefixes, where asked for
+ *   v4, v6         array_of_maps  hashes prefix -> struct rule
+ *   cells          array          a cell per port and protocol -> number of a rule; 0: none
+ *   specs          array          number -> what the rule is (written by user space)
+ *   hits           percpu_array   number -> struct traffic
+ *   totals         percpu_array   enum reason -> struct traffic
+ *   ring, perf     dropped packets: struct dropped and the first bytes of the frame
+ *   scratch        percpu_array   struct packet: the one at hand
+ */
+#include <bpfkit/bpfkit.h>
+#include <uapi/linux/bpf.h>
+#include <bpfkit/direct.h>
+#include <bpfkit/firewall.h>
+#include <bpfkit/wire.h>
+
+LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
+LOAD_CONST(1, front_kind, 1); /* FRONT_* */
+LOAD_CONST(2, drop_rest, 0); /* 1: IP packets that no rule decides about are dropped */
+LOAD_CONST(3, events, 0); /* EVENTS_* */
+LOAD_CONST(4, snap, 128); /* bytes of a dropped frame in its event, at most MAX_SNAP */
+
+#define EVENTS_RING 1
+#define EVENTS_PERF 2
+#define MAX_SNAP    2048
+#define MAX_NUMBERS 1024
+#define LENGTHS4    33
+#define LENGTHS6    129
+
+#define ACTION_ALLOW 1
+#define ACTION_DENY  2
+
+enum reason {
+	PASS_NOT_IP,
+	PASS_REST,
+	PASS_ADDRESS,
+	PASS_PORT,
+	PASS_PROTO,
+	DROP_REST,
+	DROP_ADDRESS,
+	DROP_PORT,
+	DROP_PROTO,
+	DROP_UNDECIDED,
+	LOST_EVENTS, /* dropped, but there was no room for the event */
+	REASONS,
+};
+
+struct rule {
+	u32 action; /* ACTION_* */
+	u32 zero;
+	u64 packets;
+	u64 bytes;
+};
+
+/* Written by user space. */
+struct state {
+	u64 generation; /* its last bit says which maps are in force */
+	u64 most; /* rules there may be */
+	u64 front; /* FRONT_* */
+};
+
+/* A rule of ports or protocols. */
+struct spec {
+	u8 action; /* ACTION_*; 0: this number is free */
+	u8 proto;
+	u8 ports; /* 1: of ports low to high; 0: of the whole protocol */
+	u8 zero;
+	u16 low;
+	u16 high;
+};
+
+struct dropped {
+	u64 time_ns; /* CLOCK_MONOTONIC */
+	u32 ifindex;
+	u32 length; /* of the frame */
+	u16 captured; /* bytes of it that follow */
+	u16 payload; /* where the transport header is; 0: unknown */
+	u16 number; /* of the rule, for DROP_PORT and DROP_PROTO */
+	u8 reason; /* enum reason */
+	u8 family; /* 4 or 6 */
+	u8 proto;
+	u8 prefix; /* length of the rule's prefix, for DROP_ADDRESS */
+	u16 zero;
+	u32 zeros;
+	__be64 saddr[2]; /* IPv4: the first four bytes */
+};
+
+/*
+ * What is known of the packet at hand. In a map and not on the stack: the verifier then forgets by
+ * which of many ways through the headers it was found out, and walks the rest once.
+ */
+struct packet {
+	u32 cell; /* of its destination port; 0: it has none */
+	u8 outcome; /* enum outcome */
+	u8 fragment;
+	u16 zero;
+	struct dropped head; /* from here on: the event */
+	u8 frame[MAX_SNAP];
+};
+
+/* Cells: 256 protocols, then 65536 ports of each protocol that has ports. */
+#define CELLS (256 + 5 * 65536)
+
+BPF_ARRAY(state, struct state, 1);
+BPF_F_TABLE("array", u32, struct front, front, 1, BPF_F_MMAPABLE);
+BPF_TABLE("hash", struct prefix4, struct rule, rules4, 1);
+BPF_TABLE("hash", struct prefix6, struct rule, rules6, 1);
+BPFKIT_MAP(0, BPF_MAP_TYPE_BLOOM_FILTER, bloom, void, struct prefix6, 1, 0, 0);
+BPF_ARRAY_OF_MAPS(fronts, "front", 2);
+BPF_ARRAY_OF_MAPS(v4, "rules4", 2);
+BPF_ARRAY_OF_MAPS(v6, "rules6", 2);
+BPFKIT_MAP(1, BPF_MAP_TYPE_ARRAY_OF_MAPS, blooms, u32, u32, 2, 0, 0);
+BPF_F_TABLE("array", u32, u32, cells, CELLS, BPF_F_MMAPABLE);
+BPF_ARRAY(specs, struct spec, MAX_NUMBERS);
+BPF_TABLE("percpu_array", u32, struct traffic, hits, MAX_NUMBERS);
+BPF_TABLE("percpu_array", u32, struct traffic, totals, REASONS);
+BPF_TABLE("percpu_array", u32, struct packet, scratch, 1);
+BPF_RINGBUF_OUTPUT(ring, 256);
+BPF_PERF_OUTPUT(perf);
+
+/* Where the search for a rule is. */
+struct search {
+	struct front *front;
+	void *bloom;
+	u32 slot; /* of the maps in force */
+	u32 bytes; /* of the frame */
+};
+
+static __always_inline u32 hit(const struct search *s, struct rule *rule)
+{
+	__sync_fetch_and_add(&rule->packets, 1);
+	__sync_fetch_and_add(&rule->bytes, s->bytes);
+	return rule->action;
+}
+
+static __always_inline bool may_be_there(const struct search *s, const struct prefix6 *p,
+					 const struct place *at)
+{
+	if (front_kind() == FRONT_BITS)
+		return front_has(s->front, at);
+	if (front_kind() == FRONT_BLOOM && s->bloom)
+		return !bpf_map_peek_elem(s->bloom, (void *)p);
+	return true;
+}
+
+/* The rule of the longest prefix: its action, and the length in *len; 0: none. */
+static __always_inline u32 search4(const struct search *s, __be32 addr, u8 *len)
+{
+	struct prefix6 padded = {};
+	struct prefix4 p = {};
+	u32 slot = s->slot, i;
+	struct rule *rule;
+	struct place at;
+	void *rules;
+
+	rules = v4.lookup(&slot);
+	if (!rules)
+		return 0;
+#pragma clang loop unroll(disable)
+	for (i = 0; i < LENGTHS4; i++) {
+		p.len = s->front->lengths4[i];
+		if (p.len > 32)
+			break;
+		p.addr = addr & bpf_htonl(~(u32)(0xffffffffULL >> p.len));
+		if (front_kind() == FRONT_BLOOM)
+			padded.addr[0] = *(u64 *)&p;
+		place4(&p, &at);
+		if (!may_be_there(s, &padded, &at))
+			continue;
+		rule = bpf_map_lookup_elem(rules, &p);
+		if (rule) {
+			*len = p.len;
+			return hit(s, rule);
+		}
+	}
+	return 0;
+}
+
+/* The first `len` of 128 bits; without a branch, for the verifier would walk both ways. */
+static __always_inline void mask_prefix6(struct prefix6 *p, const __be64 *addr)
+{
+	u64 len = p->len, part = ~(~0ULL >> (len & 63)), first, second;
+
+	first = part | -((len >> 6 | len >> 7) & 1);
+	second = (part & -(len >> 6 & 1)) | -(len >> 7);
+	asm volatile("" : "+r"(first), "+r"(second));
+	p->addr[0] = addr[0] & be64(first);
+	p->addr[1] = addr[1] & be64(second);
+}
+
+static __always_inline u32 search6(const struct search *s, const __be64 *addr, u8 *len)
+{
+	u32 slot = s->slot, i;
+	struct prefix6 p = {};
+	struct rule *rule;
+	struct place at;
+	void *rules;
+
+	rules = v6.lookup(&slot);
+	if (!rules)
+		return 0;
+#pragma clang loop unroll(disable)
+	for (i = 0; i < LENGTHS6; i++) {
+		p.len = s->front->lengths6[i];
+		if (p.len > 128)
+			break;
+		mask_prefix6(&p, addr);
+		place6(&p, &at);
+		if (!may_be_there(s, &p, &at))
+			continue;
+		rule = bpf_map_lookup_elem(rules, &p);
+		if (rule) {
+			*len = p.len;
+			return hit(s, rule);
+		}
+	}
+	return 0;
+}
+
+/* The action of the source address's rule; 0: it has none. */
+static __always_inline u32 address(struct packet *p, u32 bytes)
+{
+	struct search s = { .bytes = bytes };
+	u32 zero = 0;
+	struct state *now;
+	void *map;
+
+	now = state.lookup(&zero);
+	if (!now)
+		return 0;
+	s.slot = now->generation & 1;
+	map = fronts.lookup(&s.slot);
+	if (!map)
+		return 0;
+	s.front = bpf_map_lookup_elem(map, &zero);
+	if (!s.front)
+		return 0;
+	if (front_kind() == FRONT_BLOOM)
+		s.bloom = bpf_map_lookup_elem(BPFKIT_MAP_REF(blooms), &s.slot);
+	if (p->head.family == 4)
+		return search4(&s, p->head.saddr[0], &p->head.prefix);
+	return search6(&s, p->head.saddr, &p->head.prefix);
+}
+
+/* The rule of a cell: its action, and its number in *number; 0: none. */
+static __always_inline u32 cell_rule(u32 cell, u32 bytes, u16 *number)
+{
+	u32 *place = cells.lookup(&cell), key;
+	struct traffic *sum;
+	struct spec *spec;
+
+	if (!place || !*place)
+		return 0;
+	key = *place;
+	spec = specs.lookup(&key);
+	sum = hits.lookup(&key);
+	if (!spec || !sum)
+		return 0;
+	sum->packets++;
+	sum->bytes += bytes;
+	*number = key;
+	return spec->action;
+}
+
+static __always_inline u32 port_cell(u8 proto, u16 port)
+{
+	u32 which = proto == IPPROTO_TCP  ? 0 :
+		    proto == IPPROTO_UDP  ? 1 :
+		    proto == IPPROTO_SCTP ? 2 :
+		    proto == IPPROTO_DCCP ? 3 :
+					    4;
+
+	return 256 + which * 65536 + port;
+}
+
+/* What the rules are asked about, out of the headers. */
+static __always_inline void read_packet(struct window *w, const struct headers *h,
+					enum outcome outcome, struct packet *p)
+{
+	struct window at = { .data = w->data, .end = w->end, .off = h->network, .limit = -1ULL };
+	struct ipv6_header *ip6;
+	struct iphdr *ip4;
+	__be16 *ports;
+
+	p->outcome = outcome;
+	p->fragment = h->fragment;
+	p->head.proto = h->proto;
+	p->head.payload = outcome == FOUND ? h->payload : 0;
+	p->cell = 0;
+	p->head.family = h->family;
+	p->head.number = p->head.prefix = 0;
+	p->head.saddr[0] = p->head.saddr[1] = 0;
+	if (h->family == 4) {
+		ip4 = window_peek(&at, sizeof(*ip4));
+		if (ip4)
+			p->head.saddr[0] = ip4->saddr;
+	} else if (h->family == 6) {
+		ip6 = window_peek(&at, sizeof(*ip6));
+		if (ip6)
+			__builtin_memcpy(p->head.saddr, ip6->saddr, sizeof(p->head.saddr));
+	}
+	if (outcome != FOUND || h->later_fragment || !has_ports(h->proto))
+		return;
+	ports = window_peek(w, 2 * sizeof(*ports));
+	if (ports)
+		p->cell = port_cell(h->proto, bpf_ntohs(ports[1]));
+}
+
+static __always_inline enum reason decide(struct packet *p, u32 bytes)
+{
+	u32 action;
+
+	if (!p->head.family)
+		return p->outcome == TOO_DEEP ? DROP_UNDECIDED : PASS_NOT_IP;
+	action = address(p, bytes);
+	if (action)
+		return action == ACTION_ALLOW ? PASS_ADDRESS : DROP_ADDRESS;
+	if (p->outcome == TOO_DEEP || (p->outcome == CUT && p->fragment))
+		return DROP_UNDECIDED;
+	if (p->outcome != FOUND)
+		goto rest;
+	if (p->cell) {
+		action = cell_rule(p->cell, bytes, &p->head.number);
+		if (action)
+			return action == ACTION_ALLOW ? PASS_PORT : DROP_PORT;
+	}
+	action = cell_rule(p->head.proto, bytes, &p->head.number);
+	if (action)
+		return action == ACTION_ALLOW ? PASS_PROTO : DROP_PROTO;
+rest:
+	return drop_rest() ? DROP_REST : PASS_REST;
+}
+
+/* An event. For the ring it is put together here, because its size is not constant. */
+static __always_inline void report(struct xdp_md *ctx, struct packet *p, u32 bytes)
+{
+	u64 len = bytes < snap() ? bytes : snap();
+	u32 lost = LOST_EVENTS;
+	struct traffic *sum;
+	long failed = 0;
+
+	p->head.time_ns = bpf_ktime_get_ns();
+	p->head.ifindex = ctx->ingress_ifindex;
+	p->head.length = bytes;
+	if (len > MAX_SNAP)
+		len = MAX_SNAP;
+	p->head.captured = len;
+	asm volatile("" : "+r"(len)); /* or it is compared in one register and passed in another */
+	if (events() == EVENTS_PERF) {
+		failed = perf.perf_submit_skb(ctx, len, &p->head, sizeof(p->head));
+	} else {
+		if (len)
+			failed = bpf_xdp_load_bytes(ctx, 0, p->frame, len);
+		if (!failed)
+			failed = ring.ringbuf_output(&p->head, sizeof(p->head) + len, 0);
+	}
+	if (!failed)
+		return;
+	sum = totals.lookup(&lost);
+	if (sum) {
+		sum->packets++;
+		sum->bytes += bytes;
+	}
+}
+
+SEC("xdp")
+int xdp_firewall(struct xdp_md *ctx)
+{
+	u32 bytes = ctx->data_end - ctx->data, zero = 0, reason;
+	enum outcome outcome;
+	struct headers h = {};
+	struct traffic *sum;
+	struct packet *p;
+	struct window w;
+
+	p = scratch.lookup(&zero);
+	if (!p)
+		return XDP_DROP;
+	outcome = direct_xdp(ctx, &h, &w, l2_len());
+	read_packet(&w, &h, outcome, p);
+	reason = decide(p, bytes);
+	sum = totals.lookup(&reason);
+	if (sum) {
+		sum->packets++;
+		sum->bytes += bytes;
+	}
+	if (reason < DROP_REST)
+		return XDP_PASS;
+	p->head.reason = reason;
+	if (events())
+		report(ctx, p, bytes);
+	return XDP_DROP;
+}
