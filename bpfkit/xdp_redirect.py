@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
     from bpfkit.net.lab import Lab
-    from bpfkit.net.redirect_play import RedirectPlay, Settled
+    from bpfkit.net.redirect_play import RedirectPlay
 
 #: --how -> source, device map.
 HOW = {
@@ -189,28 +189,7 @@ class XdpRedirect(PortApp):
         self.play.perform()
 
     def verify(self) -> Iterable[Verdict]:
-        return self.play.verdicts(self._settled, self.detach)
-
-    def _settled(self) -> Settled:
-        """The figures, when nothing is on its way any more."""
-        from time import sleep
-
-        from bpfkit.net.redirect_play import Settled
-
-        for _ in range(20):
-            rows = self.rows()
-            known: dict[tuple[str, str], int] = {}
-            for row in rows:
-                key = row["direction"], row["result"]
-                known[key] = known.get(key, 0) + row["packets"]
-            wanted = known.get(("in", "to all other ports"), 0) * (len(self.ports) - 1)
-            wanted += known.get(("in", "to one port"), 0)
-            wanted += known.get(("in", "BPF_FIB_LKUP_RET_SUCCESS"), 0)
-            left = sum(count for (way, _), count in known.items() if way == "out")
-            if wanted == left:
-                break
-            sleep(0.05)
-        return Settled(known, wanted, left, sum(row["lost"] for row in rows))
+        return self.play.verdicts(self.rows, len(self.ports), self.detach)
 
 
 def _unknown(result: int) -> tuple[str, str]:

@@ -6,6 +6,8 @@ Frames made by hand cross too: tagged ones, broadcasts, and what a router has to
 
 from __future__ import annotations
 
+from time import sleep
+
 from bpfkit.net.forwarding import forwarded
 from bpfkit.net.frames import BROADCAST, udp_frame
 from bpfkit.net.lab import star_lab
@@ -16,13 +18,15 @@ from bpfkit.net.traffic import PingReport, TcpReport, UdpReport, ping
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
 
     from bpfkit.net.lab import Lab
     from bpfkit.net.traffic import Report
 
+    Row = dict[str, Any]
     Verdict = tuple[bool, str]
 
-__all__ = ["RedirectPlay", "Settled", "redirect_lab"]
+__all__ = ["RedirectPlay", "redirect_lab"]
 
 MTU = 1400  # of the third port, where the middle is a router
 
@@ -48,8 +52,8 @@ def redirect_lab(how: str, *, live: bool) -> Lab:
     return lab
 
 
-class Settled:
-    """Figures, when nothing is on its way any more.
+class Figures:
+    """What rows of xdp_redirect say.
 
     :ivar known: (direction, result) -> packets.
     :ivar wanted: copies that must leave.
@@ -57,13 +61,27 @@ class Settled:
     :ivar lost: what was redirected in vain.
     """
 
-    def __init__(
-        self, known: dict[tuple[str, str], int], wanted: int, left: int, lost: int
-    ) -> None:
+    def __init__(self, rows: list[Row], ports: int) -> None:
+        known: dict[tuple[str, str], int] = {}
+        for row in rows:
+            key = row["direction"], row["result"]
+            known[key] = known.get(key, 0) + row["packets"]
         self.known = known
-        self.wanted = wanted
-        self.left = left
-        self.lost = lost
+        self.wanted = known.get(("in", "to all other ports"), 0) * (ports - 1)
+        self.wanted += known.get(("in", "to one port"), 0)
+        self.wanted += known.get(("in", "BPF_FIB_LKUP_RET_SUCCESS"), 0)
+        self.left = sum(count for (way, _), count in known.items() if way == "out")
+        self.lost = sum(row["lost"] for row in rows)
+
+
+def settled(rows: Callable[[], list[Row]], ports: int) -> Figures:
+    """The figures when nothing is on its way any more."""
+    for _ in range(20):
+        figures = Figures(rows(), ports)
+        if figures.wanted == figures.left:
+            break
+        sleep(0.05)
+    return figures
 
 
 class RedirectPlay:
@@ -157,11 +175,12 @@ class RedirectPlay:
     # -- what must be true
 
     def verdicts(
-        self, settled: Callable[[], Settled], detach: Callable[[], None]
+        self, rows: Callable[[], list[Row]], ports: int, detach: Callable[[], None]
     ) -> Iterator[Verdict]:
         """After the play.
 
-        :param settled: the program's figures.
+        :param rows: the program's.
+        :param ports: how many it has.
         :param detach: takes the program off; then the kernel alone is asked.
         """
         for who, report in self.made:
@@ -174,7 +193,7 @@ class RedirectPlay:
         yield from self.sent
         middle, router = self.lab["middle"], self.how == "router"
         in_kernel = middle.run(forwarded)
-        figures = settled()
+        figures = settled(rows, ports)
         if router:
             yield from self._routed(in_kernel, figures.known)
         else:
