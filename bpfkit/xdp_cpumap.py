@@ -8,7 +8,7 @@ socket is asked which CPU the kernel handled its datagrams on (SO_INCOMING_CPU).
 from __future__ import annotations
 
 from bpfkit.app import main
-from bpfkit.core.errors import BpfkitError, InputError
+from bpfkit.core.errors import InputError
 from bpfkit.hookapp import XdpApp
 
 TYPE_CHECKING = False
@@ -107,23 +107,14 @@ class XdpCpumap(XdpApp):
 
     def attach(self, program: Program) -> None:
         """The tracepoints first."""
-        from bpfkit import load
         from bpfkit.core.maps import possible_cpus
         from bpfkit.net.offloads import driver
 
-        try:
-            losses = load(
-                "xdp/xdp_cpumap_lost.bpf.c",
-                consts={"map_id": self.object["cpus"].id},
-                max_entries={"lost": possible_cpus()},
-                cache=not self.options.no_cache,
-            )
-            self.keep(losses)
-            for one in losses.programs.values():
-                self.keep(one.attach_raw_tracepoint())
-            self.losses = losses
-        except BpfkitError as error:
-            self.note(f"what is lost is not counted: {error.why}")
+        self.losses = self.count_losses(
+            "xdp/xdp_cpumap_lost.bpf.c",
+            lambda: {"map_id": self.object["cpus"].id},
+            max_entries={"lost": possible_cpus()},
+        )
         super().attach(program)
         if self.lab is None and driver(self.interface) == "veth":
             self.note(
