@@ -70,6 +70,7 @@ __all__ = [
     "guarded",
     "main",
     "output",
+    "parser_of",
     "port",
     "positive",
 ]
@@ -130,7 +131,8 @@ def _seconds(text: str) -> float:
     return number
 
 
-def _parser(cls: type[App]) -> ArgumentParser:
+def parser_of(cls: type[App]) -> ArgumentParser:
+    """What reads the options of a program."""
     from argparse import ArgumentParser, HelpFormatter
 
     class Parser(ArgumentParser):
@@ -720,7 +722,7 @@ def main(cls: type[App], argv: Sequence[str] | None = None) -> int:
     """Run the program ``cls`` with the arguments ``argv``; returns the exit status."""
 
     def work(signals: Signals) -> int:
-        options = _parser(cls).parse_args(argv)
+        options = parser_of(cls).parse_args(argv)
         signals.verbose = options.verbose
         set_verbose(options.verbose)
         reap()

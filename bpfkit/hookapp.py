@@ -26,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable
-    from typing import ClassVar
+    from typing import Any, ClassVar
 
     from bpfkit.app import Row
     from bpfkit.core.link import Link
@@ -297,6 +297,27 @@ class XdpApp(HookApp):
 
     def runner(self) -> Callable[[bytes, int], int]:
         return self.program(_ETHERNET).runner(skb=False)
+
+    def count_losses(
+        self, source: str, consts: Callable[[], dict[str, int]], **more: Any
+    ) -> Object | None:
+        """Attach the raw tracepoints that count what is lost on its way, where the kernel lets us.
+
+        :param consts: gives the LOAD_CONSTs; what it raises is a reason, too.
+        :param more: for the loader.
+        :returns: the object; None, and the reason is told.
+        """
+        from bpfkit import load
+
+        try:
+            losses = load(source, consts=consts(), cache=not self.options.no_cache, **more)
+            self.keep(losses)
+            for one in losses.programs.values():
+                self.keep(one.attach_raw_tracepoint())
+        except BpfkitError as error:
+            self.note(f"what is lost is not counted: {error.why}")
+            return None
+        return losses
 
     def hook(self, program: Program) -> Link:
         """Attach in the mode asked for.

@@ -109,14 +109,13 @@ class LwtXmit(RouteApp):
 
     def send_tagged(self, host: str) -> None:
         """As many in frames with a priority tag, for the client to forward into the tunnel."""
-        from bpfkit.net.tagged import datagram, send_frames, tag
+        from bpfkit.net.frames import PRIORITY, send_frames, udp_frame
 
         assert self.lab is not None
         ends = self.lab.lladdr("client:eth0"), self.lab.lladdr("router:left")
-        macs = bytes.fromhex("".join(ends).replace(":", ""))
         source = "fd77:1::77" if ":" in host else "10.77.1.77"
-        frame = tag(datagram(source, host, 9, HELLO, macs))
-        send_frames(self.lab, "router:left", [frame] * DATAGRAMS)
+        frame = udp_frame(*ends, source, host, HELLO, vlans=[PRIORITY])
+        send_frames("left", [frame] * DATAGRAMS, ns=self.lab["router"])
 
     def verify(self) -> Iterable[Verdict]:
         rounds = {4: (self.round + 1) // 2, 6: self.round // 2}

@@ -184,23 +184,8 @@ class PortApp(XdpApp):
 
     def attach(self, program: Program) -> None:
         """The tracepoints first, then all ports."""
-        self._trace()
+        self.losses = self.count_losses("xdp/xdp_redirect_lost.bpf.c", self._whose)
         super().attach(program)
-
-    def _trace(self) -> None:
-        """Count what is lost, where the kernel lets us."""
-        from bpfkit import load
-
-        try:
-            cache = not self.options.no_cache
-            losses = load("xdp/xdp_redirect_lost.bpf.c", consts=self._whose(), cache=cache)
-            self.keep(losses)
-            for one in losses.programs.values():
-                self.keep(one.attach_raw_tracepoint())
-        except BpfkitError as error:
-            self.note(f"what is lost is not counted: {error.why}")
-        else:
-            self.losses = losses
 
     def _whose(self) -> dict[str, int]:
         """What tells our frames from others', and where the kernel has that."""

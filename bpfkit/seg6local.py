@@ -71,12 +71,11 @@ class Seg6Local(LabApp):
         from time import monotonic, sleep
 
         from bpfkit.net.capture import Capture
-        from bpfkit.net.tagged import datagram, send_frames, tag
+        from bpfkit.net.frames import PRIORITY, send_frames, tag, udp_frame
 
         assert self.lab is not None
         client = self.lab["client"]
         ends = self.lab.lladdr("router:left"), self.lab.lladdr("client:eth0")
-        macs = bytes.fromhex("".join(ends).replace(":", ""))
         sender = client.socket(_socket.AF_INET6, _socket.SOCK_DGRAM)
         try:
             for name, mode, segments in (
@@ -86,13 +85,13 @@ class Seg6Local(LabApp):
             ):
                 self.steer(mode, segments)
                 text = name.encode()
-                packet = datagram(SOURCE, SERVER, 9, text, macs)
-                frame = tag(steered(packet, mode, segments))
+                packet = udp_frame(*ends, SOURCE, SERVER, text)
+                frame = tag(steered(packet, mode, segments), PRIORITY)
                 with Capture("eth0", ns=self.lab["server"], outgoing=False) as capture:
                     for _ in range(DATAGRAMS):
                         sender.sendto(text, (SERVER, 9))
                     # As many with a priority tag in front, made by hand.
-                    send_frames(self.lab, "client:eth0", [frame] * DATAGRAMS)
+                    send_frames("eth0", [frame] * DATAGRAMS, ns=client)
                     deadline = monotonic() + 5
                     found: list[bytes] = []
                     while len(found) < 2 * DATAGRAMS and monotonic() < deadline:
@@ -105,7 +104,7 @@ class Seg6Local(LabApp):
 
     def steer(self, mode: str, segments: str) -> None:
         """The client's route to the server leads through the segments."""
-        from bpfkit.net.lab import _netlink
+        from bpfkit.net.netlink import with_iproute
 
         assert self.lab is not None
         route = {
@@ -116,7 +115,7 @@ class Seg6Local(LabApp):
             "encap": {"type": "seg6", "mode": mode, "segs": segments},
         }
         what = "cannot add a route with SRv6 encapsulation (CONFIG_IPV6_SEG6_LWTUNNEL)"
-        _netlink(self.lab["client"], what, lambda ipr: ipr.route("replace", **route))
+        with_iproute(self.lab["client"], what, lambda ipr: ipr.route("replace", **route))
 
     def rows(self) -> list[Row]:
         rows = dict(self.object["rows"].sums())

@@ -8,7 +8,7 @@ socket is asked which CPU the kernel handled its datagrams on (SO_INCOMING_CPU).
 from __future__ import annotations
 
 from bpfkit.app import main
-from bpfkit.core.errors import BpfkitError, InputError
+from bpfkit.core.errors import InputError
 from bpfkit.hookapp import XdpApp
 
 TYPE_CHECKING = False
@@ -20,14 +20,9 @@ if TYPE_CHECKING:
     from bpfkit.app import Row, Verdict
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
-    from bpfkit.net.capture import Capture
+    from bpfkit.net.cpumap_play import CpumapPlay
     from bpfkit.net.lab import Lab
-    from bpfkit.net.traffic import Report
 
-_CLIENT = {"10.77.0.2": "10.77.0.1", "fd77::2": "fd77::1"}
-SERVERS = tuple(_CLIENT)
-FLOWS, DATAGRAMS = 16, 3  # of each address, in a round of the demo
-_SO_INCOMING_CPU = 49
 _MOST = 16384  # the longest queue that the kernel makes
 
 
@@ -37,34 +32,6 @@ def _queue(text: str) -> int:
     if text.isascii() and text.isdigit() and 1 <= int(text) <= _MOST:
         return int(text)
     raise ArgumentTypeError(f"{text!r} is not a length (1 to {_MOST})")
-
-
-def cpu_list(text: str) -> list[int]:
-    """``0,2-3`` -> [0, 2, 3].
-
-    :raises ValueError: it is not such a list.
-    """
-    found: list[int] = []
-    for part in text.strip().split(","):
-        first, dash, last = part.partition("-")
-        if not all(word.isascii() and word.isdigit() for word in (first, last if dash else first)):
-            raise ValueError(f"{part!r} is no CPU and no range of CPUs")
-        numbers = range(int(first), int(last if dash else first) + 1)
-        if not numbers or numbers[-1] >= 1 << 16:
-            raise ValueError(f"{part!r} is no range of CPUs")
-        found += [number for number in numbers if number not in found]
-    return found
-
-
-def online() -> list[int]:
-    """The CPUs that work."""
-    try:
-        with open("/sys/devices/system/cpu/online") as file:
-            return cpu_list(file.read())
-    except OSError:
-        import os
-
-        return sorted(os.sched_getaffinity(0))
 
 
 class XdpCpumap(XdpApp):
@@ -81,6 +48,7 @@ class XdpCpumap(XdpApp):
         "what is spread."
     )
 
+    play: CpumapPlay
     losses: Object | None = None
 
     @classmethod
@@ -92,6 +60,8 @@ class XdpCpumap(XdpApp):
         add("--queue", metavar="N", type=_queue, default=2048, help=text)
 
     def check_options(self) -> None:
+        from bpfkit.core.cpus import cpu_list, online
+
         super().check_options()
         there = online()
         self.cpus = there
@@ -129,32 +99,22 @@ class XdpCpumap(XdpApp):
         return pair_lab(offloads=False)
 
     def setup(self) -> None:
-        self.sent = self.received = 0
-        #: port -> CPUs that its datagrams were handled on.
-        self.handled: dict[int, set[int]] = {}
-        self.made: list[Report] = []
-        self.tagged: list[Verdict] = []
         super().setup()
+        if self.lab is not None:
+            from bpfkit.net.cpumap_play import CpumapPlay
+
+            self.play = CpumapPlay(self.lab)
 
     def attach(self, program: Program) -> None:
         """The tracepoints first."""
-        from bpfkit import load
         from bpfkit.core.maps import possible_cpus
         from bpfkit.net.offloads import driver
 
-        try:
-            losses = load(
-                "xdp/xdp_cpumap_lost.bpf.c",
-                consts={"map_id": self.object["cpus"].id},
-                max_entries={"lost": possible_cpus()},
-                cache=not self.options.no_cache,
-            )
-            self.keep(losses)
-            for one in losses.programs.values():
-                self.keep(one.attach_raw_tracepoint())
-            self.losses = losses
-        except BpfkitError as error:
-            self.note(f"what is lost is not counted: {error.why}")
+        self.losses = self.count_losses(
+            "xdp/xdp_cpumap_lost.bpf.c",
+            lambda: {"map_id": self.object["cpus"].id},
+            max_entries={"lost": possible_cpus()},
+        )
         super().attach(program)
         if self.lab is None and driver(self.interface) == "veth":
             self.note(
@@ -181,100 +141,16 @@ class XdpCpumap(XdpApp):
     # -- demo
 
     def demo(self) -> None:
-        """Flows of UDP, each to a socket of its own, then TCP, ping and VLAN-tagged frames."""
-        from bpfkit.net.traffic import ping, tcp
-
-        assert self.lab is not None
-        client, server = self.lab["client"], self.lab["server"]
-        for host in SERVERS:
-            self._flows(host)
-            self.made.append(tcp(host, up=3000, down=3000, ns=client, server_ns=server))
-            self.made.append(ping(host, ns=client))
-        self._tagged()
-
-    def _flows(self, host: str) -> None:
-        import _socket
-
-        assert self.lab is not None
-        family = _socket.AF_INET6 if ":" in host else _socket.AF_INET
-        sender = self.lab["client"].socket(family, _socket.SOCK_DGRAM)
-        receivers = []
-        try:
-            sender.bind((_CLIENT[host], 0))
-            for _ in range(FLOWS):
-                sock = self.lab["server"].socket(family, _socket.SOCK_DGRAM)
-                receivers.append(sock)
-                sock.bind((host, 0))
-                sock.connect(sender.getsockname()[:2])  # the others are told no CPU
-                sock.settimeout(2)
-            for _ in range(DATAGRAMS):
-                for sock in receivers:
-                    port = sock.getsockname()[1]
-                    sender.sendto(bytes(100), (host, port))
-                    self.sent += 1
-                    try:
-                        self.received += len(sock.recv(200)) == 100
-                    except OSError:
-                        continue
-                    cpu = sock.getsockopt(_socket.SOL_SOCKET, _SO_INCOMING_CPU)
-                    self.handled.setdefault(port, set()).add(cpu)
-        except OSError as error:
-            raise BpfkitError(f"cannot send to {host}", why=str(error)) from None
-        finally:
-            for sock in (sender, *receivers):
-                sock.close()
-
-    def _tagged(self) -> None:
-        """Frames of a VLAN are spread, too: seen by a capture behind the CPU's queue."""
-        import os
-
-        from bpfkit.net.capture import Capture
-        from bpfkit.net.frames import send_frames, udp_frame
-
-        assert self.lab is not None
-        lab = self.lab
-        macs = lab.lladdr("server:eth0"), lab.lladdr("client:eth0")
-        for host, source in _CLIENT.items():
-            mark = os.urandom(8).hex().encode()
-            frame = udp_frame(*macs, source, host, mark, vlans=[10])
-            before = sum(self.object["ran"].sum(0))
-            with Capture("eth0", ns=lab["server"], outgoing=False) as capture:
-                send_frames("eth0", [frame], ns=lab["client"])
-                fine = _captured(capture, frame) and sum(self.object["ran"].sum(0)) > before
-            text = f"VLAN 10, IPv{6 if ':' in host else 4}: through a CPU's queue, unchanged"
-            self.tagged.append((fine, text))
+        self.play.perform(lambda: sum(self.object["ran"].sum(0)))
 
     def verify(self) -> Iterable[Verdict]:
-        from bpfkit.net.traffic import PingReport, TcpReport, ping
+        from bpfkit.net.cpumap_play import DATAGRAMS
 
-        assert self.lab is not None
-        yield (
-            self.received == self.sent > 0,
-            f"UDP: {self.received} of {self.sent} datagrams arrived",
-        )
-        for report in self.made:
-            if isinstance(report, TcpReport):
-                fine = report.bytes_down == 3000
-                yield fine, f"TCP over IPv{report.family}: {report.bytes_down} bytes back"
-            elif isinstance(report, PingReport):
-                yield report.received == 1, f"IPv{report.family}: ping answered"
-        yield from self.tagged
-        moved = sum(len(cpus) != 1 for cpus in self.handled.values())
-        flows = len(self.handled)
-        yield moved == 0, f"each of {flows} flows was handled on one CPU, {moved} on several"
-        seen = [cpu for cpus in self.handled.values() for cpu in cpus]
-        counts = {cpu: seen.count(cpu) for cpu in self.cpus}
-        strange = set(seen) - set(self.cpus)
-        text = ", ".join(f"{count} on CPU {cpu}" for cpu, count in counts.items())
-        yield not strange, f"the sockets say: {text}" + (f", {strange} besides" if strange else "")
-        if len(self.cpus) > 1:
-            # 64 flows on 2 CPUs: all on one by chance once in 10^18 runs
-            used = sum(map(bool, counts.values()))
-            yield used > 1, f"flows are spread over {used} of {len(self.cpus)} CPUs"
-        else:
+        yield from self.play.verdicts(self.cpus)
+        if len(self.cpus) == 1:
             self.note("one CPU: its queue and its program were checked, nothing could be spread")
         rows, total = self._settled()
-        for cpu, count in counts.items():
+        for cpu, count in self.play.counts(self.cpus).items():
             least, ran = count * DATAGRAMS, rows[cpu]["packets"]
             yield ran >= least, f"CPU {cpu}: its program saw {ran} frames, its sockets {least}"
         text = (
@@ -282,9 +158,7 @@ class XdpCpumap(XdpApp):
         )
         yield total["queued"] == total["packets"] + total["lost"] > 0, text
         self.detach()
-        for host in SERVERS:
-            there = ping(host, ns=self.lab["client"]).received == 1
-            yield there, f"without the program {host} answers as before"
+        yield from self.play.answers()
 
     def _settled(self) -> tuple[dict[int | None, Row], dict[str, int]]:
         """Rows by CPU, and their sums, when the queues are empty."""
@@ -298,14 +172,6 @@ class XdpCpumap(XdpApp):
                 break
             sleep(0.05)
         return rows, total
-
-
-def _captured(capture: Capture, frame: bytes) -> bool:
-    try:
-        capture.wait(where=lambda packet: packet.data == frame)
-    except BpfkitError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

@@ -93,48 +93,44 @@ class XdpDecap(XdpApp):
 
     def demo(self) -> None:
         """Datagrams in each kind of tunnel, and from a stranger."""
+        from itertools import product
+
+        from bpfkit.net.frames import send_frames
+
         assert self.lab is not None
         if not hasattr(self, "arrived"):
             #: (inner family, outer family, from a stranger) -> [sent, arrived]
             self.arrived: dict[tuple[int, int, bool], list[int]] = {}
-        sender = self.lab["client"].socket(_socket.AF_PACKET, _socket.SOCK_RAW, 0)
-        try:
-            sender.bind(("eth0", 0))
-            for inner in (0, 1):
-                receiver = self.lab["server"].socket(
-                    _socket.AF_INET6 if inner else _socket.AF_INET, _socket.SOCK_DGRAM
-                )
-                try:
-                    receiver.bind((VIPS[inner], PORT))
-                    for outer in (0, 1):
-                        for strange in (False, True):
-                            tally = self.arrived.setdefault((inner, outer, strange), [0, 0])
-                            for number in range(_COUNT):
-                                body = struct.pack("!BBBB", inner, outer, strange, number)
-                                sender.send(self._frame(inner, outer, strange, body))
-                                tally[0] += 1
-                                tally[1] += _received(receiver, body, 0.01 if strange else 1.0)
-                finally:
-                    receiver.close()
-        finally:
-            sender.close()
+        client, server = self.lab["client"], self.lab["server"]
+        for inner in (0, 1):
+            family = _socket.AF_INET6 if inner else _socket.AF_INET
+            receiver = server.socket(family, _socket.SOCK_DGRAM)
+            try:
+                receiver.bind((VIPS[inner], PORT))
+                for outer, strange in product((0, 1), (False, True)):
+                    tally = self.arrived.setdefault((inner, outer, strange), [0, 0])
+                    for number in range(_COUNT):
+                        body = struct.pack("!BBBB", inner, outer, strange, number)
+                        frame = self._frame(inner, outer, strange, body)
+                        send_frames("eth0", [frame], ns=client)
+                        tally[0] += 1
+                        tally[1] += _received(receiver, body, 0.01 if strange else 1.0)
+            finally:
+                receiver.close()
 
-    def _frame(self, inner: int, outer: int, strange: bool, body: bytes, tag: bytes = b"") -> bytes:
-        from bpfkit.net.lb_lab import datagram, ip_packet
+    def _frame(self, inner: int, outer: int, strange: bool, body: bytes, *vlans: int) -> bytes:
+        from bpfkit.net.frames import ethernet, ip_packet
 
         assert self.lab is not None
-        macs = [self.lab.lladdr(f"{name}:eth0").replace(":", "") for name in ("server", "client")]
-        packet = datagram(CLIENTS[inner], 4000, VIPS[inner], PORT, body)
+        to, by = self.lab.lladdr("server:eth0"), self.lab.lladdr("client:eth0")
         balancer, own = ENDS[outer]
-        packet = ip_packet(
-            STRANGERS[outer] if strange else balancer, own, 41 if inner else 4, packet
-        )
-        kind = b"\x86\xdd" if outer else b"\x08\x00"
-        return bytes.fromhex("".join(macs)) + tag + kind + packet
+        source = STRANGERS[outer] if strange else balancer
+        packet = ip_packet(source, own, 41 if inner else 4, _datagram(inner, body), df=True)
+        return ethernet(to, by, packet, vlans=vlans)
 
     def verify(self) -> Iterable[Verdict]:
         from bpfkit.net.capture import Capture
-        from bpfkit.net.lb_lab import datagram
+        from bpfkit.net.frames import send_frames
 
         assert self.lab is not None
         for (inner, outer, strange), (sent, arrived) in self.arrived.items():
@@ -143,20 +139,20 @@ class XdpDecap(XdpApp):
                 yield arrived == 0, f"{words} from a stranger: {arrived} of {sent} arrived"
             else:
                 yield arrived == sent, f"{words}: {arrived} of {sent} datagrams arrived"
-        tag = b"\x81\x00\x00\x05"
         for outer in (0, 1):
-            frame = self._frame(0, outer, False, b"tagged", tag)
-            packet = datagram(CLIENTS[0], 4000, VIPS[0], PORT, b"tagged")
+            frame = self._frame(0, outer, False, b"tagged", 5)
             with Capture("eth0", ns=self.lab["server"], outgoing=False) as capture:
-                sock = self.lab["client"].socket(_socket.AF_PACKET, _socket.SOCK_RAW, 0)
-                try:
-                    sock.bind(("eth0", 0))
-                    sock.send(frame)
-                    seen = capture.wait(where=lambda p: p.data.endswith(b"tagged"))
-                finally:
-                    sock.close()
-            good = seen[0].data == frame[:12] + tag + b"\x08\x00" + packet
+                send_frames("eth0", [frame], ns=self.lab["client"])
+                seen = capture.wait(where=lambda p: p.data.endswith(b"tagged"))
+            good = seen[0].data == frame[:16] + b"\x08\x00" + _datagram(0, b"tagged")
             yield good, f"a tagged IPv4 in IPv{6 if outer else 4} packet keeps its tag"
+
+
+def _datagram(inner: int, body: bytes) -> bytes:
+    """From a client to the VIP, without a tunnel."""
+    from bpfkit.net.frames import udp_packet
+
+    return udp_packet(CLIENTS[inner], VIPS[inner], body, ports=(4000, PORT), df=True)
 
 
 def _received(sock: _socket.socket, body: bytes, timeout: float) -> bool:

@@ -62,6 +62,8 @@ class XdpLb(XdpApp):
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
+        from bpfkit.net.lb_options import table_size
+
         super().add_options(parser)
         add = parser.add_argument
         add("--vip", metavar="A:PORT/PROTO", action="append", help="a service; again: more")
@@ -77,12 +79,18 @@ class XdpLb(XdpApp):
         add("--rise", metavar="N", type=positive, default=2, help="good checks that bring one back")
         add("--fall", metavar="N", type=positive, default=2, help="bad checks that take one out")
         text = "slots of the Maglev table, a prime (default: 65537)"
-        add("--table", metavar="N", type=_table, default=65537, help=text)
+        add("--table", metavar="N", type=table_size, default=65537, help=text)
         text = "flows that are remembered (default: 65536)"
         add("--flows", metavar="N", type=positive, default=65536, help=text)
 
     def check_options(self) -> None:
-        from bpfkit.net.balancer import Service, parse_backend, read_backends
+        from bpfkit.net.balancer import read_backends
+        from bpfkit.net.lb_options import (
+            parse_backends,
+            parse_services,
+            port_to_check,
+            refuse_own,
+        )
 
         super().check_options()
         options = self.options
@@ -99,32 +107,15 @@ class XdpLb(XdpApp):
                 f"{where} needs --vip, and --backend or --backends",
                 why="for what, and to whom, are packets sent?",
             )
-        self.services: list[Service] = []
-        self.given: dict[str, int] = {}
-        for text in options.vip:
-            try:
-                self.services.append(Service.parse(text))
-            except ValueError as error:
-                raise UsageError(f"--vip {text}: {error}") from None
-        for text in options.backend or ():
-            try:
-                name, weight = parse_backend(text)
-                if name in self.given:
-                    raise ValueError("it is given twice")
-            except ValueError as error:
-                raise UsageError(f"--backend {text}: {error}") from None
-            self.given[name] = weight
+        self.services = parse_services(options.vip)
+        self.given = parse_backends(options.backend or ())
         if not 0 < options.health_interval <= 3600:  # refuses nan too
             raise UsageError("--health-interval is not a time in seconds (up to 3600)")
-        named = set(self.given) | set(read_backends(options.backends) if options.backends else ())
-        for service in self.services:
-            if service.address in named:
-                raise UsageError(
-                    f"{service.address} is a VIP and a backend", why="it would get its own packets"
-                )
-        if len({str(service) for service in self.services}) < len(self.services):
-            raise UsageError("a --vip is given twice")
-        self.check_port = self._port_to_check()
+        more = read_backends(options.backends) if options.backends else {}
+        refuse_own(self.services, {*self.given, *more})
+        self.check_port = 0  # no checks
+        if options.health == "tcp" and options.pcap is None:
+            self.check_port = port_to_check(self.services, options.health_port)
 
     def _demo_options(self) -> None:
         from bpfkit.net.lb_lab import BACKENDS, PORT, VIP4, VIP6
@@ -133,24 +124,6 @@ class XdpLb(XdpApp):
         options.vip = [f"{VIP4}:{PORT}/tcp", f"[{VIP6}]:{PORT}/tcp"]
         options.backend = list(BACKENDS.values())
         options.health_interval = min(options.health_interval, 0.1)
-
-    def _port_to_check(self) -> int:
-        """0: no checks."""
-        options = self.options
-        if options.health == "none" or options.pcap is not None:
-            return 0
-        if options.health_port == 0:
-            raise UsageError("--health-port 0 cannot be connected to")
-        if options.health_port is not None:
-            return int(options.health_port)
-        for service in self.services:
-            if service.proto == "tcp":
-                return service.port
-        raise UsageError(
-            "--health tcp needs --health-port",
-            why="none of the services is a TCP one",
-            hint="or take --health none",
-        )
 
     # -- life cycle
 
@@ -235,6 +208,8 @@ class XdpLb(XdpApp):
 
     def _say_changes(self) -> None:
         """What the keeper has to tell; by the main thread, so that lines stay whole."""
+        from bpfkit.net.keeper import change_words
+
         while self.changes:
             row = self.changes.pop(0)
             if isinstance(row, str):
@@ -245,7 +220,7 @@ class XdpLb(XdpApp):
 
                 stamp = {"ts": round(time.time(), 6), "round": max(self.round, 0)}
                 output(json_lines([{**stamp, **row}]))
-            self.note(_change_words(row))
+            self.note(change_words(row))
 
     # -- figures
 
@@ -285,28 +260,6 @@ class XdpLb(XdpApp):
 
     def verify(self) -> Iterable[Verdict]:
         return self.play.verdicts(self.balancer, lambda: self.results()["told_too_big"])
-
-
-def _table(text: str) -> int:
-    from argparse import ArgumentTypeError
-
-    from bpfkit.net.maglev import SIZES, is_prime
-
-    if text.isascii() and text.isdigit() and int(text) <= SIZES[-1] and is_prime(int(text)):
-        return int(text)
-    sizes = ", ".join(map(str, SIZES))
-    raise ArgumentTypeError(f"{text!r} is not a prime up to {SIZES[-1]} (good ones: {sizes})")
-
-
-def _change_words(row: Row) -> str:
-    """A change in a line."""
-    if row["change"] == "start":
-        return f"backends up: {row['backends']}"
-    return (
-        f"{row['change']}: {row['backends']} up; {row['moved_slots']} of {row['slots']} slots "
-        f"moved ({row['ideal_slots']} had to); {row['moved_flows']} of {row['flows']} flows moved, "
-        f"{row['spared_flows']} stay only because they are remembered"
-    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ _CODE = "import importlib.util as u, sys; sys.exit(u.find_spec('bcc') is None)"
 
 def no_compiler() -> str:
     """Why programs cannot be compiled here, for a skip; empty when they can."""
-    problem = headers._uapi_problem()
+    problem = headers.uapi_problem()
     if problem:
         return f"the user-space API headers {problem}"
     for path in compiler.interpreters():

@@ -153,12 +153,8 @@ SEC("xdp")
 int xdp_afxdp(struct xdp_md *ctx)
 {
 	u32 kind = classify(ctx), queue = ctx->rx_queue_index;
-	struct traffic *sum = taken.lookup(&kind);
 
-	if (sum) {
-		sum->packets++;
-		sum->bytes += ctx->data_end - ctx->data;
-	}
+	add_frame(taken.lookup(&kind), ctx->data_end - ctx->data);
 	if (kind == KIND_PASSED)
 		return XDP_PASS;
 	/* nobody at this queue: the kernel may have it */

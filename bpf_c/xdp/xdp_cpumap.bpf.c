@@ -40,14 +40,6 @@ BPFKIT_MAP(0, BPF_MAP_TYPE_CPUMAP, cpus, u32, u64, MAX_CPUS, 0, 0);
 BPF_TABLE("percpu_array", u32, struct traffic, queued, MAX_CPUS + 1);
 BPF_TABLE("percpu_array", u32, struct traffic, ran, 1);
 
-static __always_inline void add(struct traffic *sum, struct xdp_md *ctx)
-{
-	if (sum) {
-		sum->packets++;
-		sum->bytes += ctx->data_end - ctx->data;
-	}
-}
-
 static __always_inline u32 endpoint_hash(const __be32 *address, __be16 port)
 {
 	u32 hash = hash_3words(address[0], address[1], address[2], 0);
@@ -81,7 +73,7 @@ int xdp_cpumap(struct xdp_md *ctx)
 		if (cpu && action == XDP_REDIRECT)
 			row = 1 + *cpu;
 	}
-	add(queued.lookup(&row), ctx);
+	add_frame(queued.lookup(&row), ctx->data_end - ctx->data);
 	return action;
 }
 
@@ -90,6 +82,6 @@ int on_cpu(struct xdp_md *ctx)
 {
 	u32 zero = 0;
 
-	add(ran.lookup(&zero), ctx);
+	add_frame(ran.lookup(&zero), ctx->data_end - ctx->data);
 	return XDP_PASS;
 }

@@ -22,6 +22,7 @@
 #define MAX_EXTS 1
 #include <bpfkit/bpfkit.h>
 #include <bpfkit/direct.h>
+#include <bpfkit/link.h>
 #include <bpfkit/tuple.h>
 #include <bpfkit/wire.h>
 #include <uapi/linux/bpf.h>
@@ -38,11 +39,6 @@ enum row {
 	TAKEN_OFF_IPV6,
 	DROPPED, /* there was nothing behind the outer header */
 	ROWS,
-};
-
-struct link_header {
-	struct ethhdr eth;
-	struct vlan_tag tags[MAX_TAGS];
 };
 
 BPF_HASH(tunnels, struct tunnel, u32, 1024);
@@ -68,32 +64,18 @@ static __always_inline enum row decapsulate(struct xdp_md *ctx)
 {
 	struct link_header link;
 	struct headers h = {};
-	void *data, *end;
 	struct window w;
-	__be16 *type;
 	u32 len;
 
 	if (direct_xdp(ctx, &h, &w, ETH_HLEN) != FOUND)
 		return PASSED;
 	len = outer_len(&w, &h);
-	if (!len || w.data + sizeof(link) > w.end)
+	if (!len || !save_link(&w, &link))
 		return PASSED;
-	__builtin_memcpy(&link, w.data, sizeof(link));
 	if (bpf_xdp_adjust_head(ctx, len))
 		return DROPPED;
-	data = (void *)(long)ctx->data;
-	end = (void *)(long)ctx->data_end;
-	if (data + sizeof(link) > end)
+	if (!put_link(ctx, &link, h.tags, h.proto == IPPROTO_IPIP ? ETH_P_IP : ETH_P_IPV6, 0))
 		return DROPPED;
-	__builtin_memcpy(data, &link.eth, sizeof(link.eth));
-	if (h.tags > 0)
-		__builtin_memcpy(data + ETH_HLEN, &link.tags[0], VLAN_HLEN);
-	if (h.tags > 1)
-		__builtin_memcpy(data + ETH_HLEN + VLAN_HLEN, &link.tags[1], VLAN_HLEN);
-	type = data + ETH_HLEN - sizeof(*type) + (h.tags & 3) * VLAN_HLEN;
-	if ((void *)(type + 1) > end)
-		return DROPPED;
-	*type = h.proto == IPPROTO_IPIP ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
 	return h.family == 4 ? TAKEN_OFF_IPV4 : TAKEN_OFF_IPV6;
 }
 
@@ -101,13 +83,8 @@ SEC("xdp")
 int xdp_decap(struct xdp_md *ctx)
 {
 	u32 frame_len = ctx->data_end - ctx->data, row;
-	struct traffic *sum;
 
 	row = decapsulate(ctx);
-	sum = rows.lookup(&row);
-	if (sum) {
-		sum->packets++;
-		sum->bytes += frame_len;
-	}
+	add_frame(rows.lookup(&row), frame_len);
 	return row == DROPPED ? XDP_DROP : XDP_PASS;
 }

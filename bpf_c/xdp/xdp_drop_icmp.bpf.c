@@ -64,16 +64,11 @@ SEC("xdp")
 int xdp_drop_icmp(struct xdp_md *ctx)
 {
 	struct headers h = {};
-	struct traffic *sum;
 	struct window w;
 	u32 row;
 
 	row = direct_xdp(ctx, &h, &w, l2_len());
 	row = classify(&w, row, &h);
-	sum = types.lookup(&row);
-	if (sum) {
-		sum->packets++;
-		sum->bytes += ctx->data_end - ctx->data;
-	}
+	add_frame(types.lookup(&row), ctx->data_end - ctx->data);
 	return row == ROW_PASSED ? XDP_PASS : XDP_DROP;
 }

@@ -30,16 +30,11 @@ SEC("xdp")
 int xdp_drop_tcp(struct xdp_md *ctx)
 {
 	struct headers h = {};
-	struct traffic *sum;
 	struct window w;
 	u32 row;
 
 	row = direct_xdp(ctx, &h, &w, l2_len());
 	row = drop_tcp(row, &h);
-	sum = rows.lookup(&row);
-	if (sum) {
-		sum->packets++;
-		sum->bytes += ctx->data_end - ctx->data;
-	}
+	add_frame(rows.lookup(&row), ctx->data_end - ctx->data);
 	return row < ROW_PASSED ? XDP_DROP : XDP_PASS;
 }

@@ -61,6 +61,7 @@
 #define MAX_EXTS 8
 #include <bpfkit/bpfkit.h>
 #include <bpfkit/direct.h>
+#include <bpfkit/link.h>
 #include <bpfkit/tuple.h>
 #include <bpfkit/wire.h>
 #include <uapi/linux/bpf.h>
@@ -140,11 +141,6 @@ BPF_TABLE("percpu_array", u32, struct served, served, MAX_BACKENDS);
 BPF_TABLE("percpu_array", u32, struct traffic, results, RESULTS);
 
 /* Link header with room for the tags. */
-struct link_header {
-	struct ethhdr eth;
-	struct vlan_tag tags[MAX_TAGS];
-};
-
 /* What the IP header of a packet says. */
 struct ip_says {
 	u64 len; /* header and payload */
@@ -294,39 +290,6 @@ static __always_inline struct backend *pick(const struct tuple *t, u32 hash, boo
 	if (sum)
 		sum->flows++;
 	return b;
-}
-
-static __always_inline bool save_link(const struct window *w, struct link_header *to)
-{
-	if (w->data + sizeof(*to) > w->end)
-		return false;
-	__builtin_memcpy(to, w->data, sizeof(*to));
-	return true;
-}
-
-/*
- * The link header at the packet's new start; the place behind it, where `size` bytes may be
- * written.
- */
-static __always_inline void *put_link(struct xdp_md *ctx, const struct link_header *link, u8 tags,
-				      u16 ethertype, u64 size)
-{
-	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	u64 len = ETH_HLEN + (tags & 3) * VLAN_HLEN;
-	__be16 *type;
-
-	if (data + sizeof(*link) > end)
-		return NULL;
-	__builtin_memcpy(data, &link->eth, ETH_HLEN);
-	if (tags > 0)
-		__builtin_memcpy(data + ETH_HLEN, &link->tags[0], VLAN_HLEN);
-	if (tags > 1)
-		__builtin_memcpy(data + ETH_HLEN + VLAN_HLEN, &link->tags[1], VLAN_HLEN);
-	type = data + (len - sizeof(*type));
-	if ((void *)type + sizeof(*type) + size > end)
-		return NULL;
-	*type = bpf_htons(ethertype);
-	return type + 1;
 }
 
 /* The Internet checksum of what add up to `sum`. */
@@ -549,14 +512,9 @@ SEC("xdp")
 int xdp_lb(struct xdp_md *ctx)
 {
 	u32 frame_len = ctx->data_end - ctx->data, result;
-	struct traffic *sum;
 
 	result = balance(ctx);
-	sum = results.lookup(&result);
-	if (sum) {
-		sum->packets++;
-		sum->bytes += frame_len;
-	}
+	add_frame(results.lookup(&result), frame_len);
 	switch (result) {
 	case PASSED:
 	case PASSED_DEEP:

@@ -251,67 +251,67 @@ def label(name: str) -> Label:
 
 def add(dst: Reg, operand: Operand) -> Insn:
     """dst += operand"""
-    return _alu(ADD, dst, operand)
+    return alu_insn(ADD, dst, operand)
 
 
 def sub(dst: Reg, operand: Operand) -> Insn:
     """dst -= operand"""
-    return _alu(SUB, dst, operand)
+    return alu_insn(SUB, dst, operand)
 
 
 def mul(dst: Reg, operand: Operand) -> Insn:
     """dst *= operand"""
-    return _alu(MUL, dst, operand)
+    return alu_insn(MUL, dst, operand)
 
 
 def div(dst: Reg, operand: Operand) -> Insn:
     """dst /= operand, unsigned; by zero gives zero."""
-    return _alu(DIV, dst, operand)
+    return alu_insn(DIV, dst, operand)
 
 
 def sdiv(dst: Reg, operand: Operand) -> Insn:
     """dst s/= operand, signed, rounded towards zero (6.6)."""
-    return _alu(DIV, dst, operand, 1)
+    return alu_insn(DIV, dst, operand, 1)
 
 
 def mod(dst: Reg, operand: Operand) -> Insn:
     """dst %= operand, unsigned; by zero leaves dst as it is."""
-    return _alu(MOD, dst, operand)
+    return alu_insn(MOD, dst, operand)
 
 
 def smod(dst: Reg, operand: Operand) -> Insn:
     """dst s%= operand: signed, the sign is the dividend's (6.6)."""
-    return _alu(MOD, dst, operand, 1)
+    return alu_insn(MOD, dst, operand, 1)
 
 
 def and_(dst: Reg, operand: Operand) -> Insn:
     """dst &= operand"""
-    return _alu(AND, dst, operand)
+    return alu_insn(AND, dst, operand)
 
 
 def or_(dst: Reg, operand: Operand) -> Insn:
     """dst |= operand"""
-    return _alu(OR, dst, operand)
+    return alu_insn(OR, dst, operand)
 
 
 def xor(dst: Reg, operand: Operand) -> Insn:
     """dst ^= operand"""
-    return _alu(XOR, dst, operand)
+    return alu_insn(XOR, dst, operand)
 
 
 def lsh(dst: Reg, operand: Operand) -> Insn:
     """dst <<= operand"""
-    return _alu(LSH, dst, operand)
+    return alu_insn(LSH, dst, operand)
 
 
 def rsh(dst: Reg, operand: Operand) -> Insn:
     """dst >>= operand, zeroes come in."""
-    return _alu(RSH, dst, operand)
+    return alu_insn(RSH, dst, operand)
 
 
 def arsh(dst: Reg, operand: Operand) -> Insn:
     """dst s>>= operand, the sign comes in."""
-    return _alu(ARSH, dst, operand)
+    return alu_insn(ARSH, dst, operand)
 
 
 def neg(dst: Reg) -> Insn:
@@ -321,14 +321,14 @@ def neg(dst: Reg) -> Insn:
 
 def mov(dst: Reg, operand: Operand) -> Insn:
     """dst = operand"""
-    return _alu(MOV, dst, operand)
+    return alu_insn(MOV, dst, operand)
 
 
 def movsx(size: Size, dst: Reg, src: Reg) -> Insn:
     """dst = (s8|s16|s32)src: the low bits of src, sign-extended (6.6)."""
     if not size.signed or size.bits >= (64 if dst.wide else 32):
         raise AsmError(f"movsx takes s8, s16 or (for a 64-bit register) s32, not {size!r}")
-    return _alu(MOV, dst, src, size.bits)
+    return alu_insn(MOV, dst, src, size.bits)
 
 
 def be(bits: int, dst: Reg) -> Insn:
@@ -375,57 +375,57 @@ def may_goto(to: Target) -> Insn:
 
 def jeq(dst: Reg, operand: Operand, to: Target) -> Insn:
     """if dst == operand goto to"""
-    return _cond(JEQ, dst, operand, to)
+    return cond_insn(JEQ, dst, operand, to)
 
 
 def jne(dst: Reg, operand: Operand, to: Target) -> Insn:
     """if dst != operand goto to"""
-    return _cond(JNE, dst, operand, to)
+    return cond_insn(JNE, dst, operand, to)
 
 
 def jgt(dst: Reg, operand: Operand, to: Target) -> Insn:
     """if dst > operand goto to, unsigned"""
-    return _cond(JGT, dst, operand, to)
+    return cond_insn(JGT, dst, operand, to)
 
 
 def jge(dst: Reg, operand: Operand, to: Target) -> Insn:
     """if dst >= operand goto to, unsigned"""
-    return _cond(JGE, dst, operand, to)
+    return cond_insn(JGE, dst, operand, to)
 
 
 def jlt(dst: Reg, operand: Operand, to: Target) -> Insn:
     """if dst < operand goto to, unsigned"""
-    return _cond(JLT, dst, operand, to)
+    return cond_insn(JLT, dst, operand, to)
 
 
 def jle(dst: Reg, operand: Operand, to: Target) -> Insn:
     """if dst <= operand goto to, unsigned"""
-    return _cond(JLE, dst, operand, to)
+    return cond_insn(JLE, dst, operand, to)
 
 
 def jset(dst: Reg, operand: Operand, to: Target) -> Insn:
     """if dst & operand goto to"""
-    return _cond(JSET, dst, operand, to)
+    return cond_insn(JSET, dst, operand, to)
 
 
 def jsgt(dst: Reg, operand: Operand, to: Target) -> Insn:
     """if dst s> operand goto to, signed"""
-    return _cond(JSGT, dst, operand, to)
+    return cond_insn(JSGT, dst, operand, to)
 
 
 def jsge(dst: Reg, operand: Operand, to: Target) -> Insn:
     """if dst s>= operand goto to, signed"""
-    return _cond(JSGE, dst, operand, to)
+    return cond_insn(JSGE, dst, operand, to)
 
 
 def jslt(dst: Reg, operand: Operand, to: Target) -> Insn:
     """if dst s< operand goto to, signed"""
-    return _cond(JSLT, dst, operand, to)
+    return cond_insn(JSLT, dst, operand, to)
 
 
 def jsle(dst: Reg, operand: Operand, to: Target) -> Insn:
     """if dst s<= operand goto to, signed"""
-    return _cond(JSLE, dst, operand, to)
+    return cond_insn(JSLE, dst, operand, to)
 
 
 def call(helper: str | int) -> Insn:
@@ -498,37 +498,37 @@ def ld_imm64(dst: Reg, value: int) -> Insn:
     """dst = value, all 64 bits; two slots."""
     if not -(1 << 63) <= value < 1 << 64:
         raise AsmError(f"{value:#x} does not fit into 64 bits")
-    return _wide(dst, 0, value & 0xFFFFFFFF, value >> 32 & 0xFFFFFFFF)
+    return wide_insn(dst, 0, value & 0xFFFFFFFF, value >> 32 & 0xFFFFFFFF)
 
 
 def ld_map_fd(dst: Reg, fd: int) -> Insn:
     """dst = the map behind ``fd``, to be handed to a map helper."""
-    return _wide(dst, PSEUDO_MAP_FD, fd)
+    return wide_insn(dst, PSEUDO_MAP_FD, fd)
 
 
 def ld_map_value(dst: Reg, fd: int, offset: int = 0) -> Insn:
     """dst = the address of byte ``offset`` of an array map's only value (5.2)."""
-    return _wide(dst, PSEUDO_MAP_VALUE, fd, offset)
+    return wide_insn(dst, PSEUDO_MAP_VALUE, fd, offset)
 
 
 def ld_map_index(dst: Reg, index: int) -> Insn:
     """dst = the map whose fd is ``fd_array[index]`` (5.14)."""
-    return _wide(dst, PSEUDO_MAP_IDX, index)
+    return wide_insn(dst, PSEUDO_MAP_IDX, index)
 
 
 def ld_map_index_value(dst: Reg, index: int, offset: int = 0) -> Insn:
     """As :func:`ld_map_value`, the map named by its place in fd_array (5.14)."""
-    return _wide(dst, PSEUDO_MAP_IDX_VALUE, index, offset)
+    return wide_insn(dst, PSEUDO_MAP_IDX_VALUE, index, offset)
 
 
 def ld_btf_id(dst: Reg, btf_id: int, btf_fd: int = 0) -> Insn:
     """dst = the address of a kernel variable (ksym) by its BTF id (5.10)."""
-    return _wide(dst, PSEUDO_BTF_ID, btf_id, btf_fd)
+    return wide_insn(dst, PSEUDO_BTF_ID, btf_id, btf_fd)
 
 
 def ld_func(dst: Reg, to: Target) -> Insn:
     """dst = the address of a function of this program, for callbacks (5.13)."""
-    insn = _wide(dst, PSEUDO_FUNC, to if isinstance(to, int) else 0)
+    insn = wide_insn(dst, PSEUDO_FUNC, to if isinstance(to, int) else 0)
     if isinstance(to, str):
         insn.target, insn.target_in_imm = to, True
     return insn
@@ -539,32 +539,32 @@ def ld_func(dst: Reg, to: Target) -> Insn:
 
 def atomic_add(size: Size, dst: Mem, src: Reg, *, fetch: bool = False) -> Insn:
     """\\*dst += src; with ``fetch`` src becomes the old value."""
-    return _atomic(size, dst, src, ADD << 4 | fetch)
+    return atomic_insn(size, dst, src, ADD << 4 | fetch)
 
 
 def atomic_or(size: Size, dst: Mem, src: Reg, *, fetch: bool = False) -> Insn:
     """\\*dst |= src; with ``fetch`` src becomes the old value."""
-    return _atomic(size, dst, src, OR << 4 | fetch)
+    return atomic_insn(size, dst, src, OR << 4 | fetch)
 
 
 def atomic_and(size: Size, dst: Mem, src: Reg, *, fetch: bool = False) -> Insn:
     """\\*dst &= src; with ``fetch`` src becomes the old value."""
-    return _atomic(size, dst, src, AND << 4 | fetch)
+    return atomic_insn(size, dst, src, AND << 4 | fetch)
 
 
 def atomic_xor(size: Size, dst: Mem, src: Reg, *, fetch: bool = False) -> Insn:
     """\\*dst ^= src; with ``fetch`` src becomes the old value."""
-    return _atomic(size, dst, src, XOR << 4 | fetch)
+    return atomic_insn(size, dst, src, XOR << 4 | fetch)
 
 
 def xchg(size: Size, dst: Mem, src: Reg) -> Insn:
     """Swap \\*dst and src."""
-    return _atomic(size, dst, src, XCHG)
+    return atomic_insn(size, dst, src, XCHG)
 
 
 def cmpxchg(size: Size, dst: Mem, src: Reg) -> Insn:
     """If \\*dst == r0, \\*dst = src; r0 becomes the old value either way."""
-    return _atomic(size, dst, src, CMPXCHG)
+    return atomic_insn(size, dst, src, CMPXCHG)
 
 
 def load_acquire(size: Size, dst: Reg, src: Mem) -> Insn:
@@ -613,7 +613,8 @@ def _swap_bits(bits: int) -> int:
     return bits
 
 
-def _alu(op: int, dst: Reg, operand: Operand, off: int = 0) -> Insn:
+def alu_insn(op: int, dst: Reg, operand: Operand, off: int = 0) -> Insn:
+    """An arithmetic instruction by its operation, as the named ones above are made."""
     code = (ALU64 if dst.wide else ALU) | op << 4
     if isinstance(operand, int):
         # A 32-bit operation may be told 0xffffffff; a 64-bit one would make -1 of it.
@@ -623,7 +624,8 @@ def _alu(op: int, dst: Reg, operand: Operand, off: int = 0) -> Insn:
     return Insn(code | X, dst.number, operand.number, off)
 
 
-def _cond(op: int, dst: Reg, operand: Operand, to: Target) -> Insn:
+def cond_insn(op: int, dst: Reg, operand: Operand, to: Target) -> Insn:
+    """A conditional jump by its operation."""
     code = (JMP if dst.wide else JMP32) | op << 4
     if isinstance(operand, int):
         imm = _fits(operand, 32, "immediate", unsigned=not dst.wide)
@@ -643,13 +645,15 @@ def _jump(code: int, dst: int, src: int, imm: int, to: Target) -> Insn:
     return Insn(code, dst, src, _fits(to, 16, "distance"), imm)
 
 
-def _wide(dst: Reg, src: int, low: int, high: int = 0) -> Insn:
+def wide_insn(dst: Reg, src: int, low: int, high: int = 0) -> Insn:
+    """An instruction of two slots: a 64-bit constant, a map, an address; ``src`` says which."""
     _fits(low, 32, "immediate", unsigned=True)
     _fits(high, 32, "immediate", unsigned=True)
     return Insn(LD | IMM | DW, _r64(dst).number, src, 0, low, high & 0xFFFFFFFF)
 
 
-def _atomic(size: Size, dst: Mem, src: Reg, op: int) -> Insn:
+def atomic_insn(size: Size, dst: Mem, src: Reg, op: int) -> Insn:
+    """An atomic operation by its code."""
     if size.signed or size.bits < 32:
         raise AsmError(f"atomic operations are u32 or u64, not {size!r}")
     return Insn(STX | ATOMIC | size.code, dst.reg.number, _r64(src).number, dst.off, op)

@@ -319,23 +319,23 @@ def _parse_alu(f: Fields) -> asm.Insn:
     if how in ("s/=", "s%="):
         how, off = how[1:], 1
     operand = _reg(f["src"]) if f["src"][0] in "rw" else int(f["src"], 0)
-    return asm._alu(_ALU.index(how), dst, operand, off)
+    return asm.alu_insn(_ALU.index(how), dst, operand, off)
 
 
 def _parse_jump(f: Fields) -> asm.Insn:
     op = next(number for number, text in _JUMPS.items() if text == f["op"])
     dst = _reg(f["dst"])
     if f["src"][0] in "rw":
-        return asm._cond(op, dst, _reg(f["src"]), int(f["off"]))
+        return asm.cond_insn(op, dst, _reg(f["src"]), int(f["off"]))
     imm = int(f["src"], 0)  # the kernel prints it unsigned also for 64-bit compares
-    return asm._cond(op, dst, imm - (imm >> 31 << 32) if imm > 0 else imm, int(f["off"]))
+    return asm.cond_insn(op, dst, imm - (imm >> 31 << 32) if imm > 0 else imm, int(f["off"]))
 
 
 def _parse_wide(f: Fields) -> asm.Insn:
     dst, low, high = _reg(f["dst"]), int(f["low"]), int(f.get("high") or 0)
     values = {"fd": asm.PSEUDO_MAP_VALUE, "idx": asm.PSEUDO_MAP_IDX_VALUE}
     maps = {"fd": asm.PSEUDO_MAP_FD, "idx": asm.PSEUDO_MAP_IDX}
-    return asm._wide(dst, (values if f.get("high") else maps)[f["kind"]], low, high)
+    return asm.wide_insn(dst, (values if f.get("high") else maps)[f["kind"]], low, high)
 
 
 def _parse_atomic(f: Fields) -> asm.Insn:
@@ -346,11 +346,11 @@ def _parse_atomic(f: Fields) -> asm.Insn:
     if name == "cmpxchg":
         return asm.cmpxchg(size, at, src)
     op = next(number for number, text in _ATOMICS.items() if name == f"fetch_{text}")
-    return asm._atomic(size, at, src, op << 4 | asm.FETCH)
+    return asm.atomic_insn(size, at, src, op << 4 | asm.FETCH)
 
 
 def _parse_lock(f: Fields) -> asm.Insn:
-    return asm._atomic(_size(f["size"]), _at(f), _reg(f["src"]), _ALU.index(f["op"]) << 4)
+    return asm.atomic_insn(_size(f["size"]), _at(f), _reg(f["src"]), _ALU.index(f["op"]) << 4)
 
 
 def _parse_swap(f: Fields) -> asm.Insn:

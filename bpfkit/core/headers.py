@@ -45,7 +45,16 @@ if TYPE_CHECKING:
 
     from .source import Source
 
-__all__ = ["Route", "Tree", "describe", "remove_leftovers", "routes", "uapi_tree"]
+__all__ = [
+    "Route",
+    "Tree",
+    "btf_problem",
+    "describe",
+    "remove_leftovers",
+    "routes",
+    "uapi_problem",
+    "uapi_tree",
+]
 
 _BTF = "/sys/kernel/btf/vmlinux"
 _KEEP_TREES = 48
@@ -99,7 +108,7 @@ def routes(
     if override is not None:
         yield Route("override", lambda: override)
         return
-    uapi = _uapi_problem()
+    uapi = uapi_problem()
     directories = _include_dirs(cflags)
     extra = [
         name
@@ -117,7 +126,7 @@ def routes(
         _check_spelling(source, required)
     if internal:
         problems.append(f"{internal[0]} is no user-space API header")
-    btf = _btf_problem()
+    btf = btf_problem()
     has_types = False
     if btf:
         problems.append(btf)
@@ -153,9 +162,9 @@ def describe() -> list[tuple[str, bool, str]]:
             out.append(("override", True, override.path))
     except InputError as error:
         out.append(("override", False, error.why))
-    problem = _uapi_problem()
+    problem = uapi_problem()
     out.append(("uapi", not problem, problem or f"{_UAPI}/linux"))
-    problem = _btf_problem()
+    problem = btf_problem()
     out.append(("btf", not problem, problem or _BTF))
     tree, problem = _modules()
     out.append(("modules", tree is not None, problem if tree is None else tree.path))
@@ -323,7 +332,8 @@ def _asm() -> str:
     return os.path.join(_UAPI, "asm")
 
 
-def _uapi_problem() -> str:
+def uapi_problem() -> str:
+    """What is wrong with the user-space API headers; empty: nothing."""
     for path in (f"{_UAPI}/linux/bpf.h", f"{_UAPI}/asm-generic/types.h", f"{_asm()}/types.h"):
         if not os.path.isfile(path):
             return f"are not installed ({path}; package linux-libc-dev)"
@@ -370,7 +380,8 @@ def _write_uapi(root: str) -> None:
 # --- the running kernel's types ----------------------------------------------------------------
 
 
-def _btf_problem() -> str:
+def btf_problem() -> str:
+    """What is wrong with the kernel's BTF; empty: nothing."""
     if not os.path.exists(_BTF):
         return f"the kernel has no BTF ({_BTF} is missing: CONFIG_DEBUG_INFO_BTF)"
     try:

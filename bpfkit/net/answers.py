@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import struct
 
+from bpfkit.net.checksum import checksum
+
 __all__ = ["answer", "packed"]
 
 _VLAN = (0x8100, 0x88A8, 0x9100)
@@ -25,15 +27,6 @@ def packed(address: str) -> bytes:
     from ipaddress import ip_address
 
     return ip_address(address).packed
-
-
-def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071) of ``data``; 0 over data that includes a right one."""
-    data += b"\0" * (len(data) & 1)
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return total ^ 0xFFFF
 
 
 def answer(frame: bytes, addresses: set[bytes], mac: bytes) -> tuple[str, bytes] | None:

@@ -58,7 +58,7 @@ class Container(Closing):
         self.ns.close()
 
     def _find(self, spec: str) -> None:
-        from bpfkit.net.lab import _netlink
+        from bpfkit.net.netlink import with_iproute
 
         if self.ns.same_as(self.host):
             raise InputError(
@@ -66,7 +66,7 @@ class Container(Closing):
                 hint="give the id of a process inside the container (docker inspect, lsns -t net)",
             )
         what = f"cannot look into the container {spec}"
-        links, routes, addresses = _netlink(self.ns, what, _inventory)
+        links, routes, addresses = with_iproute(self.ns, what, _inventory)
         link = _way_out(links, routes, spec)
         self.inside = str(link.get_attr("IFLA_IFNAME"))
         kind = _kind(link)
@@ -89,7 +89,7 @@ class Container(Closing):
             name = str(end.get_attr("IFLA_IFNAME"))
             return name, str(master.get_attr("IFLA_IFNAME")) if master else ""
 
-        found = _netlink(self.host, what, other_end)
+        found = with_iproute(self.host, what, other_end)
         if found is None:
             raise InputError(
                 f"the other end of {self.inside} of the container {spec} is not here",

@@ -9,7 +9,8 @@ from __future__ import annotations
 import struct
 
 from bpfkit.core.errors import BpfkitError, errno_text
-from bpfkit.net.answers import checksum, packed
+from bpfkit.net.answers import packed
+from bpfkit.net.checksum import checksum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,11 +18,23 @@ if TYPE_CHECKING:
 
     from bpfkit.net.netns import NetNS
 
-__all__ = ["BROADCAST", "send_frames", "udp_frame"]
+__all__ = [
+    "BROADCAST",
+    "PRIORITY",
+    "ethernet",
+    "ip_packet",
+    "send_frames",
+    "syn_packet",
+    "tag",
+    "udp_frame",
+    "udp_packet",
+]
 
 BROADCAST = "ff:ff:ff:ff:ff:ff"
+#: What is in a priority tag: VLAN id 0, for no VLAN.
+PRIORITY = 5 << 13
 _AF_PACKET, _SOCK_RAW = 17, 3
-_UDP = 17
+_TCP, _UDP = 6, 17
 
 
 def udp_frame(
@@ -39,22 +52,70 @@ def udp_frame(
 
     :param to, by: MAC addresses, destination and source.
     :param source, destination: IPv4 or IPv6 addresses.
-    :param vlans: 802.1Q tags, the outermost first.
+    :param vlans: of 802.1Q tags, the outermost first; as for :func:`tag`.
     """
-    src, dst = packed(source), packed(destination)
-    udp = struct.pack("!HHHH", *ports, 8 + len(payload), 0) + payload
-    pseudo = src + dst + struct.pack("!II", len(udp), _UDP)
-    udp = udp[:6] + struct.pack("!H", checksum(pseudo + udp) or 0xFFFF) + udp[8:]
-    if len(src) == 4:
-        kind = 0x0800
-        head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, ttl, _UDP, 0)
-        head = head[:10] + struct.pack("!H", checksum(head + src + dst)) + src + dst
-    else:
-        kind = 0x86DD
-        head = struct.pack("!IHBB", 6 << 28, len(udp), _UDP, ttl) + src + dst
-    tags = b"".join(struct.pack("!HH", 0x8100, vlan) for vlan in vlans)
+    packet = udp_packet(source, destination, payload, ports=ports, ttl=ttl)
+    return ethernet(to, by, packet, vlans=vlans)
+
+
+def ethernet(to: str, by: str, packet: bytes, *, vlans: Iterable[int] = ()) -> bytes:
+    """An IP packet in a frame; parameters as for :func:`udp_frame`."""
     macs = bytes.fromhex((to + by).replace(":", ""))
-    return macs + tags + struct.pack("!H", kind) + head + udp
+    frame = macs + (b"\x08\x00" if packet[0] >> 4 == 4 else b"\x86\xdd") + packet
+    for vlan in reversed(list(vlans)):
+        frame = tag(frame, vlan)
+    return frame
+
+
+def udp_packet(
+    source: str,
+    destination: str,
+    payload: bytes = b"",
+    *,
+    ports: tuple[int, int] = (40000, 9),
+    ttl: int = 64,
+    df: bool = False,
+) -> bytes:
+    """A UDP datagram in an IP packet.
+
+    :param df: IPv4: it must not be fragmented.
+    """
+    udp = struct.pack("!HHHH", *ports, 8 + len(payload), 0) + payload
+    total = checksum(_pseudo(source, destination, _UDP, udp) + udp) or 0xFFFF
+    udp = udp[:6] + struct.pack("!H", total) + udp[8:]
+    return ip_packet(source, destination, _UDP, udp, ttl=ttl, df=df)
+
+
+def syn_packet(source: str, destination: str, *, ports: tuple[int, int], df: bool = False) -> bytes:
+    """A TCP SYN in an IP packet."""
+    tcp = struct.pack("!HHIIBBHHH", *ports, 1, 0, 5 << 4, 2, 1024, 0, 0)
+    total = checksum(_pseudo(source, destination, _TCP, tcp) + tcp)
+    tcp = tcp[:16] + struct.pack("!H", total) + tcp[18:]
+    return ip_packet(source, destination, _TCP, tcp, df=df)
+
+
+def ip_packet(
+    source: str, destination: str, proto: int, body: bytes, *, ttl: int = 64, df: bool = False
+) -> bytes:
+    """``body`` behind an IP header; parameters as for :func:`udp_packet`."""
+    ends = packed(source) + packed(destination)
+    if len(ends) == 32:
+        return struct.pack("!IHBB", 6 << 28, len(body), proto, ttl) + ends + body
+    flags = 0x4000 if df else 0
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, flags, ttl, proto, 0)
+    return head[:10] + struct.pack("!H", checksum(head + ends)) + ends + body
+
+
+def _pseudo(source: str, destination: str, proto: int, body: bytes) -> bytes:
+    return packed(source) + packed(destination) + struct.pack("!II", len(body), proto)
+
+
+def tag(frame: bytes, vlan: int) -> bytes:
+    """``frame`` with an 802.1Q tag more, the outermost.
+
+    :param vlan: VLAN id, or :data:`PRIORITY`.
+    """
+    return frame[:12] + struct.pack("!HH", 0x8100, vlan) + frame[12:]
 
 
 def send_frames(device: str, frames: Iterable[bytes], *, ns: NetNS) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bpfkit.net.interfaces import Interface
     from bpfkit.net.neighbours import Route
 
-__all__ = ["Keeper"]
+__all__ = ["Keeper", "change_words"]
 
 
 class Keeper:
@@ -221,3 +221,14 @@ def _change_of(name: str, state: int, ill: str, mac: bytes) -> str:
     if state:
         return f"{name} up"
     return f"{name} down ({ill or 'no answer to the question for its MAC address'})"
+
+
+def change_words(row: dict[str, Any]) -> str:
+    """A change in a line."""
+    if row["change"] == "start":
+        return f"backends up: {row['backends']}"
+    return (
+        f"{row['change']}: {row['backends']} up; {row['moved_slots']} of {row['slots']} slots "
+        f"moved ({row['ideal_slots']} had to); {row['moved_flows']} of {row['flows']} flows moved, "
+        f"{row['spared_flows']} stay only because they are remembered"
+    )

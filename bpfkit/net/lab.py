@@ -12,8 +12,7 @@ ones are :func:`loopback_lab`, :func:`pair_lab`, :func:`router_lab`, :func:`brid
 :func:`star_lab`.  The namespaces have no names in the system and are held by descriptors, so the
 kernel takes all of it away when the block ends, and when the process is killed.
 
-Devices are written ``namespace:device``.  Netlink is pyroute2's (0.7 to 0.9), imported when the
-first device is made.
+Devices are written ``namespace:device``.  The first device imports pyroute2.
 """
 
 from __future__ import annotations
@@ -23,8 +22,9 @@ import os
 import time
 
 from bpfkit.core.closing import Closing
-from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_text
+from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError
 from bpfkit.net.interfaces import IFF_RUNNING, IFF_UP, Interface
+from bpfkit.net.netlink import with_iproute
 from bpfkit.net.netns import NetNS
 
 TYPE_CHECKING = False
@@ -44,48 +44,6 @@ _CONFIG = {"veth": "CONFIG_VETH", "bridge": "CONFIG_BRIDGE", "vlan": "CONFIG_VLA
 _NO_OFFLOADS = dict.fromkeys(
     ("tx", "sg", "tso", "gso", "gso_tunnels", "gso_udp", "gso_list", "gro"), False
 )
-
-
-def _netlink(ns: NetNS, what: str, function: Callable[[Any], T]) -> T:
-    """``function(IPRoute of ns)``, in a thread of its own.
-
-    The caller's thread keeps its namespace, and its event loop: pyroute2 0.9 runs one of its own,
-    which a notebook's thread already has.
-
-    :raises BpfkitError: the kernel refused, with ``what`` and its reason.
-    """
-    import threading
-
-    try:
-        from pyroute2 import IPRoute, NetlinkError
-    except ImportError as error:
-        raise UnsupportedError(
-            what,
-            why="pyroute2 is not installed",
-            hint="install python3-pyroute2 (Debian, Ubuntu) or `pip install pyroute2`",
-        ) from error
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            with ns.entered(), IPRoute() as ipr:
-                results.append(function(ipr))
-        except BaseException as raised:
-            errors.append(raised)
-
-    thread = threading.Thread(target=body, name="bpfkit-netlink")
-    thread.start()
-    thread.join()
-    if not errors:
-        return results[0]
-    failed = errors[0]
-    if isinstance(failed, NetlinkError):
-        raise BpfkitError(what, why=errno_text(int(failed.code))) from failed
-    if isinstance(failed, OSError):
-        why = errno_text(failed.errno) if failed.errno else str(failed)
-        raise BpfkitError(what, why=why) from failed
-    raise failed
 
 
 class Device:
@@ -245,7 +203,7 @@ class Lab(Closing):
             ) from error
         index = self.interface(device).index
         flags = {"flags": _IFA_F_NODAD} if ":" in host and not self._dad else {}
-        _netlink(
+        with_iproute(
             self[ns],
             f"cannot give {device} the address {address}",
             lambda ipr: ipr.addr("add", index=index, address=host, prefixlen=int(length), **flags),
@@ -268,7 +226,7 @@ class Lab(Closing):
         if device:
             request["oif"] = self.interface(f"{namespace}:{device}").index
         family = 10 if six else 2
-        _netlink(self[namespace], what, lambda ipr: ipr.route("add", family=family, **request))
+        with_iproute(self[namespace], what, lambda ipr: ipr.route("add", family=family, **request))
         words = [destination, f"via {via}" if via else "", f"dev {device}" if device else ""]
         self.routes[namespace].append(" ".join(word for word in words if word))
 
@@ -276,7 +234,7 @@ class Lab(Closing):
         """A permanent neighbour: nobody asks for ``address`` on ``device`` any more."""
         ns, _ = self._known(device)
         index = self.interface(device).index
-        _netlink(
+        with_iproute(
             self[ns],
             f"cannot set neighbour {address} on {device}",
             lambda ipr: ipr.neigh(
@@ -426,7 +384,7 @@ class Lab(Closing):
         what = f"cannot make a {family} device {ns}:{dev}"
         index = self._index()
         try:
-            _netlink(
+            with_iproute(
                 self[ns],
                 what,
                 lambda ipr: ipr.link("add", index=index, ifname=dev, **options),
@@ -446,7 +404,7 @@ class Lab(Closing):
     def _set(self, device: str, what: str, **options: Any) -> None:
         index = self.interface(device).index
         ns = device.partition(":")[0]
-        _netlink(self[ns], what, lambda ipr: ipr.link("set", index=index, **options))
+        with_iproute(self[ns], what, lambda ipr: ipr.link("set", index=index, **options))
 
 
 def _if_inet6() -> list[str]:

@@ -15,7 +15,6 @@ lb .2, backends .11, .12, .13.  The VIPs are 198.51.100.1 and 2001:db8:51::1.
 from __future__ import annotations
 
 import _socket
-import struct
 
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, errno_text
@@ -37,10 +36,7 @@ __all__ = [
     "BackendLab",
     "Conversation",
     "Responder",
-    "datagram",
-    "ip_packet",
     "source_of",
-    "syn",
 ]
 
 VIP4, VIP6 = "198.51.100.1", "2001:db8:51::1"
@@ -313,23 +309,19 @@ class BackendLab(Closing):
     def inject(self, frame: bytes, wait: float = 2.0) -> list[bytes]:
         """Send a frame to lb past the kernel, from the switch; the frame that lb sends back."""
         from bpfkit.net.capture import Capture
+        from bpfkit.net.frames import send_frames
 
         lb = bytes.fromhex(self.lab.lladdr("lb:eth0").replace(":", ""))
-        sock = self.lab["switch"].socket(_socket.AF_PACKET, _socket.SOCK_RAW, 0)
-        try:
-            with Capture("lb", ns=self.lab["switch"], outgoing=False) as capture:
-                sock.bind(("lb", 0))
-                sock.send(frame)
-                try:
-                    found = capture.wait(
-                        timeout=wait,
-                        where=lambda p: p.data[6:12] == lb and p.data.endswith(frame[-20:]),
-                    )
-                except BpfkitError:
-                    return []
-                return [packet.data for packet in found]
-        finally:
-            sock.close()
+        with Capture("lb", ns=self.lab["switch"], outgoing=False) as capture:
+            send_frames("lb", [frame], ns=self.lab["switch"])
+            try:
+                found = capture.wait(
+                    timeout=wait,
+                    where=lambda p: p.data[6:12] == lb and p.data.endswith(frame[-20:]),
+                )
+            except BpfkitError:
+                return []
+            return [packet.data for packet in found]
 
     def close(self) -> None:
         """Everything ends."""
@@ -347,39 +339,3 @@ def source_of(frame: bytes) -> str:
     if frame[12:14] == b"\x86\xdd" and len(frame) >= 38:
         return _socket.inet_ntop(_socket.AF_INET6, frame[22:38])
     return ""
-
-
-def syn(source: str, sport: int, destination: str) -> bytes:
-    """A TCP SYN to port 80 in an IP packet."""
-    from bpfkit.net.answers import checksum
-
-    ends = packed(source) + packed(destination)
-    if ":" not in source:
-        ends = ends[12:16] + ends[28:]
-    tcp = struct.pack("!HHIIBBHHH", sport, PORT, 1, 0, 5 << 4, 2, 1024, 0, 0)
-    total = checksum(ends + struct.pack("!HH", 6, len(tcp)) + tcp)
-    return ip_packet(source, destination, 6, tcp[:16] + struct.pack("!H", total) + tcp[18:])
-
-
-def datagram(source: str, sport: int, destination: str, dport: int, body: bytes) -> bytes:
-    """A UDP datagram in an IP packet."""
-    from bpfkit.net.answers import checksum
-
-    ends = packed(source) + packed(destination)
-    udp = struct.pack("!HHHH", sport, dport, 8 + len(body), 0) + body
-    if ":" not in source:
-        ends = ends[12:16] + ends[28:]
-    total = checksum(ends + struct.pack("!HH", 17, len(udp)) + udp) or 0xFFFF
-    return ip_packet(source, destination, 17, udp[:6] + struct.pack("!H", total) + udp[8:])
-
-
-def ip_packet(source: str, destination: str, proto: int, body: bytes) -> bytes:
-    """An IP packet, DF, TTL 64."""
-    from bpfkit.net.answers import checksum
-
-    ends = packed(source) + packed(destination)
-    if ":" in source:
-        return struct.pack("!IHBB", 6 << 28, len(body), proto, 64) + ends + body
-    ends = ends[12:16] + ends[28:]
-    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0x4000, 64, proto, 0)
-    return head[:10] + struct.pack("!H", checksum(head + ends)) + ends + body

@@ -11,7 +11,8 @@ import time
 from bpfkit.core.errors import BpfkitError
 from bpfkit.net.balancer import flow_hash
 from bpfkit.net.capture import Capture
-from bpfkit.net.lb_lab import BACKENDS, NAMES, PORT, VIP4, VIP6, BackendLab, source_of, syn
+from bpfkit.net.frames import syn_packet
+from bpfkit.net.lb_lab import BACKENDS, NAMES, PORT, VIP4, VIP6, BackendLab, source_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class LbPlay(BackendLab):
         mac = bytes.fromhex(self.lab.lladdr("lb:eth0").replace(":", ""))
         for vip, client in ((VIP4, "10.77.1.1"), (VIP6, "fd77:1::1")):
             for tags in (b"\x81\x00\x00\x05", b"\x88\xa8\x00\x07\x81\x00\x00\x05"):
-                packet = syn(client, 4242, vip)
+                packet = syn_packet(client, vip, ports=(4242, PORT), df=True)
                 kind = b"\x86\xdd" if ":" in vip else b"\x08\x00"
                 back = self.inject(mac + b"\x02\0\0\0\0\x09" + tags + kind + packet)
                 name = balancer.expected(flow_hash(client, 4242, vip, PORT, 6))

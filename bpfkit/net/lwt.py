@@ -11,11 +11,11 @@ Source: ip-route(8); ``net/core/lwt_bpf.c`` (kernel 4.10), ``net/ipv6/seg6_local
 from __future__ import annotations
 
 import errno
-import os
 
 from ..core.errors import AttachError, BpfkitError, InputError, UnsupportedError, errno_text
 from ..core.link import Link
 from ..core.records import Record
+from .netlink import with_iproute
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,11 +79,13 @@ def attach_route(
     data = {"netns": ns.inode, "prefix": destination, "oif": route["oif"]}
     record = Record("route", data) if recorded else None
     try:
-        _netlink(ns, lambda ipr: ipr.route("add", encap=encap, **route))
-    except OSError as error:
+        with_iproute(ns, what, lambda ipr: ipr.route("add", encap=encap, **route))
+    except BpfkitError as error:
         if record:
             record.done()
-        number = error.errno or 0
+        number = error.errno
+        if not number:
+            raise
         if number == errno.EEXIST:
             raise InputError(
                 what,
@@ -106,26 +108,14 @@ def attach_route(
     return Link(program, "route", f"route {destination}", undo=undo)
 
 
-def _netlink(ns: NetNS, function: Any) -> Any:
-    """``function(IPRoute in ns)``; what the kernel refuses is an OSError."""
-    from .lab import _netlink as call
-
-    try:
-        return call(ns, "netlink", function)
-    except BpfkitError as error:
-        code = getattr(error.__cause__, "code", None)
-        if code is None:
-            raise
-        raise OSError(abs(int(code)), os.strerror(abs(int(code)))) from None
-
-
 def _remove(ns: NetNS, data: dict[str, Any]) -> None:
     """Delete our route, if it is still there."""
     family = 10 if ":" in data["prefix"] else 2
     request = {"dst": data["prefix"], "oif": data["oif"], "proto": PROTOCOL, "family": family}
+    what = f"cannot remove the route to {data['prefix']}"
     try:
-        _netlink(ns, lambda ipr: ipr.route("del", **request))
-    except OSError as error:
+        with_iproute(ns, what, lambda ipr: ipr.route("del", **request))
+    except BpfkitError as error:
         if error.errno not in (errno.ESRCH, errno.ENOENT, errno.ENODEV):
             raise
 
@@ -133,9 +123,8 @@ def _remove(ns: NetNS, data: dict[str, Any]) -> None:
 def undo_route(data: dict[str, Any]) -> None:
     """Undo the record of a killed process."""
     from .netns import NetNS
-    from .tc import _namespace_path
 
-    path = _namespace_path(data["netns"])
-    if path:  # a namespace that is gone took the route along
-        with NetNS.from_path(path) as ns:
+    ns = NetNS.from_inode(data["netns"])
+    if ns is not None:  # one that is gone took the route along
+        with ns:
             _remove(ns, data)

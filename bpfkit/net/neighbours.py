@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import _socket
 import errno
-import os
 import struct
 import time
 
 from bpfkit.core.errors import BpfkitError, errno_text
+from bpfkit.net.rtnetlink import attribute, attributes, dump, request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 __all__ = ["Route", "neighbours", "provoke", "resolve", "route"]
 
-_AF_NETLINK, _NETLINK_ROUTE = 16, 0
 _RTM_GETROUTE, _RTM_GETNEIGH = 26, 30
-_NLM_F_REQUEST, _NLM_F_DUMP = 1, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_VIA = 1, 4, 5, 7, 18
 _NDA_DST, _NDA_LLADDR = 1, 2
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
@@ -59,46 +56,6 @@ class Route:
         self.local = local
 
 
-def _messages(kind: int, flags: int, body: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, body) of the answers to one request.
-
-    :raises OSError: the kernel's answer.
-    """
-    sock = _socket.socket(_AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _NETLINK_ROUTE)
-    try:
-        sock.settimeout(5)
-        sock.send(struct.pack("=IHHII", 16 + len(body), kind, _NLM_F_REQUEST | flags, 1, 0) + body)
-        while True:
-            data, at = sock.recv(1 << 18), 0
-            while at + 16 <= len(data):
-                size, what = struct.unpack_from("=IH", data, at)
-                if what == _NLMSG_DONE or size < 16:
-                    return
-                if what == _NLMSG_ERROR:
-                    number = -struct.unpack_from("=i", data, at + 16)[0]
-                    if number:
-                        raise OSError(number, os.strerror(number))
-                    return
-                yield what, data[at + 16 : at + size]
-                if not flags & _NLM_F_DUMP:
-                    return
-                at += size + 3 & ~3
-    finally:
-        sock.close()
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    found: dict[int, bytes] = {}
-    at = 0
-    while at + 4 <= len(data):
-        size, kind = struct.unpack_from("=HH", data, at)
-        if size < 4:
-            break
-        found[kind & 0x3FFF] = data[at + 4 : at + size]
-        at += size + 3 & ~3
-    return found
-
-
 def route(address: str) -> Route:
     """The kernel's answer to ``ip route get ADDRESS``.
 
@@ -107,22 +64,20 @@ def route(address: str) -> Route:
     family = _family(address)
     packed = _socket.inet_pton(family, address)
     head = struct.pack("=BBBBBBBBI", family, 8 * len(packed), 0, 0, 0, 0, 0, 0, 0)
-    body = head + struct.pack("=HH", 4 + len(packed), _RTA_DST) + packed
+    what = f"no route to {address}"
     try:
-        for _, answer in _messages(_RTM_GETROUTE, 0, body):
-            kind = answer[7]
-            if kind not in (_RTN_UNICAST, _RTN_LOCAL):
-                break
-            found = _attributes(answer[12:])
-            via = found.get(_RTA_VIA, b"")[2:]
-            hop = found.get(_RTA_GATEWAY) or via or packed
-            source = found.get(_RTA_PREFSRC)
-            oif = struct.unpack("=I", found.get(_RTA_OIF, bytes(4)))[0]
-            return Route(oif, _text(hop), _text(source) if source else "", kind == _RTN_LOCAL)
-        number = errno.ENETUNREACH
+        answer = request(_RTM_GETROUTE, head + attribute(_RTA_DST, packed), 0)
     except OSError as error:
-        number = error.errno or 0
-    raise BpfkitError(f"no route to {address}", why=errno_text(number))
+        raise BpfkitError(what, why=errno_text(error.errno or 0)) from None
+    kind = answer[7]
+    if kind not in (_RTN_UNICAST, _RTN_LOCAL):
+        raise BpfkitError(what, why=errno_text(errno.ENETUNREACH))
+    found = dict(attributes(answer[12:]))
+    via = found.get(_RTA_VIA, b"")[2:]
+    hop = found.get(_RTA_GATEWAY) or via or packed
+    source = found.get(_RTA_PREFSRC)
+    oif = struct.unpack("=I", found.get(_RTA_OIF, bytes(4)))[0]
+    return Route(oif, _text(hop), _text(source) if source else "", kind == _RTN_LOCAL)
 
 
 def neighbours(ifindex: int) -> dict[str, bytes]:
@@ -130,12 +85,12 @@ def neighbours(ifindex: int) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for family in (_socket.AF_INET, _socket.AF_INET6):
         body = struct.pack("=BxxxiHBB", family, ifindex, 0, 0, 0)
-        for _, answer in _messages(_RTM_GETNEIGH, _NLM_F_DUMP, body):
+        for answer in dump(_RTM_GETNEIGH, body):
             index, state = struct.unpack_from("=iH", answer, 4)
-            attributes = _attributes(answer[12:])
-            mac = attributes.get(_NDA_LLADDR, b"")
-            if index == ifindex and state & _KNOWN and len(mac) == 6 and _NDA_DST in attributes:
-                found[_text(attributes[_NDA_DST])] = mac
+            known = dict(attributes(answer[12:]))
+            mac = known.get(_NDA_LLADDR, b"")
+            if index == ifindex and state & _KNOWN and len(mac) == 6 and _NDA_DST in known:
+                found[_text(known[_NDA_DST])] = mac
     return found
 
 

@@ -262,6 +262,12 @@ class NetNS(Closing):
         return cls(fd, name or path)
 
     @classmethod
+    def from_inode(cls, inode: int) -> NetNS | None:
+        """The one with this inode, named or held by a process; None: there is none any more."""
+        path = _path_of(inode)
+        return cls.from_path(path) if path else None
+
+    @classmethod
     def open(cls, spec: str | int | NetNS) -> NetNS:
         """What ``--netns NAME|PID|PATH`` means.
 
@@ -415,6 +421,27 @@ class NetNS(Closing):
                 why=f"exit status {child.returncode}: {err.strip() or out.strip()}",
             )
         return str(out)
+
+
+def _path_of(inode: int) -> str:
+    """A path that leads to the network namespace of this inode, or an empty string."""
+    name = f"net:[{inode}]"
+    with open("/proc/self/mountinfo") as mounts:
+        for line in mounts:
+            fields = line.split()
+            if fields[3] == name:
+                return fields[4].encode().decode("unicode_escape")
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.readlink(f"/proc/{pid}/ns/net") == name:
+                return f"/proc/{pid}/ns/net"
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                # A namespace without name or process, as bpfkit's own labs are.
+                if os.readlink(f"/proc/{pid}/fd/{fd}") == name:
+                    return f"/proc/{pid}/fd/{fd}"
+        except OSError:
+            continue
+    return ""
 
 
 class _NothingThere(InputError):

@@ -201,7 +201,7 @@ class PacketPath(Closing):
         behind an ``in`` program once per route, and for a sent packet that is to discard it
         (lwtunnel_set_redirect()); packets forwarded by the same route would be lost from then on.
         """
-        from bpfkit.net.lab import _netlink
+        from bpfkit.net.netlink import with_iproute
 
         lwt = {hook[4:]: {"fd": probes[hook].fd, "name": hook} for hook in _LWT}
         out = {"type": "bpf", "out": lwt["out"], "xmit": lwt["xmit"]}
@@ -239,7 +239,7 @@ class PacketPath(Closing):
                         ipr.route("del", family=number, **plain)
                     ipr.route("add", family=number, **route)
 
-                _netlink(self.lab[place], f"cannot route to {route['dst']} by BPF", change)
+                with_iproute(self.lab[place], f"cannot route to {route['dst']} by BPF", change)
 
     # -- sending
 
@@ -347,7 +347,7 @@ class PacketPath(Closing):
         """Send; the socket, to be closed when it is over (a SYN would be sent again)."""
         import _socket
 
-        from bpfkit.net.traffic import _checksum
+        from bpfkit.net.checksum import checksum
 
         af = _socket.AF_INET if family == 4 else _socket.AF_INET6
         ns = self.lab[place]
@@ -365,7 +365,7 @@ class PacketPath(Closing):
                 kind = 8 if family == 4 else 128
                 echo = pack("!BBHHH", kind, 0, 0, self.port, 1) + PAYLOAD
                 if family == 4:  # the kernel fills ICMPv6's in
-                    echo = echo[:2] + pack("!H", _checksum(echo)) + echo[4:]
+                    echo = echo[:2] + pack("!H", checksum(echo)) + echo[4:]
                 sock.sendto(echo, (address, 0))
         except OSError:
             # Whether it is a drop on the way out or not, the sightings tell (EINPROGRESS: TCP).

@@ -20,6 +20,7 @@ _AF_NETLINK, _NETLINK_ROUTE = 16, 0
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 1, 4, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _TYPE_MASK = 0x3FFF
+_PATIENCE_S = 5  # for an answer; the kernel gives it at once
 
 
 def attribute(kind: int, *values: bytes) -> bytes:
@@ -47,18 +48,7 @@ def request(kind: int, body: bytes, flags: int = _NLM_F_ACK) -> bytes:
     :param flags: NLM_F_…; without NLM_F_ACK for requests that are answered anyway.
     :raises OSError: the kernel's answer.
     """
-    head = struct.pack("=IHHII", 16 + len(body), kind, _NLM_F_REQUEST | flags, 1, 0)
-    sock = _socket.socket(_AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _NETLINK_ROUTE)
-    try:
-        sock.send(head + body)
-        answer = sock.recv(1 << 16)
-    finally:
-        sock.close()
-    if struct.unpack_from("=H", answer, 4)[0] == _NLMSG_ERROR:
-        number = -struct.unpack_from("=i", answer, 16)[0]
-        if number:
-            raise OSError(number, os.strerror(number))
-    return answer[16:]
+    return next(_answers(kind, body, flags), b"")
 
 
 def dump(kind: int, body: bytes) -> list[bytes]:
@@ -67,22 +57,29 @@ def dump(kind: int, body: bytes) -> list[bytes]:
     :param kind: RTM_GET….
     :raises OSError: the kernel's answer.
     """
-    head = struct.pack("=IHHII", 16 + len(body), kind, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
-    found: list[bytes] = []
+    return list(_answers(kind, body, _NLM_F_DUMP))
+
+
+def _answers(kind: int, body: bytes, flags: int) -> Iterator[bytes]:
+    """The bodies of the answers: of a dump all, else the first."""
     sock = _socket.socket(_AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _NETLINK_ROUTE)
     try:
-        sock.send(head + body)
+        sock.settimeout(_PATIENCE_S)
+        sock.send(struct.pack("=IHHII", 16 + len(body), kind, _NLM_F_REQUEST | flags, 1, 0) + body)
         while True:
-            data = sock.recv(1 << 16)
-            at = 0
+            data, at = sock.recv(1 << 16), 0
             while at + 16 <= len(data):
-                size, kind = struct.unpack_from("=IH", data, at)
-                if kind == _NLMSG_DONE:
-                    return found
-                if kind == _NLMSG_ERROR:
+                size, what = struct.unpack_from("=IH", data, at)
+                if what == _NLMSG_DONE or size < 16:
+                    return
+                if what == _NLMSG_ERROR:
                     number = -struct.unpack_from("=i", data, at + 16)[0]
-                    raise OSError(number, os.strerror(number))
-                found.append(data[at + 16 : at + size])
+                    if number:
+                        raise OSError(number, os.strerror(number))
+                    return
+                yield data[at + 16 : at + size]
+                if not flags & _NLM_F_DUMP:
+                    return
                 at += size + 3 & ~3
     finally:
         sock.close()

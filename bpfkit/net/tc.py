@@ -188,28 +188,7 @@ def undo_clsact(data: dict[str, Any]) -> None:
     if data["netns"] == _netns_inode():
         _remove(data)
         return
-    path = _namespace_path(data["netns"])
-    if path:  # a namespace that is gone took everything along
-        with NetNS.from_path(path) as ns, ns.entered():
+    ns = NetNS.from_inode(data["netns"])
+    if ns is not None:  # one that is gone took everything along
+        with ns, ns.entered():
             _remove(data)
-
-
-def _namespace_path(inode: int) -> str:
-    """A path that leads to the network namespace of this inode, or an empty string."""
-    name = f"net:[{inode}]"
-    with open("/proc/self/mountinfo") as mounts:
-        for line in mounts:
-            fields = line.split()
-            if fields[3] == name:
-                return fields[4].encode().decode("unicode_escape")
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if os.readlink(f"/proc/{pid}/ns/net") == name:
-                return f"/proc/{pid}/ns/net"
-            for fd in os.listdir(f"/proc/{pid}/fd"):
-                # A namespace without name or process, as bpfkit's own labs are.
-                if os.readlink(f"/proc/{pid}/fd/{fd}") == name:
-                    return f"/proc/{pid}/fd/{fd}"
-        except OSError:
-            continue
-    return ""

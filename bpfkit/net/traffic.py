@@ -22,6 +22,7 @@ import struct
 import time
 
 from bpfkit.core.errors import BpfkitError, InputError, PrivilegeError, errno_text
+from bpfkit.net.checksum import checksum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ class Report:
         """Their bytes as Ethernet frames (on lo too), frame check sequence not included."""
         raise NotImplementedError
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """All was sent, and what had to come has come."""
         self.seconds = time.time() - self.started
 
 
@@ -177,15 +179,6 @@ class PingReport(Report):
         return f"<ping IPv{self.family}: {self.sent} sent, {self.received} received{times}>"
 
 
-def _checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
-    if len(data) % 2:
-        data += b"\0"
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    total = (total >> 16) + (total & 0xFFFF)
-    return 0xFFFF - ((total + (total >> 16)) & 0xFFFF)
-
-
 def ping(
     host: str,
     *,
@@ -223,8 +216,7 @@ def ping(
     def send(number: int) -> None:
         packet = struct.pack("!BBHHH", request, 0, 0, ident, number & 0xFFFF) + payload
         if not six:  # the kernel fills ICMPv6's in
-            checksum = struct.pack("!H", _checksum(packet))
-            packet = packet[:2] + checksum + packet[4:]
+            packet = packet[:2] + struct.pack("!H", checksum(packet)) + packet[4:]
         waiting[number & 0xFFFF] = time.perf_counter()
         report.sent += 1
         try:
@@ -277,7 +269,7 @@ def ping(
         report.lost.extend(waiting)
     finally:
         sock.close()
-    report._finish()
+    report.finish()
     return report
 
 
@@ -539,7 +531,7 @@ def tcp(
         raise _failed(what, error) from error
     finally:
         listener.close()
-    report._finish()
+    report.finish()
     return report
 
 
@@ -675,7 +667,7 @@ def udp(
         receiver.close()
         if sender is not None:
             sender.close()
-    report._finish()
+    report.finish()
     return report
 
 

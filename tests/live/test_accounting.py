@@ -17,14 +17,13 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
+from running import Running, run
 
 from bpfkit.net.lab import pair_lab
 from bpfkit.net.traffic import tcp
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKETS = 1_000_000
 # 128 bytes of each packet hold every header of this traffic.
 DUMP = ("-s", "128", "-B", "262144", "-Z", "root")
@@ -39,30 +38,13 @@ class Watch:
     """``python -m bpfkit.sockex3`` as a user starts it, in a namespace of the lab."""
 
     def __init__(self, ns, *options):
-        self.process = ns.popen(
-            [sys.executable, "-m", "bpfkit.sockex3", "-i", "eth0", "--json", "-v", *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )
-        for line in self.process.stderr:
-            if "attached" in line:
-                break
-        else:
-            raise AssertionError("sockex3 did not attach")
+        arguments = ["-i", "eth0", "--json", "-v", *options]
+        self.program = Running("sockex3", *arguments, ready="attached", ns=ns)
 
     def stop(self):
         """(flows, summary) of the last round."""
-        self.process.send_signal(signal.SIGINT)
-        out, err = self.process.communicate(timeout=60)
-        assert self.process.returncode == 0, err
-        rounds = defaultdict(list)
-        for line in out.splitlines():
-            row = json.loads(line)
-            rounds[row["round"]].append(row)
-        *flows, summary = rounds[max(rounds)]
+        with self.program:
+            *flows, summary = self.program.rows()
         assert summary["summary"] is True
         return flows, summary
 
@@ -107,7 +89,7 @@ def until_listening(ns, port, seconds=10):
     raise AssertionError(f"nobody listens on {port}")
 
 
-def run(ns, *argv):
+def run_in(ns, *argv):
     ns.check_output(list(argv))
 
 
@@ -116,12 +98,12 @@ def traffic(lab, packets):
     client = lab["client"]
     for address in ("10.77.0.2", "fd77::2"):
         # 64-byte datagrams: many packets for few bytes.  A bounded rate loses none.
-        run(
+        run_in(
             client,
             *("iperf3", "-c", address, "-u", "-l", "64", "-b", "40M", "-k", str(packets // 3)),
         )
         # A small MSS does the same for TCP (data and acknowledgements).
-        run(
+        run_in(
             client,
             "iperf3",
             "-c",
@@ -135,8 +117,8 @@ def traffic(lab, packets):
         )
         host = f"[{address}]" if ":" in address else address
         for _ in range(3):
-            run(client, "curl", "-sfo", "/dev/null", f"http://{host}:8080/file")
-        run(client, "ping", "-q", "-n", "-c", "5", "-i", "0.01", address)
+            run_in(client, "curl", "-sfo", "/dev/null", f"http://{host}:8080/file")
+        run_in(client, "ping", "-q", "-n", "-c", "5", "-i", "0.01", address)
 
 
 FIELDS = ("ip.src", "ipv6.src", "ip.dst", "ipv6.dst", "frame.len")
@@ -263,13 +245,7 @@ def test_a_million_packets_agree_with_tshark_and_the_interface_offloads_off(tmp_
         assert per_flow(flows, proto) == theirs
 
     # The same program over the same capture (--pcap) gives the same flows.
-    done = subprocess.run(
-        [sys.executable, "-m", "bpfkit.sockex3", "--json", "--pcap", str(capture)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    )
+    done = run("sockex3", "--json", "--pcap", str(capture), check=True)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     for proto in ("tcp", "udp"):
         assert per_flow(rows[:-1], proto) == per_flow(flows, proto)

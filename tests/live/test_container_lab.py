@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from running import ROOT, Running, path_of, run
 from scapy.layers.inet import ICMP, TCP
 from scapy.utils import rdpcap
 
@@ -27,24 +28,13 @@ from bpfkit.net.matrix import PROBES, STATES, Scene, expected, scene_of_lab
 from bpfkit.net.netns import NetNS
 from bpfkit.net.webserver import PAGE, WebServer
 
-ROOT = Path(__file__).resolve().parents[2]
 FIELDS = ["ts", "round", "state", "probe", "expected", "answered", "captured"]
 
 
-def command(*args: str) -> list[str]:
-    return [sys.executable, "-m", "bpfkit.container_lab", *args]
-
-
-def run(*args: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*args),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        **more,
-    )
+def at_work(somebody: Somebody, *args: str, state: str = "") -> Running:
+    """Somebody's cable: ready at the first row, or that of a state."""
+    options = ["--json", *args, *somebody.options()]
+    return Running("container_lab", *options, ready=lambda row: state in ("", row["state"]))
 
 
 def rows(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
@@ -53,14 +43,14 @@ def rows(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
 
 
 def test_check_passes() -> None:
-    done = run("--check")
+    done = run("container_lab", "--check")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "IPv4 xdp+tc: container-bridge-tcp not answered, not captured" in done.stdout
     assert "IPv6 xdp+tc: container-bridge-tcp not answered, not captured" in done.stdout
 
 
 def test_rows_of_the_matrix() -> None:
-    found = rows(run("--json"))
+    found = rows(run("container_lab", "--json"))
     assert len(found) == 35
     assert all(list(row) == FIELDS for row in found)
     assert all(type(row[name]) is bool for row in found for name in FIELDS[4:])
@@ -77,13 +67,13 @@ def test_rows_of_the_matrix() -> None:
 
 
 def test_ipv6_and_rounds() -> None:
-    found = rows(run("--json", "--ipv6", "-c", "2"))
+    found = rows(run("container_lab", "--json", "--ipv6", "-c", "2"))
     assert [row["round"] for row in found] == [0] * 35 + [1] * 35
     assert all(row["expected"] == row["answered"] for row in found)
 
 
 def test_stream_loses_only_while_the_programs_are_on() -> None:
-    found = rows(run("--json", "--stream"))
+    found = rows(run("container_lab", "--json", "--stream"))
     assert [row["programs"] for row in found] == ["off", "off", "on", "on", "off", "off"]
     assert all(row["sent"] == 20 for row in found)
     assert [row["received"] for row in found] == [20, 20, 0, 0, 20, 20]
@@ -172,7 +162,7 @@ class Somebody:
         # In front of all its children: each is 1 in a pid namespace of its own.
         argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sleep", "300"]
         self.process = self.lab["box"].popen(argv)
-        self.host = f"/proc/{os.getpid()}/fd/{self.lab['machine'].fd}"
+        self.host = path_of(self.lab["machine"])
 
     def _build(self) -> None:
         lab = self.lab
@@ -210,7 +200,9 @@ def somebody() -> Iterator[Somebody]:
 
 def test_cable_of_a_real_container(somebody: Somebody) -> None:
     with WebServer(somebody.lab["world"], kind="python") as world:
-        done = run("--json", *somebody.options(), "--outside", f"10.8.0.2:{world.port}")
+        done = run(
+            "container_lab", "--json", *somebody.options(), "--outside", f"10.8.0.2:{world.port}"
+        )
         found = rows(done)
     assert "veth7, a port of br7, the other end of the container's net7 (10.9.0.2" in done.stderr
     assert len(found) == 35 and all(list(row) == FIELDS for row in found)
@@ -220,11 +212,11 @@ def test_cable_of_a_real_container(somebody: Somebody) -> None:
 
 
 def test_what_cannot_be_asked_is_left_out_with_a_reason(somebody: Somebody) -> None:
-    done = run("--json", *somebody.options(), "--outside", "10.8.0.2:1")
+    done = run("container_lab", "--json", *somebody.options(), "--outside", "10.8.0.2:1")
     found = rows(done)
     assert "left out container-outside-tcp: it is not answered without any program" in done.stderr
     assert len(found) == 30
-    done = run("--json", "--ipv6", *somebody.options())
+    done = run("container_lab", "--json", "--ipv6", *somebody.options())
     assert len(rows(done)) == 25
     assert "left out container-outside-ping: no address outside was named" in done.stderr
 
@@ -239,11 +231,11 @@ def test_what_is_on_the_cable_stays(somebody: Somebody) -> None:
         index = somebody.lab.interface("machine:veth7").index
         with tc.programs["tc_classifier_out"].attach_tc(index, "egress", "clsact"):
             before = somebody.tc("filter", "show", "dev", "veth7", "egress")
-            assert rows(run("--json", *somebody.options()))
+            assert rows(run("container_lab", "--json", *somebody.options()))
             assert somebody.tc("filter", "show", "dev", "veth7", "egress") == before
             assert "clsact" in somebody.tc("qdisc", "show", "dev", "veth7")
         with next(iter(xdp.programs.values())).attach_xdp(index):
-            done = run(*somebody.options())
+            done = run("container_lab", *somebody.options())
             assert done.returncode == 1
             assert "there is program" in done.stderr and "xdp_drop_icmp" in done.stderr
             assert f"of process {os.getpid()}" in done.stderr
@@ -264,26 +256,12 @@ def _is_gone(pid: int) -> bool:
 
 
 def test_second_copy_and_kill(somebody: Somebody) -> None:
-    first = subprocess.Popen(
-        command("--json", "-c", "9", *somebody.options()),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert first.stdout is not None
-    try:
-        for line in first.stdout:
-            if json.loads(line)["state"] == "xdp+tc":
-                break
-        second = run(*somebody.options())
+    with at_work(somebody, "-c", "9", state="xdp+tc") as first:
+        second = run("container_lab", *somebody.options())
         assert second.returncode == 1
-        assert f"process {first.pid} does already" in second.stderr
-        children = _children(first.pid)
+        assert f"process {first.process.pid} does already" in second.stderr
+        children = _children(first.process.pid)
         assert children or not shutil.which("nginx", path="/usr/sbin:/usr/bin")
-    finally:
-        first.kill()
-        first.communicate()
     deadline = time.monotonic() + 10
     while not all(map(_is_gone, children)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -298,34 +276,17 @@ def test_second_copy_and_kill(somebody: Somebody) -> None:
 
 
 def test_interrupted(somebody: Somebody) -> None:
-    child = subprocess.Popen(
-        command("--check", "--json", *somebody.options()),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdout is not None
-    child.stdout.readline()
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
-    assert child.returncode == 1 and "interrupted, nothing was verified" in errors
+    with at_work(somebody, "--check") as program:
+        status, _, errors = program.end()
+    assert status == 1 and "interrupted, nothing was verified" in errors
     assert "clsact" not in somebody.tc("qdisc", "show", "dev", "veth7")
 
 
 def test_cable_removed(somebody: Somebody) -> None:
-    child = subprocess.Popen(
-        command("--json", *somebody.options()),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdout is not None
-    child.stdout.readline()
-    somebody.lab["machine"].check_output(["ip", "link", "del", "veth7"])
-    _, errors = child.communicate(timeout=60)
-    assert child.returncode == 1 and "veth7" in errors.splitlines()[-1], errors
+    with at_work(somebody) as program:
+        somebody.lab["machine"].check_output(["ip", "link", "del", "veth7"])
+        status, _, errors = program.wait()
+    assert status == 1 and "veth7" in errors.splitlines()[-1], errors
     assert "Traceback" not in errors and "bug" not in errors
 
 
@@ -348,7 +309,7 @@ def test_no_container(somebody: Somebody) -> None:
         (["--container", pid, "--outside", "10.8.0.2"], "not ADDRESS:PORT"),
         (["--container", pid, "--outside", "[fd08::2]:80"], "not an IPv4 address"),
     ):
-        done = run(*options)
+        done = run("container_lab", *options)
         assert done.returncode == 2, (options, done.stderr)
         assert said in done.stderr and "Traceback" not in done.stderr
     alone.close()

@@ -5,19 +5,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
+from running import run
 
 from bpfkit.net.packet_path import PacketPath, expected
-
-MODULE = [sys.executable, "-m", "bpfkit.hooks"]
-
-
-def run(*options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*MODULE, *options], capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +66,7 @@ def test_tag_moves_from_the_data_to_beside_the_packet(path: PacketPath) -> None:
 
 
 def test_json_rows_of_a_drop() -> None:
-    done = run("--json", "--path", "in", "--proto", "tcp", "--drop-at", "xdp_native")
+    done = run("hooks", "--json", "--path", "in", "--proto", "tcp", "--drop-at", "xdp_native")
     assert (done.returncode, done.stderr) == (0, "")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     hooks = [row for row in rows if row["event"] == "hook"]
@@ -86,7 +79,7 @@ def test_json_rows_of_a_drop() -> None:
 
 
 def test_text_explains_the_drop() -> None:
-    done = run("--drop-at", "tc_egress@router", "--ipv6")
+    done = run("hooks", "--drop-at", "tc_egress@router", "--ipv6")
     assert (done.returncode, done.stderr) == (0, "")
     assert "right: the tap on the way out comes behind tc_egress, so tcpdump misses" in done.stdout
     assert "left: the tap on the way in comes before tc_egress" in done.stdout
@@ -94,7 +87,7 @@ def test_text_explains_the_drop() -> None:
 
 
 def test_text_answers_what_tcpdump_misses() -> None:
-    done = run("--path", "forward", "--proto", "tcp")
+    done = run("hooks", "--path", "forward", "--proto", "tcp")
     assert (done.returncode, done.stderr) == (0, "")
     found = [
         re.fullmatch(
@@ -121,6 +114,6 @@ def test_text_answers_what_tcpdump_misses() -> None:
     ],
 )
 def test_bad_usage(options: list[str], said: str) -> None:
-    done = run(*options)
+    done = run("hooks", *options)
     assert done.returncode == 2
     assert said in done.stderr and "Traceback" not in done.stderr

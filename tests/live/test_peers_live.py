@@ -4,19 +4,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from test_xdp_live import Running
+from running import Running, on_server, path_of
 
 from bpfkit.core.features import NOT_SUPPORTED, probe_program_type
 from bpfkit.net.lab import Lab, pair_lab, router_lab
@@ -24,7 +22,6 @@ from bpfkit.net.netns import NetNS
 from bpfkit.net.probes import Listener
 from bpfkit.net.traffic import ping, udp
 
-ROOT = Path(__file__).resolve().parents[2]
 COUNT = 3
 
 
@@ -82,18 +79,18 @@ def test_nping_loses_what_is_dropped_and_nothing_else(
     with closing(Listener(lab["server"])) as listener:
         everything = dict.fromkeys(("tcp", "tcp6", "icmp", "arp"), COUNT)
         assert answered(lab, listener.port) == everything
-        with Running(name, lab, *args) as running:
+        with on_server(name, lab, *args) as program:
             assert answered(lab, listener.port) == {**everything, **dict.fromkeys(lost, 0)}
-            status, _, errors = running.end()
+            status, _, errors = program.end()
             assert status == 0, errors
         assert answered(lab, listener.port) == everything
 
 
 def test_tc_and_bpftool_show_what_was_said(lab: Lab) -> None:
     needs("tc", "bpftool")
-    with Running("tc_classifier", lab, "--attach", "clsact") as running:
-        number = re.search(r"\(program (\d+), tag (\w+), jited\)", running.said)
-        assert number, running.said
+    with on_server("tc_classifier", lab, "--attach", "clsact") as program:
+        number = re.search(r"\(program (\d+), tag (\w+), jited\)", program.said)
+        assert number, program.said
         server = lab["server"]
         there = server.check_output(["tc", "filter", "show", "dev", "eth0", "ingress"])
         assert (
@@ -108,7 +105,7 @@ def test_tc_and_bpftool_show_what_was_said(lab: Lab) -> None:
             ("clsact/ingress", "tc_classifier_in"),
             ("clsact/egress", "tc_classifier_out"),
         }
-        assert running.end()[0] == 0
+        assert program.end()[0] == 0
     assert "clsact" not in lab["server"].check_output(["tc", "qdisc", "show", "dev", "eth0"])
 
 
@@ -123,7 +120,7 @@ def test_tcpdump_sees_what_tc_drops_and_not_what_xdp_drops(lab: Lab, tmp_path: P
         ping("10.77.0.2", ns=lab["client"])  # the neighbours are known
         command = ["tcpdump", "-i", "eth0", "-Q", "in", "--immediate-mode"]
         command += ["-w", str(path), "icmp"]
-        with Running(name, lab, *args) as running, lab["server"].entered():
+        with on_server(name, lab, *args) as program, lab["server"].entered():
             dump = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
             assert dump.stderr is not None
             for line in dump.stderr:
@@ -135,7 +132,7 @@ def test_tcpdump_sees_what_tc_drops_and_not_what_xdp_drops(lab: Lab, tmp_path: P
             _, said = dump.communicate(timeout=20)
             assert report.received == 0, "it is dropped"
             assert f"{seen} packets captured" in said, (name, said)
-            assert running.end()[0] == 0
+            assert program.end()[0] == 0
 
 
 def test_nft_before_and_behind_the_netfilter_program() -> None:
@@ -156,19 +153,14 @@ def test_nft_before_and_behind_the_netfilter_program() -> None:
     with router_lab() as lab:
         client, router, server = lab["client"], lab["router"], lab["server"]
         router.check_output(["nft", "-f", "-"], input=rules)
-        argv = [sys.executable, "-m", "bpfkit.netfilter", "--netns"]
-        argv += [f"/proc/{os.getpid()}/fd/{router.fd}", "--drop", "icmp", "--json", "-t", "0.1"]
-        with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as program:
-            assert program.stdout is not None
-            program.stdout.readline()  # a round: it is attached
+        argv = ["--netns", path_of(router), "--drop", "icmp", "--json", "-t", "0.1"]
+        # with a row it is attached
+        with Running("netfilter", *argv, ready=lambda row: True) as program:
             assert ping("10.77.2.1", count=3, timeout=0.3, ns=client).received == 0
             lost = udp("10.77.2.1", port=7777, count=4, timeout=0.2, ns=client, server_ns=server)
             came = udp("10.77.2.1", count=5, ns=client, server_ns=server)
             time.sleep(0.3)
-            program.send_signal(signal.SIGINT)
-            rows = [json.loads(line) for line in program.stdout]
-        assert program.returncode == 0
-        last = {row["hook"]: row for row in rows if row["family"] == 4}
+            last = {row["hook"]: row for row in program.rows() if row["family"] == 4}
         assert (lost.received, came.received) == (0, 5)
         assert (last["prerouting"]["packets"], last["forward"]["packets"]) == (12, 8)
         assert last["forward"]["dropped"] == 3

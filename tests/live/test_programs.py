@@ -7,20 +7,18 @@ import json
 import os
 import pty
 import re
-import select
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from running import ROOT, Running, command, path_of, run
 
 from bpfkit.net.netns import NetNS
 
-ROOT = Path(__file__).resolve().parents[2]
 OBSERVERS = ["sock_example", "sockex1", "sockex2", "sockex3"]
 PROGRAMS = [*OBSERVERS, "fanout", "truncate"]
 FIELDS = {
@@ -44,69 +42,14 @@ SUMMARY = [
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
-def command(name: str, *args: str) -> list[str]:
-    return [sys.executable, "-m", f"bpfkit.{name}", *args]
-
-
-def run(name: str, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(name, *args), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
-
-
-class Running:
-    """A program that runs; ready when it says that it is attached."""
-
-    def __init__(self, name: str, *args: str) -> None:
-        self.process = subprocess.Popen(
-            command(name, "-v", *args),
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.said = ""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.said += line
-            if "attached to" in line:
-                break
-        else:
-            self.process.wait()
-            raise AssertionError(self.said)
-
-    def line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline()
-
-    def error_line(self, timeout: float = 10) -> str:
-        assert self.process.stderr is not None
-        ready, _, _ = select.select([self.process.stderr], [], [], timeout)
-        return self.process.stderr.readline() if ready else ""
-
-    def end(self, number: signal.Signals = signal.SIGINT) -> tuple[int, str, str]:
-        self.process.send_signal(number)
-        out, errors = self.process.communicate(timeout=20)
-        return self.process.returncode, out, errors
-
-    def __enter__(self) -> Running:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
+def running(name: str, *args: str) -> Running:
+    return Running(name, "-v", *args, ready="attached to")
 
 
 @pytest.fixture
 def ns() -> Iterator[NetNS]:
     with NetNS.new("test") as made:
         yield made
-
-
-def path_of(ns: NetNS) -> str:
-    """A path for --netns that needs no name in the file system."""
-    return f"/proc/{os.getpid()}/fd/{ns.fd}"
 
 
 def rows_of(text: str) -> list[dict[str, object]]:
@@ -175,21 +118,21 @@ def test_a_newcomer_without_arguments(name: str) -> None:
 
 
 def test_sock_example_counts_packets(ns: NetNS) -> None:
-    with Running("sock_example", "--netns", path_of(ns), "--no-demo", "-t", "30") as program:
+    with running("sock_example", "--netns", path_of(ns), "--no-demo", "-t", "30") as program:
         udp(ns, 7, 100)
         status, out, _ = program.end()
     assert (status, out) == (0, "TCP 0 UDP 7 ICMP 0 packets\n")
 
 
 def test_sockex1_counts_bytes_on_the_wire(ns: NetNS) -> None:
-    with Running("sockex1", "--netns", path_of(ns), "--no-demo", "-t", "30") as program:
+    with running("sockex1", "--netns", path_of(ns), "--no-demo", "-t", "30") as program:
         udp(ns, 7, 100)
         status, out, _ = program.end(signal.SIGTERM)
     assert (status, out) == (0, f"TCP 0 UDP {7 * (14 + 20 + 8 + 100)} ICMP 0 bytes\n")
 
 
 def test_sockex2_counts_per_destination(ns: NetNS) -> None:
-    with Running("sockex2", "--netns", path_of(ns), "--no-demo", "-t", "30") as program:
+    with running("sockex2", "--netns", path_of(ns), "--no-demo", "-t", "30") as program:
         udp(ns, 7, 100, "127.0.0.1")
         udp(ns, 3, 50, "::1")
         status, out, _ = program.end()
@@ -201,7 +144,7 @@ def test_sockex2_counts_per_destination(ns: NetNS) -> None:
 
 
 def test_sockex3_counts_per_flow_and_sums_up(ns: NetNS) -> None:
-    with Running("sockex3", "--netns", path_of(ns), "--no-demo", "-t", "30", "--json") as program:
+    with running("sockex3", "--netns", path_of(ns), "--no-demo", "-t", "30", "--json") as program:
         first = udp(ns, 7, 100, "127.0.0.1", 53)
         second = udp(ns, 3, 50, "::1", 53)
         status, out, _ = program.end()
@@ -235,7 +178,7 @@ def test_sockex3_counts_per_flow_and_sums_up(ns: NetNS) -> None:
 
 
 def test_sockex3_plain_lines(ns: NetNS) -> None:
-    with Running("sockex3", "--netns", path_of(ns), "--no-demo", "-t", "30") as program:
+    with running("sockex3", "--netns", path_of(ns), "--no-demo", "-t", "30") as program:
         sport = udp(ns, 7, 100, "127.0.0.1", 53)
         _, out, _ = program.end()
     assert out.splitlines() == [
@@ -261,7 +204,7 @@ def test_sockex3_shows_a_choice_and_sums_up_all(
     arguments: list[str], shown: int, ns: NetNS
 ) -> None:
     arguments = [*arguments, "--netns", path_of(ns), "--no-demo", "-t", "30", "--json"]
-    with Running("sockex3", *arguments) as program:
+    with running("sockex3", *arguments) as program:
         udp(ns, 7, 100, "127.0.0.1", 53)
         udp(ns, 3, 50, "::1", 53)
         _, out, _ = program.end()
@@ -272,7 +215,7 @@ def test_sockex3_shows_a_choice_and_sums_up_all(
 
 def test_sockex3_never_loses_silently(ns: NetNS) -> None:
     arguments = ["--netns", path_of(ns), "--no-demo", "-t", "30", "--json", "--max-flows", "4"]
-    with Running("sockex3", *arguments) as program:
+    with running("sockex3", *arguments) as program:
         for port in range(2000, 2020):
             udp(ns, 1, 10, "127.0.0.1", port)
         _, out, _ = program.end()
@@ -285,7 +228,7 @@ def test_sockex3_never_loses_silently(ns: NetNS) -> None:
 
 def test_sockex3_lru_accounts_for_what_it_forgot(ns: NetNS) -> None:
     arguments = ["--netns", path_of(ns), "--no-demo", "-t", "30", "--json", "--max-flows", "8"]
-    with Running("sockex3", *arguments, "--lru") as program:
+    with running("sockex3", *arguments, "--lru") as program:
         for port in range(2000, 2300):
             udp(ns, 1, 10, "127.0.0.1", port)
         _, out, _ = program.end()
@@ -300,7 +243,7 @@ def test_sockex3_lru_accounts_for_what_it_forgot(ns: NetNS) -> None:
 @pytest.mark.parametrize("name", ["sockex1", "sockex3"])
 def test_lo_shows_each_packet_once_in_any_direction(name: str, direction: str, ns: NetNS) -> None:
     arguments = ["--netns", path_of(ns), "--no-demo", "-t", "30", "--direction", direction]
-    with Running(name, "--json", *arguments) as program:
+    with running(name, "--json", *arguments) as program:
         udp(ns, 5, 100)
         _, out, _ = program.end()
     rows = rows_of(out)
@@ -309,7 +252,7 @@ def test_lo_shows_each_packet_once_in_any_direction(name: str, direction: str, n
 
 def test_fanout_keeps_a_flow_on_one_socket(ns: NetNS) -> None:
     arguments = ["--netns", path_of(ns), "--no-demo", "-t", "30", "--json", "--sockets", "3"]
-    with Running("fanout", *arguments) as program:
+    with running("fanout", *arguments) as program:
         for port in range(3000, 3040):
             udp(ns, 3, 10, "127.0.0.1", port)
         status, out, _ = program.end()
@@ -340,21 +283,23 @@ def veth(ns: NetNS) -> None:
 def test_an_interface_that_goes_down_and_comes_back(name: str, ns: NetNS) -> None:
     veth(ns)
     arguments = ["-i", "v0", "--netns", path_of(ns), "-t", "30"]
-    with Running(name, *arguments) as program:
+    with running(name, *arguments) as program:
+        before = program.said
         ip(ns, "link", "set", "v0", "down")
-        assert "v0 went down" in program.error_line()
+        assert program.wait_for("v0 went down", 10)
         assert program.process.poll() is None
         ip(ns, "link", "set", "v0", "up")
-        assert "v0 is up again" in program.error_line()
-        status, out, errors = program.end()
+        assert program.wait_for("v0 is up again", 10)
+        status, out, said = program.end()
     assert status == 0
     assert out
-    assert errors == ""
+    went, came = said.removeprefix(before).splitlines()
+    assert "v0 went down" in went and "v0 is up again" in came
 
 
 def test_waiting_for_an_interface_costs_no_cpu(ns: NetNS) -> None:
     veth(ns)
-    with Running("sockex1", "-i", "v0", "--netns", path_of(ns), "-t", "30") as program:
+    with running("sockex1", "-i", "v0", "--netns", path_of(ns), "-t", "30") as program:
         for _ in range(3):  # a flap leaves an error on the socket although the interface is up
             ip(ns, "link", "set", "v0", "down")
             ip(ns, "link", "set", "v0", "up")
@@ -371,13 +316,14 @@ def test_waiting_for_an_interface_costs_no_cpu(ns: NetNS) -> None:
 @pytest.mark.parametrize("name", ["sockex1", "sockex3", "fanout"])
 def test_an_interface_that_is_removed(name: str, ns: NetNS) -> None:
     veth(ns)
-    with Running(name, "-i", "v0", "--netns", path_of(ns), "-t", "30") as program:
+    with running(name, "-i", "v0", "--netns", path_of(ns), "-t", "30") as program:
+        attached = program.said
         ip(ns, "link", "del", "v0")
-        out, errors = program.process.communicate(timeout=10)
-    assert program.process.returncode == 1
+        status, out, said = program.wait(10)
+    assert status == 1
     assert out  # the last figures
     # It goes down on its way out, which a slow machine may notice first.
-    *before, last = errors.splitlines()
+    *before, last = said.removeprefix(attached).splitlines()
     assert "v0 was removed" in last
     assert all("went down" in line for line in before) and len(before) <= 1
 
@@ -464,7 +410,7 @@ def test_kill_9_leaves_no_program() -> None:
 
     if subprocess.run(["which", "bpftool"], capture_output=True, check=False).returncode:
         pytest.skip("bpftool is not installed")
-    with Running("sockex1", "--no-demo", "-t", "30") as program:
+    with running("sockex1", "--no-demo", "-t", "30") as program:
         assert "sockex1" in programs()
         program.process.kill()
         program.process.wait()

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
+from running import command, path_of, run
 
 from bpfkit.core.errors import UnsupportedError
 from bpfkit.core.object import load
@@ -31,15 +30,6 @@ PROGRAMS = [
     "seg6local",
     "tc_action",
 ]
-
-
-def run(name: str, *argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"bpfkit.{name}", *argv],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 def done(result: subprocess.CompletedProcess[str]) -> None:
@@ -105,9 +95,17 @@ def test_bad_options_are_refused(name: str, argv: list[str]) -> None:
 def test_route_in_a_foreign_namespace_goes_after_kill() -> None:
     with router_lab() as lab:
         client = lab["client"]
-        path = f"/proc/{os.getpid()}/fd/{client.fd}"
-        argv = ["--netns", path, "--route", "10.77.2.0/24", "-i", "eth0", "--via", "10.77.1.254"]
-        argv = [sys.executable, "-m", "bpfkit.lwt_out", *argv, "--drop", "icmp", "--no-demo"]
+        argv = [
+            "--netns",
+            path_of(client),
+            "--route",
+            "10.77.2.0/24",
+            "-i",
+            "eth0",
+            "--via",
+            "10.77.1.254",
+        ]
+        argv = command("lwt_out", "--netns", path_of(client), *argv, "--drop", "icmp", "--no-demo")
         with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as child:
             deadline = time.monotonic() + 30
             while "encap" not in client.check_output(["ip", "route"]):

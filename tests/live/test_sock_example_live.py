@@ -4,17 +4,14 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
+from running import Running, path_of, run
 
 from bpfkit.core.maps import Map
 from bpfkit.core.program import Program
@@ -119,35 +116,23 @@ def test_defect_14_super_frames_are_their_segments(
         watched.close()
 
 
-def run(*arguments: str, **kwargs: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "bpfkit.sock_example", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs,  # type: ignore[call-overload]
-    )  # fmt: skip
-
-
 def test_command_line_json(namespace: NetNS) -> None:
     """--json, --netns: totals since the start, SIGINT ends it with the last figures."""
-    where = f"/proc/{os.getpid()}/fd/{namespace.fileno()}"
-    with run("--no-demo", "--json", "-t", "0.2", "--netns", where) as p:
-        assert p.stdout is not None
-        first = json.loads(p.stdout.readline())
+    options = ["--no-demo", "--json", "-t", "0.2", "--netns", path_of(namespace)]
+    with Running("sock_example", *options, ready=lambda row: True) as program:
+        first = json.loads(program.out.splitlines()[0])
         assert first["round"] == 0 and first["ts"] > 1e9
         datagrams(namespace, socket.AF_INET, "127.0.0.1", 20)
         datagrams(namespace, socket.AF_INET6, "::1", 10)
         time.sleep(0.3)
-        p.send_signal(signal.SIGINT)
-        rows = [json.loads(line) for line in p.stdout]
-        assert p.wait(5) == 0
-    last = {row["proto"]: row["packets"] for row in rows if row["round"] == rows[-1]["round"]}
+        last = {row["proto"]: row["packets"] for row in program.rows()}
     assert last == {"tcp": 0, "udp": 30, "icmp": 0}
 
 
 def test_command_line_text_and_disassembly() -> None:
-    with run("--no-demo", "-t", "0.1", "-c", "2", "-v") as p:
-        out, err = p.communicate(timeout=10)
-    assert p.returncode == 0
-    lines = out.splitlines()
+    done = run("sock_example", "--no-demo", "-t", "0.1", "-c", "2", "-v")
+    assert done.returncode == 0
+    lines, err = done.stdout.splitlines(), done.stderr
     assert len(lines) == 2
     words = lines[-1].split()
     assert words[::2][:3] == ["TCP", "UDP", "ICMP"] and words[6] == "packets"

@@ -3,21 +3,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
+from running import run
 
 
 @pytest.mark.parametrize("attach", ["auto", "clsact"])
 def test_check(attach: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bpfkit.tc_classifier", "--check", "--attach", attach],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ,
-    )
+    done = run("tc_classifier", "--check", "--attach", attach)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "6 of 6 verified" in done.stdout

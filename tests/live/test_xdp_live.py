@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import signal
+import socket
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from running import on_server, path_of, run
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
 from scapy.layers.l2 import Dot1Q, Ether
@@ -27,55 +25,7 @@ from bpfkit.net.lab import Lab, pair_lab
 from bpfkit.net.probes import Listener, tcp_answers
 from bpfkit.net.traffic import ping
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ["xdp_drop_world", "xdp_drop_icmp", "xdp_drop_tcp", "tc_drop_tcp"]
-
-
-def run(name: str, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"bpfkit.{name}", *args],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-class Running:
-    """A program on an interface; ready when it has said how it is attached."""
-
-    def __init__(self, name: str, lab: Lab, *args: str) -> None:
-        netns = f"/proc/{os.getpid()}/fd/{lab['server'].fd}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", f"bpfkit.{name}", "-i", "eth0", "--netns", netns, *args],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.said = ""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.said += line
-            if "(program " in line:
-                break
-        else:
-            self.process.wait()
-
-    def end(self) -> tuple[int, str, str]:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-        out, errors = self.process.communicate(timeout=60)
-        return self.process.returncode, out, self.said + errors
-
-    def __enter__(self) -> Running:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
 
 
 @pytest.fixture
@@ -97,11 +47,11 @@ def test_check_passes(name: str) -> None:
 
 @pytest.mark.parametrize(("mode", "word"), [("native", "xdp"), ("generic", "xdpgeneric")])
 def test_the_mode_asked_for_is_the_one_used(lab: Lab, mode: str, word: str) -> None:
-    with Running("xdp_drop_world", lab, "--mode", mode) as running:
-        assert f"XDP {mode} on eth0" in running.said
+    with on_server("xdp_drop_world", lab, "--mode", mode) as program:
+        assert f"XDP {mode} on eth0" in program.said
         assert f" {word} " in shown(lab)
         assert ping("10.77.0.2", ns=lab["client"], timeout=0.3).received == 0
-        status, _, errors = running.end()
+        status, _, errors = program.end()
         assert status == 0, errors
     assert "xdp" not in shown(lab)
     assert ping("10.77.0.2", ns=lab["client"]).received == 1
@@ -113,7 +63,7 @@ def test_native_where_there_is_none(lab: Lab) -> None:
         "-i",
         "lo",
         "--netns",
-        f"/proc/{os.getpid()}/fd/{lab['server'].fd}",
+        path_of(lab["server"]),
         "--mode",
         "native",
         "-c",
@@ -125,35 +75,35 @@ def test_native_where_there_is_none(lab: Lab) -> None:
 
 def test_mtu_too_large_for_native() -> None:
     with pair_lab(mtu=9000) as lab:
-        with Running("xdp_drop_world", lab, "--mode", "native") as running:
-            status, _, errors = running.end()
+        with on_server("xdp_drop_world", lab, "--mode", "native", may_end=True) as program:
+            status, _, errors = program.end()
             assert status == 1 and "MTU 9000" in errors
-        with Running("xdp_drop_world", lab) as running:
-            assert "XDP generic" in running.said
-            assert running.end()[0] == 0
+        with on_server("xdp_drop_world", lab) as program:
+            assert "XDP generic" in program.said
+            assert program.end()[0] == 0
 
 
 def test_another_program_is_named_and_replaced(lab: Lab) -> None:
-    with Running("xdp_drop_tcp", lab) as first:
-        with Running("xdp_drop_icmp", lab) as second:
+    with on_server("xdp_drop_tcp", lab) as first:
+        with on_server("xdp_drop_icmp", lab, may_end=True) as second:
             status, _, errors = second.end()
             assert status == 1
             assert "'xdp_drop_tcp'" in errors and str(first.process.pid) in errors
             assert "--replace" in errors
-        with Running("xdp_drop_icmp", lab, "--replace") as second:
+        with on_server("xdp_drop_icmp", lab, "--replace") as second:
             assert "XDP native" in second.said
-            _, errors = first.process.communicate(timeout=60)
-            assert first.process.returncode == 1 and "taken off" in errors
+            status, _, errors = first.wait()
+            assert status == 1 and "taken off" in errors
             assert second.end()[0] == 0
 
 
 def test_interface_down_and_removed(lab: Lab) -> None:
-    with Running("xdp_drop_world", lab, "-t", "0.2") as running:
+    with on_server("xdp_drop_world", lab, "-t", "0.2") as program:
         lab.interface("server:eth0").set_up(False)
         time.sleep(1.5)
         lab["server"].check_output(["ip", "link", "del", "eth0"])
-        _, errors = running.process.communicate(timeout=30)
-        assert running.process.returncode == 1
+        status, _, errors = program.wait(30)
+        assert status == 1
         assert "went down" in errors and "was removed" in errors
 
 
@@ -162,15 +112,15 @@ def test_interface_down_and_removed(lab: Lab) -> None:
 def test_tc_both_ways_leaves_nothing(lab: Lab, how: str, direction: str) -> None:
     server = Listener(lab["server"])
     try:
-        running = Running("tc_drop_tcp", lab, "--attach", how, "--direction", direction, "--json")
-        with running:
-            if how == "tcx" and "(program " not in running.said:
-                assert running.end()[0] == 77
+        options = ["--attach", how, "--direction", direction, "--json"]
+        with on_server("tc_drop_tcp", lab, *options, may_end=how == "tcx") as program:
+            if how == "tcx" and "(program " not in program.said:
+                assert program.end()[0] == 77
                 pytest.skip("this kernel has no tcx (6.6)")
-            assert f"tc {direction} by {how}" in running.said
+            assert f"tc {direction} by {how}" in program.said
             assert not tcp_answers("10.77.0.2", server.port, ns=lab["client"], timeout=0.3)
             assert ping("10.77.0.2", ns=lab["client"]).received == 1
-            status, out, errors = running.end()
+            status, out, errors = program.end()
             assert status == 0, errors
         rows = [json.loads(line) for line in out.splitlines()]
         assert rows[-6]["packets"] > 0
@@ -181,20 +131,21 @@ def test_tc_both_ways_leaves_nothing(lab: Lab, how: str, direction: str) -> None
 
 
 def test_a_program_that_ip_link_attached_is_named_and_replaced(lab: Lab) -> None:
-    from bpfkit.net.xdp import _request
+    from bpfkit.net import rtnetlink
 
     with bpfkit.load("xdp/xdp_drop_world.bpf.c") as loaded:
         program = loaded.programs["xdp_drop_world"]
         index = lab.interface("server:eth0").index
         # what `ip link set dev eth0 xdpgeneric …` sends: IFLA_XDP with fd and flags
         inner = struct.pack("=HHiHHI", 8, 1, program.fd, 8, 3, 2)
-        attribute = struct.pack("=HH", 4 + len(inner), 43 | 0x8000) + inner
-        lab["server"].run(_request, 19, index, attribute)
+        body = struct.pack("=BxHiII", 0, 0, index, 0, 0)
+        body += rtnetlink.attribute(43 | 0x8000, inner)
+        lab["server"].run(rtnetlink.request, 19, body)
         assert f"prog/xdp id {program.id} " in shown(lab)
-        with Running("xdp_drop_icmp", lab) as second:
+        with on_server("xdp_drop_icmp", lab, may_end=True) as second:
             status, _, errors = second.end()
             assert status == 1 and f"program {program.id} 'xdp_drop_world' (generic)" in errors
-        with Running("xdp_drop_icmp", lab, "--replace") as second:
+        with on_server("xdp_drop_icmp", lab, "--replace") as second:
             assert "replacing" in second.said and "XDP native" in second.said
             assert f"id {program.id} " not in shown(lab)
             assert second.end()[0] == 0
@@ -217,34 +168,46 @@ int measure(struct __sk_buff *skb)
 """
 
 
-@pytest.mark.parametrize("how", ["clsact", "tcx"])
-def test_headers_that_are_not_linear_and_tags_beside_the_packet(how: str) -> None:
-    eth = Ether(src="02:00:00:00:00:01", dst="ff:ff:ff:ff:ff:ff")
-    tcp = IP(src="10.77.0.1", dst="10.77.0.2") / TCP() / Raw(bytes(5000))
-    tagged = eth / Dot1Q(vlan=5) / IPv6(src="fd77::1", dst="fd77::2") / TCP()
+@contextlib.contextmanager
+def behind_measure(
+    source: str, name: str, how: str
+) -> Iterator[tuple[Object, Object, socket.socket]]:
+    """A tc program behind that which measures (both objects), and a socket to send from.
+
+    Frames have a virtio_net_hdr in front: only its hdr_len bytes are linear.
+    """
     with (
         pair_lab(mtu=9000) as lab,
         bpfkit.load(LINEAR) as first,
-        bpfkit.load("tc/tc_drop_tcp.bpf.c") as second,
+        bpfkit.load(source) as second,
         lab["server"].entered(),
     ):
         index = lab.interface("server:eth0").index
         try:
             first.programs["measure"].attach_tc(index, "ingress", how)
-            second.programs["tc_drop_tcp"].attach_tc(index, "ingress", how)
+            second.programs[name].attach_tc(index, "ingress", how)
         except UnsupportedError:
             assert how == "tcx"
             pytest.skip("this kernel has no tcx (6.6)")
-        sock = lab["client"].socket(17, 3)  # AF_PACKET, SOCK_RAW
+        sock = lab["client"].socket(socket.AF_PACKET, socket.SOCK_RAW)
         try:
             sock.bind(("eth0", 0))
-            sock.setsockopt(263, 15, 1)  # PACKET_VNET_HDR: only hdr_len bytes are linear
-            sock.send(struct.pack("=BBHHHH", 0, 0, 14, 0, 0, 0) + bytes(eth / tcp))
-            linear, whole = (value for _, value in first["linear"].items())
-            assert linear < 54 < whole == len(eth / tcp), "the packet was meant to be non-linear"
-            sock.send(bytes(10) + bytes(tagged))
+            sock.setsockopt(263, 15, 1)  # PACKET_VNET_HDR
+            yield first, second, sock
         finally:
             sock.close()
+
+
+@pytest.mark.parametrize("how", ["clsact", "tcx"])
+def test_headers_that_are_not_linear_and_tags_beside_the_packet(how: str) -> None:
+    eth = Ether(src="02:00:00:00:00:01", dst="ff:ff:ff:ff:ff:ff")
+    tcp = IP(src="10.77.0.1", dst="10.77.0.2") / TCP() / Raw(bytes(5000))
+    tagged = eth / Dot1Q(vlan=5) / IPv6(src="fd77::1", dst="fd77::2") / TCP()
+    with behind_measure("tc/tc_drop_tcp.bpf.c", "tc_drop_tcp", how) as (first, second, sock):
+        sock.send(struct.pack("=BBHHHH", 0, 0, 14, 0, 0, 0) + bytes(eth / tcp))
+        linear, whole = (value for _, value in first["linear"].items())
+        assert linear < 54 < whole == len(eth / tcp), "the packet was meant to be non-linear"
+        sock.send(bytes(10) + bytes(tagged))
         rows = dict(second["rows"].sums())
         assert (rows[0].packets, rows[0].bytes) == (1, len(eth / tcp))
         assert (rows[1].packets, rows[1].bytes) == (1, len(tagged))
@@ -266,46 +229,29 @@ def test_classes_of_packets_whose_headers_are_not_linear_and_of_super_frames(how
     v4 = eth / IP(src="10.77.0.1", dst="10.77.0.2", tos=46 << 2)
     v6 = eth / IPv6(src="fd77::1", dst="fd77::2", tc=10 << 2)
     chain = IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt()
-    with (
-        pair_lab(mtu=9000) as lab,
-        bpfkit.load(LINEAR) as first,
-        bpfkit.load("tc/tc_classifier.bpf.c") as second,
-        lab["server"].entered(),
-    ):
-        index = lab.interface("server:eth0").index
-        try:
-            first.programs["measure"].attach_tc(index, "ingress", how)
-            second.programs["tc_classifier_in"].attach_tc(index, "ingress", how)
-        except UnsupportedError:
-            assert how == "tcx"
-            pytest.skip("this kernel has no tcx (6.6)")
-        wanted = {}
-        sock = lab["client"].socket(17, 3)  # AF_PACKET, SOCK_RAW
-        try:
-            sock.bind(("eth0", 0))
-            sock.setsockopt(263, 15, 1)  # PACKET_VNET_HDR
-            for packet, key in (
-                (v4 / UDP() / Raw(bytes(5000)), (0, 17, 46)),
-                (v6 / UDP() / Raw(bytes(5000)), (0, 17, 10)),
-                (v6 / chain / SCTP() / Raw(bytes(5000)), (0, 132, 10)),
-            ):
-                frame = bytes(packet)
-                sock.send(struct.pack("=BBHHHH", 0, 0, 14, 0, 0, 0) + frame)
-                linear = measured(first, len(frame))
-                assert linear < 54, "the packet was meant to be non-linear"
-                wanted[key] = (1, len(frame), 0, 0)
-            # Super-frames: nine segments of 1000 bytes, a tenth of 500; only headers are linear.
-            for packet, kind, at, key in (
-                (v4 / TCP() / Raw(bytes(9500)), 1, 34, (0, 6, 46)),
-                (v6 / TCP() / Raw(bytes(9500)), 4, 54, (0, 6, 10)),
-            ):
-                headers = at + 20
-                head = struct.pack("=BBHHHH", 1, kind, headers, 1000, at, 16)
-                sock.send(head + bytes(packet))
-                assert measured(first, len(packet)) < len(packet)
-                wanted[key] = (10, 9500 + 10 * headers, 0, 0)
-        finally:
-            sock.close()
+    wanted = {}
+    source, name = "tc/tc_classifier.bpf.c", "tc_classifier_in"
+    with behind_measure(source, name, how) as (first, second, sock):
+        for packet, key in (
+            (v4 / UDP() / Raw(bytes(5000)), (0, 17, 46)),
+            (v6 / UDP() / Raw(bytes(5000)), (0, 17, 10)),
+            (v6 / chain / SCTP() / Raw(bytes(5000)), (0, 132, 10)),
+        ):
+            frame = bytes(packet)
+            sock.send(struct.pack("=BBHHHH", 0, 0, 14, 0, 0, 0) + frame)
+            linear = measured(first, len(frame))
+            assert linear < 54, "the packet was meant to be non-linear"
+            wanted[key] = (1, len(frame), 0, 0)
+        # Super-frames: nine segments of 1000 bytes, a tenth of 500; only headers are linear.
+        for packet, kind, at, key in (
+            (v4 / TCP() / Raw(bytes(9500)), 1, 34, (0, 6, 46)),
+            (v6 / TCP() / Raw(bytes(9500)), 4, 54, (0, 6, 10)),
+        ):
+            headers = at + 20
+            head = struct.pack("=BBHHHH", 1, kind, headers, 1000, at, 16)
+            sock.send(head + bytes(packet))
+            assert measured(first, len(packet)) < len(packet)
+            wanted[key] = (10, 9500 + 10 * headers, 0, 0)
         counts = {(k.direction, k.proto, k.dscp): tuple(v) for k, v in second["counts"].sums()}
         for key, row in wanted.items():
             assert counts[key] == row

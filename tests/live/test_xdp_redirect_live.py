@@ -3,108 +3,29 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import socket
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from running import ROOT, Running, command, path_of, run
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
 
+from bpfkit.core.cpus import online
 from bpfkit.net.capture import Capture
 from bpfkit.net.frames import BROADCAST, send_frames
 from bpfkit.net.lab import Lab, pair_lab, star_lab
 from bpfkit.net.probes import Listener
 from bpfkit.net.star import peers_pass
 from bpfkit.net.traffic import ping, tcp
-from bpfkit.xdp_cpumap import online
 
-ROOT = Path(__file__).resolve().parents[2]
 PORTS = ["-i", "p1", "--to", "p2", "--to", "p3"]
 
 
-def run(name: str, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"bpfkit.{name}", *args],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-def netns(lab: Lab, name: str) -> str:
-    return f"/proc/{os.getpid()}/fd/{lab[name].fd}"
-
-
-class Running:
-    """A program at work; ready when it has said how it is attached, or has ended."""
-
-    def __init__(self, name: str, lab: Lab, place: str, *args: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", f"bpfkit.{name}", "--netns", netns(lab, place), *args],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.said = ""
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        self.wait_for("(program ")
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.said += line
-
-    def wait_for(self, text: str) -> bool:
-        """Until it says so, or has ended."""
-        deadline = time.monotonic() + 30
-        while text not in self.said and self._reader.is_alive():
-            assert time.monotonic() < deadline, self.said
-            time.sleep(0.01)
-        return text in self.said
-
-    def end(self) -> tuple[int, str, str]:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-        return self.wait()
-
-    def wait(self) -> tuple[int, str, str]:
-        """Its exit status and all that it has said, once it has ended."""
-        assert self.process.stdout is not None
-        out = self.process.stdout.read()
-        status = self.process.wait(timeout=60)
-        self._reader.join(10)
-        return status, out, self.said
-
-    def rows(self) -> list[dict[str, object]]:
-        """End it; the last round of --json."""
-        status, out, errors = self.end()
-        assert status == 0, errors
-        found = [json.loads(line) for line in out.splitlines()]
-        return [row for row in found if row["round"] == found[-1]["round"]]
-
-    def __enter__(self) -> Running:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self._reader.join(10)
-        for stream in (self.process.stdout, self.process.stderr):
-            assert stream is not None
-            stream.close()
+def running(name: str, lab: Lab, place: str, *args: str, may_end: bool = False) -> Running:
+    return Running(name, "--netns", path_of(lab[place]), *args, may_end=may_end)
 
 
 @pytest.fixture
@@ -128,15 +49,15 @@ def test_check_passes(how: str, mode: str) -> None:
 
 
 def test_a_switch_on_given_interfaces(star: Lab) -> None:
-    with Running("xdp_redirect", star, "middle", *PORTS, "--json") as running:
-        assert "veth, so generic XDP" in running.said
+    with running("xdp_redirect", star, "middle", *PORTS, "--json") as program:
+        assert "veth, so generic XDP" in program.said
         shown = star["middle"].check_output(["ip", "link"])
         assert shown.count("xdpgeneric") == 3
         for host in ("10.77.0.2", "fd77::3"):
             assert ping(host, count=3, ns=star["h1"]).received == 3
             server = star["h3" if ":" in host else "h2"]
             assert tcp(host, down=50000, ns=star["h1"], server_ns=server).bytes_down == 50000
-        ways = {(row["port"], row["direction"], row["result"]) for row in running.rows()}
+        ways = {(row["port"], row["direction"], row["result"]) for row in program.rows()}
     assert {("p1", "in", "to one port"), ("p1", "in", "to all other ports")} <= ways
     assert {("p2", "out", "sent"), ("p3", "out", "sent")} <= ways
     assert "xdp" not in star["middle"].check_output(["ip", "link"])
@@ -155,7 +76,7 @@ def test_vlans_of_a_port(star: Lab) -> None:
     frames["priority"] = bytes(head / Dot1Q(vlan=0, prio=5) / packet)
     frames["cut"] = bytes(head)[:12] + b"\x81\0\0"
     with (
-        Running("xdp_redirect", star, "middle", *PORTS, *vlans),
+        running("xdp_redirect", star, "middle", *PORTS, *vlans),
         Capture("eth0", ns=star["h2"], outgoing=False) as two,
         Capture("eth0", ns=star["h3"], outgoing=False) as three,
     ):
@@ -172,41 +93,41 @@ def test_vlans_of_a_port(star: Lab) -> None:
 def test_native_redirects_into_a_veth_whose_peer_has_no_program(star: Lab) -> None:
     broadcast = bytes(Ether(src="02:00:00:00:00:01", dst=BROADCAST) / IP() / UDP())
     native = [*PORTS[:4], "--mode", "native", "--json", "-t", "0.2"]
-    with Running("xdp_redirect", star, "middle", *native) as running:
+    with running("xdp_redirect", star, "middle", *native) as program:
         send_frames("eth0", [broadcast], ns=star["h1"])
-        assert running.wait_for("XDP_PASS will do")
-        lost = {row["result"] for row in running.rows() if row["port"] == "p2" and row["lost"]}
+        assert program.wait_for("XDP_PASS will do")
+        lost = {row["result"] for row in program.rows() if row["port"] == "p2" and row["lost"]}
     # kernels differ: before 6.3 a veth takes them and throws them away
     assert lost & {"left out of broadcasts", "ENXIO"}
-    with Running("xdp_redirect", star, "middle", *native, "--how", "patch") as running:
+    with running("xdp_redirect", star, "middle", *native, "--how", "patch") as program:
         send_frames("eth0", [broadcast], ns=star["h1"])
-        assert running.wait_for("XDP_PASS will do")
-        lost = {row["result"] for row in running.rows() if row["lost"]}
+        assert program.wait_for("XDP_PASS will do")
+        lost = {row["result"] for row in program.rows() if row["lost"]}
     assert lost <= {"EOPNOTSUPP", "ENXIO"}
-    with peers_pass(star), Running("xdp_redirect", star, "middle", *native):
+    with peers_pass(star), running("xdp_redirect", star, "middle", *native):
         assert star["middle"].check_output(["ip", "link"]).count(" xdp ") == 2
         assert ping("fd77::2", count=3, ns=star["h1"]).received == 3
 
 
 def test_frames_that_are_too_long_for_the_way_out(star: Lab) -> None:
     star.mtu("middle:p2", 600)
-    with Running("xdp_redirect", star, "middle", *PORTS, "--json") as running:
+    with running("xdp_redirect", star, "middle", *PORTS, "--json") as program:
         assert ping("10.77.0.2", ns=star["h1"]).received == 1
         assert ping("10.77.0.2", size=1000, ns=star["h1"], timeout=0.2).received == 0
-        assert running.wait_for("longer than its MTU")
-        lost = [(r["port"], r["direction"], r["result"]) for r in running.rows() if r["lost"]]
+        assert program.wait_for("longer than its MTU")
+        lost = [(r["port"], r["direction"], r["result"]) for r in program.rows() if r["lost"]]
     assert lost == [("p2", "out", "EMSGSIZE")]
 
 
 def test_ports_that_go_away(star: Lab) -> None:
-    with Running("xdp_redirect", star, "middle", *PORTS, "-t", "0.2") as running:
+    with running("xdp_redirect", star, "middle", *PORTS, "-t", "0.2") as program:
         star.interface("middle:p3").set_up(False)
-        assert running.wait_for("port p3 went down")
+        assert program.wait_for("port p3 went down")
         star["middle"].check_output(["ip", "link", "del", "p3"])
-        assert running.wait_for("p3 was removed, going on with p1, p2")
+        assert program.wait_for("p3 was removed, going on with p1, p2")
         assert ping("10.77.0.2", count=2, ns=star["h1"]).received == 2
         star["middle"].check_output(["ip", "link", "del", "p2"])
-        status, _, errors = running.wait()
+        status, _, errors = program.wait()
         assert status == 1
         assert "p2 was removed: no two ports are left" in errors
 
@@ -214,11 +135,11 @@ def test_ports_that_go_away(star: Lab) -> None:
 def test_a_wire_whose_end_goes_away() -> None:
     with star_lab(4) as lab:
         wires = ["--how", "patch", "-i", "p1", "--to", "p3", "--to", "p2", "--to", "p4"]
-        with Running("xdp_redirect", lab, "middle", *wires) as running:
+        with running("xdp_redirect", lab, "middle", *wires) as program:
             assert ping("10.77.0.3", ns=lab["h1"]).received == 1
             assert ping("10.77.0.2", ns=lab["h1"], timeout=0.2).received == 0
             lab["middle"].check_output(["ip", "link", "del", "p3"])
-            assert running.wait_for("p3 was removed, going on with p2, p4")
+            assert program.wait_for("p3 was removed, going on with p2, p4")
             assert ping("10.77.0.4", ns=lab["h2"]).received == 1
 
 
@@ -226,7 +147,7 @@ def test_a_router_on_given_interfaces(routed: Lab) -> None:
     server = Listener(routed["h2"], 8080)
     try:
         with (
-            Running(
+            running(
                 "xdp_redirect", routed, "middle", *PORTS, "--how", "router", "--json"
             ) as router,
             Capture("eth0", ns=routed["h2"], outgoing=False) as capture,
@@ -255,10 +176,10 @@ def test_a_router_on_given_interfaces(routed: Lab) -> None:
 
 
 def test_a_router_where_the_kernel_is_none(star: Lab) -> None:
-    with Running("xdp_redirect", star, "middle", *PORTS, "--how", "router") as running:
-        status, _, errors = running.end()
+    with running("xdp_redirect", star, "middle", *PORTS, "--how", "router") as program:
+        assert program.wait_for("sysctl -w net.ipv4.conf.p2.forwarding=1")
+        status, _, _ = program.end()
         assert status == 0
-        assert "sysctl -w net.ipv4.conf.p2.forwarding=1" in errors
 
 
 BAD = [
@@ -279,30 +200,30 @@ BAD = [
     ("args", "text"), BAD, ids=lambda x: " ".join(x) if type(x) is list else ""
 )
 def test_bad_input(star: Lab, args: list[str], text: str) -> None:
-    done = run("xdp_redirect", "--netns", netns(star, "middle"), *args)
+    done = run("xdp_redirect", "--netns", path_of(star["middle"]), *args)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert text in done.stderr and len(done.stderr.splitlines()) <= 2, done.stderr
     assert "xdp" not in star["middle"].check_output(["ip", "link"])
 
 
 def test_a_port_with_another_program(star: Lab) -> None:
-    with Running("xdp_drop_icmp", star, "middle", "-i", "p2") as first:
-        with Running("xdp_redirect", star, "middle", *PORTS) as second:
+    with running("xdp_drop_icmp", star, "middle", "-i", "p2") as first:
+        with running("xdp_redirect", star, "middle", *PORTS, may_end=True) as second:
             status, _, errors = second.end()
             assert status == 1
             assert "to p2" in errors and "'xdp_drop_icmp'" in errors
             assert str(first.process.pid) in errors and "--replace" in errors
         assert star["middle"].check_output(["ip", "link"]).count("prog/xdp") == 1
-        with Running("xdp_redirect", star, "middle", *PORTS, "--replace"):
+        with running("xdp_redirect", star, "middle", *PORTS, "--replace"):
             assert ping("10.77.0.2", ns=star["h1"]).received == 1
             assert first.process.wait(timeout=30) == 1
 
 
 def test_kill_leaves_nothing(star: Lab) -> None:
-    with Running("xdp_redirect", star, "middle", *PORTS) as running:
+    with running("xdp_redirect", star, "middle", *PORTS) as program:
         assert ping("10.77.0.2", ns=star["h1"]).received == 1
-        running.process.kill()
-        running.process.wait()
+        program.process.kill()
+        program.process.wait()
     deadline = time.monotonic() + 5
     while "xdp" in star["middle"].check_output(["ip", "link"]):
         assert time.monotonic() < deadline
@@ -327,8 +248,8 @@ def test_cpumap_check_passes(mode: str) -> None:
 
 @pytest.mark.parametrize("cpu", [online()[0], online()[-1]])
 def test_cpumap_the_cpu_asked_for_is_the_one_that_works(pair: Lab, cpu: int) -> None:
-    with Running("xdp_cpumap", pair, "server", "-i", "eth0", "--cpus", str(cpu)) as running:
-        assert "tx off" in running.said
+    with running("xdp_cpumap", pair, "server", "-i", "eth0", "--cpus", str(cpu)) as program:
+        assert program.wait_for("tx off")
         for host in ("10.77.0.2", "fd77::2"):
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             listener = pair["server"].socket(family, socket.SOCK_STREAM)
@@ -353,7 +274,7 @@ def test_cpumap_the_cpu_asked_for_is_the_one_that_works(pair: Lab, cpu: int) -> 
 
 def test_cpumap_counts_what_its_queues_lose(pair: Lab) -> None:
     arguments = ["-i", "eth0", "--queue", "1", "--json", "-t", "0.2"]
-    with Running("xdp_cpumap", pair, "server", *arguments) as running:
+    with running("xdp_cpumap", pair, "server", *arguments) as program:
         sender = pair["client"].socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             for number in range(4000):
@@ -361,7 +282,7 @@ def test_cpumap_counts_what_its_queues_lose(pair: Lab) -> None:
         finally:
             sender.close()
         time.sleep(0.3)
-        rows = running.rows()
+        rows = program.rows()
     sums = {
         name: sum(r[name] for r in rows if r["cpu"] is not None)
         for name in rows[0]
@@ -384,7 +305,7 @@ def test_cpumap_bad_cpus(cpus: str, text: str) -> None:
 @pytest.mark.parametrize("name", ["xdp_redirect", "xdp_cpumap"])
 def test_without_root(name: str) -> None:
     done = subprocess.run(
-        ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-m", f"bpfkit.{name}"],
+        ["setpriv", "--reuid=65534", "--clear-groups", *command(name)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -19,14 +19,13 @@ import json
 import os
 import random
 import struct
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from headers_oracle import ETH, EXTENSIONS, built, mutated
+from headers_oracle import ETH, EXTENSIONS, V4, V6, built, mutated
 from oracle import random_frame
+from running import run
 from scapy.contrib.mpls import MPLS
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP, IPOption_Router_Alert
 from scapy.layers.inet6 import (
@@ -52,8 +51,6 @@ from scapy.layers.sctp import SCTP
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
-ROOT = Path(__file__).resolve().parents[2]
-V4, V6 = IP(src="192.0.2.1", dst="192.0.2.2"), IPv6(src="2001:db8::1", dst="2001:db8::2")
 #: The addresses that xdp_afxdp answers for by default.
 OWN4, OWN6 = "10.77.0.55", "fd77::55"
 BODY = bytes(range(64))
@@ -376,13 +373,7 @@ def write_pcap(path: str | os.PathLike[str], packets: Iterable[bytes]) -> None:
 
 def pcap_file_verdicts(name: str, path: str | os.PathLike[str], *args: str) -> list[str]:
     """The program's verdict on each packet of a capture, asked as the user asks."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"bpfkit.{name}", "--pcap", os.fspath(path), "--json", *args],
-        cwd=ROOT,
-        capture_output=True,
-        env=dict(os.environ),
-        check=False,
-    )
+    done = run(name, "--pcap", os.fspath(path), "--json", *args, text=False)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     rows = json.loads(b"[" + b",".join(done.stdout.splitlines()) + b"]")
     assert [row["index"] for row in rows] == list(range(len(rows)))

@@ -25,6 +25,9 @@ from scapy.layers.ipsec import AH
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
+#: What the tests' packets start with.
+ETH = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+V4, V6 = IP(src="192.0.2.1", dst="192.0.2.2"), IPv6(src="2001:db8::1", dst="2001:db8::2")
 VLAN = (0x8100, 0x88A8, 0x9100)
 EXTENSIONS = (0, 43, 44, 51, 60, 135, 139, 140)
 MAX_TAGS, MAX_EXTS, REACH = 8, 32, 0x3FFF
@@ -114,7 +117,6 @@ def drops_icmp(frame: bytes) -> bool:
 
 # --- the other way round ----------------------------------------------------------------------
 
-ETH = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 _EXTS: tuple[Callable[[], Packet], ...] = (
     IPv6ExtHdrHopByHop,
     IPv6ExtHdrDestOpt,

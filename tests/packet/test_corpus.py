@@ -36,7 +36,7 @@ from corpus import (
 from headers_oracle import EXTENSIONS, VLAN, drops_icmp, drops_tcp, look
 
 import bpfkit
-from bpfkit.app import _parser
+from bpfkit.app import parser_of
 from bpfkit.core.object import Object
 from bpfkit.hookapp import HookApp, TcApp
 from bpfkit.tc_classifier import TcClassifier
@@ -224,7 +224,7 @@ def test_no_wrong_verdict_on_the_corpus_every_prefix_of_it_and_200000_random_fra
 @contextlib.contextmanager
 def judged(cls: type[HookApp], path: Path, *args: str) -> Iterator[Object]:
     """``--pcap`` in this process, to look into the maps afterwards."""
-    app = cls(_parser(cls).parse_args(["--pcap", str(path), "--json", *args]))
+    app = cls(parser_of(cls).parse_args(["--pcap", str(path), "--json", *args]))
     try:
         app.check_options()
         with contextlib.redirect_stdout(io.StringIO()):

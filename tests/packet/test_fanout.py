@@ -7,16 +7,16 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+from headers_oracle import ETH
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
-from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
+from scapy.layers.l2 import ARP, Dot1AD, Dot1Q
 from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
 import bpfkit
 from bpfkit.core import syscall
 
-ETH = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 SOCKETS = 8
 ENDS = [("10.0.0.1", "10.9.8.7"), ("2001:db8::1", "2001:db8::2")]
 

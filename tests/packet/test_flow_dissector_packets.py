@@ -9,16 +9,16 @@ import struct
 from collections.abc import Iterator
 
 import pytest
+from headers_oracle import ETH
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
-from scapy.layers.l2 import ARP, Ether
+from scapy.layers.l2 import ARP
 from scapy.packet import Packet, Raw
 
 import bpfkit
 from bpfkit.core.program import Program
 
 FOUND, CONTINUE = 0, 129
-ETH = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 
 
 @pytest.fixture(scope="module")

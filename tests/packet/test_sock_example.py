@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import struct
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from headers_oracle import ETH
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running import run
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption, fragment
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
@@ -74,7 +74,6 @@ def count() -> Iterator[Counter]:
     counter.close()
 
 
-ETH = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 V4, V6 = IP(src="10.0.0.1", dst="10.0.0.2"), IPv6(src=A6, dst=B6)
 
 PACKETS = {
@@ -334,12 +333,7 @@ def test_capture(tmp_path: Path) -> None:
     frames = [packet for packet, _ in PACKETS.values()]
     path = tmp_path / "all.pcap"
     wrpcap(str(path), frames)
-    done = subprocess.run(
-        [sys.executable, "-m", "bpfkit.sock_example", "--pcap", str(path), "--json"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    done = run("sock_example", "--pcap", str(path), "--json")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     wanted: dict[str, int] = {"tcp": 0, "udp": 0, "icmp": 0}

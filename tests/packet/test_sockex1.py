@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from counters import Sockex1
+from headers_oracle import ETH
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
@@ -20,7 +21,6 @@ from scapy.layers.l2 import ARP, GRE, Dot1AD, Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
-ETH = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 V4 = IP(src="192.0.2.1", dst="198.51.100.2")
 V6 = IPv6(src="2001:db8::1", dst="2001:db8::2")
 BIG = Raw(bytes(3000))

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 from counters import Sockex2
+from headers_oracle import ETH
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
-from scapy.layers.l2 import ARP, GRE, Dot1AD, Dot1Q, Ether
+from scapy.layers.l2 import ARP, GRE, Dot1AD, Dot1Q
 from scapy.packet import Packet, Raw
 
-ETH = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 A4, B4, A6, B6 = "192.0.2.1", "198.51.100.2", "2001:db8::1", "2001:db8:1::2"
 V4, V6 = IP(src=A4, dst=B4), IPv6(src=A6, dst=B6)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 from counters import Flow, Sockex3, Tunnel
+from headers_oracle import ETH
 from oracle import dissect, random_frame
 from scapy.contrib.mpls import MPLS
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
@@ -31,7 +32,6 @@ from scapy.packet import Packet, Raw
 
 from bpfkit.core import syscall
 
-ETH = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 INNER_ETH = Ether(src="02:00:00:00:00:03", dst="02:00:00:00:00:04")
 A4, B4 = "192.0.2.1", "198.51.100.2"
 A6, B6 = "2001:db8::1", "2001:db8:1::2"

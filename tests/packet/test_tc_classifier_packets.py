@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from headers_oracle import ETH
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
@@ -18,7 +19,6 @@ from bpfkit.core.object import Object, load
 from bpfkit.tc_classifier import NSEC, Rule, install
 
 UNSPEC, SHOT = 0xFFFFFFFF, 2
-ETH = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 
 
 @pytest.fixture(scope="module")

@@ -14,17 +14,17 @@ from collections.abc import Iterator
 
 import pytest
 from corpus import frames, pcap_verdicts, random_frames, truncated
-from headers_oracle import EXTENSIONS, VLAN, look
+from headers_oracle import ETH, EXTENSIONS, VLAN, look
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrFragment, fragment6
-from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
+from scapy.layers.l2 import ARP, Dot1AD, Dot1Q
 from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
 import bpfkit
+from bpfkit.core.cpus import online
 from bpfkit.core.maps import possible_cpus
 from bpfkit.core.object import Object
-from bpfkit.xdp_cpumap import online
 
 RANDOM = 200_000
 PASS, REDIRECT = 2, 4
@@ -192,7 +192,6 @@ def test_random_and_mutated_frames(spread: Spread) -> None:
 
 
 A, B = ("192.0.2.1", "2001:db8::1"), ("198.51.100.7", "2001:db8:1::7")
-ETH = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 
 
 def between(version: int, a: tuple[str, str], b: tuple[str, str]) -> Packet:

@@ -4,29 +4,25 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from ipaddress import ip_address
-from pathlib import Path
 
 import pytest
 from corpus import frames, pcap_verdicts, random_frames
-from headers_oracle import mutated
+from headers_oracle import ETH, mutated
 from lb_oracle import DROP, PASS, find
+from running import run
 from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
-from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
+from scapy.layers.l2 import Dot1AD, Dot1Q
 from scapy.packet import Packet, Raw
 
 import bpfkit
 from bpfkit.core.syscall import TestRun
 from bpfkit.net.balancer import packed
 
-ROOT = Path(__file__).resolve().parents[2]
 TUNNELS = [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")]
-ETH = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 OUTER4, OUTER6 = IP(src="192.0.2.1", dst="192.0.2.2"), IPv6(src="2001:db8::1", dst="2001:db8::2")
 FRAMES = 100_000  # random ones, of each of the two kinds
 
@@ -177,11 +173,5 @@ def test_pcap_verdicts() -> None:
     ],
 )
 def test_tunnels_that_cannot_be(tunnel: str, words: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bpfkit.xdp_decap", "-i", "lo", "--tunnel", tunnel],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run("xdp_decap", "-i", "lo", "--tunnel", tunnel)
     assert done.returncode == 2 and words in done.stderr

@@ -8,13 +8,12 @@ many more frames, and random ones: test_corpus.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from headers_oracle import drops_icmp, drops_tcp, look
+from headers_oracle import ETH, V4, V6, drops_icmp, drops_tcp, look
+from running import run
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
@@ -37,9 +36,6 @@ from bpfkit.xdp_drop_icmp import XdpDropIcmp
 from bpfkit.xdp_drop_tcp import XdpDropTcp
 from bpfkit.xdp_drop_world import XdpDropWorld
 
-ROOT = Path(__file__).resolve().parents[2]
-ETH = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
-V4, V6 = IP(src="192.0.2.1", dst="192.0.2.2"), IPv6(src="2001:db8::1", dst="2001:db8::2")
 DEST = IPv6ExtHdrDestOpt
 PASS = {XdpDropTcp: 2, XdpDropIcmp: 2, XdpDropWorld: 2, TcDropTcp: 0xFFFFFFFF}
 DROP = {XdpDropTcp: 1, XdpDropIcmp: 1, XdpDropWorld: 1, TcDropTcp: 2}
@@ -191,12 +187,11 @@ def test_world_drops_every_frame() -> None:
 def test_pcap_rows_have_these_fields_and_no_others(tmp_path: Path) -> None:
     path = tmp_path / "one.pcap"
     wrpcap(str(path), [Raw(bytes(packet)) for packet, _, _ in CORPUS[:3]], linktype=1)
-    command = [sys.executable, "-m", "bpfkit.xdp_drop_tcp", "--pcap", str(path)]
-    done = subprocess.run([*command, "--json"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    done = run("xdp_drop_tcp", "--pcap", str(path), "--json", check=True)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [list(row) for row in rows] == [["ts", "round", "index", "action"]] * 3
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
-    lines = done.stdout.decode().splitlines()
+    done = run("xdp_drop_tcp", "--pcap", str(path), check=True)
+    lines = done.stdout.splitlines()
     assert lines[:3] == ["      0 XDP_DROP", "      1 XDP_DROP", "      2 XDP_PASS"]
     assert lines[3].split()[:3] == ["action", "ip", "what"], "for people the counters as well"
-    assert b"3 packets: XDP_DROP 2, XDP_PASS 1" in done.stderr
+    assert "3 packets: XDP_DROP 2, XDP_PASS 1" in done.stderr

@@ -7,7 +7,6 @@ What must come out is said by lb_oracle, and by scapy, which builds the outer he
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -16,8 +15,9 @@ from pathlib import Path
 
 import pytest
 from corpus import frames, pcap_verdicts, random_frames
-from headers_oracle import mutated
+from headers_oracle import ETH, mutated
 from lb_oracle import DROP, PASS, TX, Oracle, maglev
+from running import run
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, IPOption_NOP, TCPerror, fragment
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
@@ -47,7 +47,6 @@ BACKENDS = {
     "fd00::14": ("fd00::1", bytes.fromhex("0200000000b4")),
 }
 SIZE = 4093
-ETH = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 FRAMES = 120_000  # random ones, of each of the two kinds
 
 
@@ -534,10 +533,5 @@ def test_pcap_verdicts(forward: str) -> None:
 def test_pcap_needs_services_and_backends(tmp_path: Path) -> None:
     path = tmp_path / "empty.pcap"
     path.write_bytes(b"")
-    done = subprocess.run(
-        [sys.executable, "-m", "bpfkit.xdp_lb", "--pcap", str(path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run("xdp_lb", "--pcap", str(path))
     assert done.returncode == 2 and "--vip" in done.stderr

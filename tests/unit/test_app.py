@@ -393,8 +393,8 @@ def test_start_up_imports_nothing_heavy() -> None:
     heavy = "dataclasses typing pathlib subprocess hashlib json socket ipaddress inspect logging"
     heavy += " tempfile shutil numpy rich pyroute2 bcc"
     script = (
-        "import sys; import bpfkit.app, bpfkit.packets; from bpfkit.app import _parser\n"
-        "from bpfkit.packets import SocketApp; _parser(SocketApp).parse_args([])\n"
+        "import sys; import bpfkit.app, bpfkit.packets; from bpfkit.app import parser_of\n"
+        "from bpfkit.packets import SocketApp; parser_of(SocketApp).parse_args([])\n"
         f"print(*[name for name in {heavy.split()!r} if name in sys.modules])"
     )
     done = subprocess.run(

@@ -4,17 +4,15 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from running import run
 
 from bpfkit.core.errors import InputError
 from bpfkit.net.balancer import Backend, Service, parse_backend, read_backends
 from bpfkit.net.health import Health, connect_all
 
-ROOT = Path(__file__).resolve().parents[2]
 VIP = ["-i", "lo", "--vip", "198.51.100.1:80/tcp"]
 
 
@@ -122,13 +120,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     ],
 )
 def test_usage(arguments: list[str], words: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bpfkit.xdp_lb", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run("xdp_lb", *arguments)
     assert done.returncode == 2, done.stderr
     assert words in done.stderr and len(done.stderr.splitlines()) <= 2
 

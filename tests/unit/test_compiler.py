@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bpfkit.core.artifact import Artifact
 
 pytestmark = pytest.mark.skipif(bool(no_compiler()), reason=no_compiler())
-needs_btf = pytest.mark.skipif(bool(headers._btf_problem()), reason="no kernel BTF")
+needs_btf = pytest.mark.skipif(bool(headers.btf_problem()), reason="no kernel BTF")
 
 
 @pytest.fixture(scope="module")

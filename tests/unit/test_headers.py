@@ -30,8 +30,8 @@ def names(text: str, cflags: tuple[str, ...] = ()) -> list[str]:
     return [r.name for r in headers.routes(Source.from_text(text + "\n"), cflags, ask)]
 
 
-needs_uapi = pytest.mark.skipif(bool(headers._uapi_problem()), reason="no linux-libc-dev")
-needs_btf = pytest.mark.skipif(bool(headers._btf_problem()), reason="no kernel BTF")
+needs_uapi = pytest.mark.skipif(bool(headers.uapi_problem()), reason="no linux-libc-dev")
+needs_btf = pytest.mark.skipif(bool(headers.btf_problem()), reason="no kernel BTF")
 
 
 @needs_uapi
@@ -54,7 +54,7 @@ def test_conditional_includes_do_not_decide() -> None:
 def test_include_directories_count(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/own.h").write_text("")
-    if not headers._uapi_problem():
+    if not headers.uapi_problem():
         assert names("#include <mine/own.h>", (f"-I{tmp_path}",))[0] == "uapi"
         assert names("#include <mine/own.h>", ("-I", str(tmp_path)))[0] == "uapi"
 
@@ -83,7 +83,7 @@ def test_without_btf_the_reasons_are_said(monkeypatch: pytest.MonkeyPatch) -> No
     text = str(caught.value)
     assert "net/sock.h" in text and "CONFIG_DEBUG_INFO_BTF" in text and "/lib/modules" in text
     assert caught.value.exit_status == 77
-    if not headers._uapi_problem():
+    if not headers.uapi_problem():
         assert names("#include <linux/ip.h>") == ["uapi"]
 
 
@@ -225,7 +225,7 @@ def test_with_btf_but_without_the_api_headers(
 ) -> None:
     """Types would come from BTF, but no macros: the package is named, and nothing breaks down."""
     monkeypatch.setattr(headers, "_UAPI", str(tmp_path))
-    monkeypatch.setattr(headers, "_btf_problem", lambda: "")
+    monkeypatch.setattr(headers, "btf_problem", lambda: "")
     monkeypatch.setattr(headers, "_modules", lambda: (None, "none"))
     with pytest.raises(UnsupportedError, match="linux-libc-dev") as caught:
         names("#include <uapi/linux/if_packet.h>")
@@ -237,7 +237,7 @@ def test_with_btf_but_without_the_api_headers(
 def test_a_kernel_struct_without_btf_says_that_btf_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(headers, "_btf_problem", lambda: "the kernel has no BTF")
+    monkeypatch.setattr(headers, "btf_problem", lambda: "the kernel has no BTF")
     monkeypatch.setattr(headers, "_modules", lambda: (None, "no headers of this kernel"))
     monkeypatch.setattr(compiler, "_kernel_knows", bool)
     text = (

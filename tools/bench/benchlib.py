@@ -6,6 +6,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from bpfkit.net.checksum import checksum
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -13,16 +15,6 @@ PAYLOAD = bytes(1000)
 SOURCE, DESTINATION = bytes((192, 0, 2, 1)), bytes((198, 51, 100, 2))
 PREFIX = b"\x20\x01\x0d\xb8" + bytes(11)
 TCP, UDP, ICMP, GRE = 6, 17, 1, 47
-
-
-def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
-    total = sum(struct.unpack(f">{len(data) // 2}H", data)) if len(data) % 2 == 0 else 0
-    if len(data) % 2:
-        return checksum(data + b"\0")
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return total ^ 0xFFFF
 
 
 def ipv4(

@@ -127,9 +127,9 @@ def classes(wanted: list[str]) -> list[type[App]]:
 @contextmanager
 def as_for_pcap(cls: type[HookApp], options: list[str]) -> Generator[Program]:
     """The program that `--pcap` would run, loaded and its maps filled."""
-    from bpfkit.app import _parser
+    from bpfkit.app import parser_of
 
-    app = cls(_parser(cls).parse_args(["--pcap", "-", *options]))
+    app = cls(parser_of(cls).parse_args(["--pcap", "-", *options]))
     app.note = lambda text: None  # type: ignore[method-assign]
     try:
         app.check_options()

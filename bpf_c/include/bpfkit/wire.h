@@ -89,4 +89,13 @@ static __always_inline void add_traffic(struct traffic *to, const struct traffic
 	to->bytes += what->bytes;
 }
 
+/* One frame of `len` bytes more, where there is such a row. */
+static __always_inline void add_frame(struct traffic *row, u64 len)
+{
+	if (row) {
+		row->packets++;
+		row->bytes += len;
+	}
+}
+
 #endif

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lists of CPUs, as the kernel and the command line write them."""
+
+from __future__ import annotations
+
+__all__ = ["cpu_list", "online"]
+
+
+def cpu_list(text: str) -> list[int]:
+    """``0,2-3`` -> [0, 2, 3].
+
+    :raises ValueError: it is not such a list.
+    """
+    found: list[int] = []
+    for part in text.strip().split(","):
+        first, dash, last = part.partition("-")
+        if not all(word.isascii() and word.isdigit() for word in (first, last if dash else first)):
+            raise ValueError(f"{part!r} is no CPU and no range of CPUs")
+        numbers = range(int(first), int(last if dash else first) + 1)
+        if not numbers or numbers[-1] >= 1 << 16:
+            raise ValueError(f"{part!r} is no range of CPUs")
+        found += [number for number in numbers if number not in found]
+    return found
+
+
+def online() -> list[int]:
+    """The CPUs that work."""
+    try:
+        with open("/sys/devices/system/cpu/online") as file:
+            return cpu_list(file.read())
+    except OSError:
+        import os
+
+        return sorted(os.sched_getaffinity(0))
