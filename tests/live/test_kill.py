@@ -22,7 +22,12 @@ import pytest
 from bpfkit.core import syscall
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = ["sock_example", "sockex1", "sockex2", "sockex3", "truncate", "fanout"]
+SOCKETS = ["sock_example", "sockex1", "sockex2", "sockex3", "truncate", "fanout"]
+#: In labs of their own: XDP, tc, routes, netfilter, a web server, AF_XDP, a second process.
+PATH = (
+    "xdp_drop_tcp tc_drop_tcp xdp_firewall xdp_redirect xdp_cpumap xdp_lb xdp_decap xdp_afxdp "
+    "tc_classifier lwt_out netfilter hooks container_lab"
+).split()
 
 
 def _ids(kind: str) -> set[int]:
@@ -30,9 +35,9 @@ def _ids(kind: str) -> set[int]:
     return {row["id"] for row in json.loads(out.stdout or b"[]")}
 
 
-def _lines(*argv: str) -> list[str]:
+def _lines(*argv: str) -> set[str]:
     out = subprocess.run(argv, stdout=subprocess.PIPE, check=True, text=True).stdout
-    return sorted(out.splitlines())
+    return set(out.splitlines())
 
 
 def _namespaces() -> set[int]:
@@ -45,12 +50,12 @@ def _namespaces() -> set[int]:
     return found
 
 
-def _cgroups() -> list[str]:
+def _cgroups() -> set[str]:
     root = Path("/sys/fs/cgroup")
-    return sorted(str(p) for p in root.rglob("*bpfkit*"))
+    return {str(path) for path in root.rglob("*bpfkit*")}
 
 
-def machine() -> dict[str, object]:
+def machine() -> dict[str, set[int] | set[str]]:
     """Everything a program could have left."""
     return {
         "programs": _ids("prog"),
@@ -78,7 +83,7 @@ def _numbers() -> set[tuple[int, int]]:
     return found
 
 
-def _settled(numbers: set[tuple[int, int]], seconds: float = 20) -> dict[str, object]:
+def _settled(numbers: set[tuple[int, int]], seconds: float = 20) -> dict[str, set[int] | set[str]]:
     """The kernel frees programs and namespaces a moment later than it closes them."""
     time.sleep(1)
     end = time.monotonic() + seconds
@@ -88,10 +93,13 @@ def _settled(numbers: set[tuple[int, int]], seconds: float = 20) -> dict[str, ob
 
 
 @pytest.mark.skipif(not shutil.which("bpftool"), reason="bpftool is not installed")
-def test_nothing_is_left_after_100_kills_at_random_moments():
+@pytest.mark.parametrize(
+    "programs, kills, longest", [(SOCKETS, 100, 0.45), (PATH, 39, 1.2)], ids=["sockets", "path"]
+)
+def test_nothing_is_left_after_kills_at_random_moments(programs, kills, longest):
     rng = random.Random(20)
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    for name in PROGRAMS:  # the cache is warm, so that the moments spread over the run
+    for name in programs:  # the cache is warm, so that the moments spread over the run
         subprocess.run(
             [sys.executable, "-m", f"bpfkit.{name}", "-c", "1", "-t", "0.1"],
             env=env,
@@ -104,8 +112,8 @@ def test_nothing_is_left_after_100_kills_at_random_moments():
     numbers = _numbers()
     before = machine()
     alive = 0
-    for n in range(100):
-        argv = [sys.executable, "-m", f"bpfkit.{PROGRAMS[n % len(PROGRAMS)]}", "--json"]
+    for n in range(kills):
+        argv = [sys.executable, "-m", f"bpfkit.{programs[n % len(programs)]}", "--json"]
         if n % 3 == 0:
             argv.append("--check")
         if n % 10 == 9:
@@ -117,10 +125,11 @@ def test_nothing_is_left_after_100_kills_at_random_moments():
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        time.sleep(rng.uniform(0.0, 0.45))
+        time.sleep(rng.uniform(0.0, longest))
         alive += child.poll() is None
         child.send_signal(signal.SIGKILL)
         child.wait()
-    assert alive > 50  # else the moments were not what the name says
+    assert alive > kills / 2  # else the moments were not what the name says
     after = _settled(numbers)
-    assert after == before
+    # What others on the machine take away meanwhile is their affair.
+    assert {kind: more for kind in after if (more := after[kind] - before[kind])} == {}
