@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from bpfkit.app import Row, Signals
-    from bpfkit.net.firewall import Firewall
-    from bpfkit.net.firewall_rules import Rule
+    from bpfkit.net.firewall.control import Firewall
+    from bpfkit.net.firewall.rules import Rule
 
 __all__ = ["command", "interface_rows", "rule_rows"]
 
@@ -75,7 +75,7 @@ def command(argv: Sequence[str]) -> int:
         if options.command in ("add", "del"):
             wanted = [_rule(text) for text in options.rules]
         elif options.command == "load":
-            from bpfkit.net.firewall_rules import parse_file
+            from bpfkit.net.firewall.rules import parse_file
 
             rules = parse_file(options.file)
         with _firewall(options) as firewall:
@@ -99,7 +99,7 @@ def command(argv: Sequence[str]) -> int:
 
 
 def _rule(text: str) -> Rule:
-    from bpfkit.net.firewall_rules import parse_rule
+    from bpfkit.net.firewall.rules import parse_rule
 
     try:
         return parse_rule(text)
@@ -108,7 +108,7 @@ def _rule(text: str) -> Rule:
 
 
 def _firewall(options: Namespace) -> Firewall:
-    from bpfkit.net.firewall import find
+    from bpfkit.net.firewall.control import find
 
     if options.netns is None:
         return find(options.interface)
@@ -131,7 +131,7 @@ def _say(text: str, firewall: Firewall) -> None:
 
 def interface_rows(interface: str, totals: list[tuple[int, int]]) -> list[Row]:
     """Passed and dropped on the interface, by the reason."""
-    from bpfkit.net.firewall import REASONS
+    from bpfkit.net.firewall.control import REASONS
 
     rows: list[Row] = []
     for (passes, why), (packets, size) in zip(REASONS, totals, strict=False):
@@ -152,7 +152,7 @@ def _row(interface: str, action: str, rule: str, packets: int, size: int) -> Row
 
 def rule_rows(firewall: Firewall, *, hit_only: bool = False, skip: bool = False) -> Iterator[Row]:
     """A row per prefix (``skip``: none; ``hit_only``: those with packets) and per other rule."""
-    from bpfkit.net.firewall_rules import ACTION_NAMES, prefix_text
+    from bpfkit.net.firewall.rules import ACTION_NAMES, prefix_text
 
     name = firewall.interface
     found = [] if skip else sorted(firewall.prefixes(hit_only=hit_only))

@@ -47,7 +47,7 @@ class XdpDecap(XdpApp):
         parser.add_argument("--tunnel", metavar="A,B", action="append", help=text)
 
     def check_options(self) -> None:
-        from bpfkit.net.balancer import address, packed
+        from bpfkit.net.lb.balancer import address, packed
 
         super().check_options()
         options = self.options

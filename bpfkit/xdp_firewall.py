@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from bpfkit.core.link import Link
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
-    from bpfkit.net.firewall import Firewall
-    from bpfkit.net.firewall_events import Dropped, Events
-    from bpfkit.net.firewall_rules import RuleSet
+    from bpfkit.net.firewall.control import Firewall
+    from bpfkit.net.firewall.events import Dropped, Events
+    from bpfkit.net.firewall.rules import RuleSet
     from bpfkit.net.lab import Lab
 
 COMMANDS = ("add", "del", "list", "load")
@@ -125,7 +125,7 @@ class XdpFirewall(XdpApp):
 
     def _rules(self) -> RuleSet:
         """Those of --rules and --rule; read before anything is touched."""
-        from bpfkit.net.firewall_rules import RuleSet, parse_file, parse_rule
+        from bpfkit.net.firewall.rules import RuleSet, parse_file, parse_rule
 
         options = self.options
         rules = RuleSet() if options.rules is None else parse_file(options.rules)
@@ -142,7 +142,7 @@ class XdpFirewall(XdpApp):
     # -- setting up
 
     def consts(self) -> dict[str, int]:
-        from bpfkit.net.firewall import FRONTS
+        from bpfkit.net.firewall.control import FRONTS
 
         options = self.options
         return {
@@ -153,7 +153,7 @@ class XdpFirewall(XdpApp):
         }
 
     def load_options(self) -> dict[str, Any]:
-        from bpfkit.net.firewall import templates
+        from bpfkit.net.firewall.control import templates
 
         made = templates()
         for one in made.values():
@@ -161,7 +161,7 @@ class XdpFirewall(XdpApp):
         return {"reuse_maps": made}
 
     def prepare(self, loaded: Object) -> None:
-        from bpfkit.net.firewall import MAPS, Firewall
+        from bpfkit.net.firewall.control import MAPS, Firewall
 
         name = "" if self.options.pcap is not None else self.interface.name
         self.firewall = Firewall({one: loaded[one] for one in MAPS}, name)
@@ -169,7 +169,7 @@ class XdpFirewall(XdpApp):
 
     def hook(self, program: Program) -> Link:
         """The events' reader first: no packet is dropped unseen."""
-        from bpfkit.net.firewall_events import Events
+        from bpfkit.net.firewall.events import Events
 
         options = self.options
         if options.events != "none" and self.events is None:
@@ -230,7 +230,7 @@ class XdpFirewall(XdpApp):
         }
 
     def _rule_of(self, event: Dropped) -> str:
-        from bpfkit.net.firewall_rules import Rule
+        from bpfkit.net.firewall.rules import Rule
 
         if event.why == "address":
             bits = 8 * len(event.address)
@@ -264,7 +264,7 @@ class XdpFirewall(XdpApp):
     # -- the demo
 
     def make_lab(self) -> Lab:
-        from bpfkit.net.firewall_demo import firewall_lab
+        from bpfkit.net.firewall.demo import firewall_lab
 
         return firewall_lab()
 
@@ -274,7 +274,7 @@ class XdpFirewall(XdpApp):
 
     def demo(self) -> None:
         """Pings, TCP and UDP from sources and to ports that are denied, allowed, or neither."""
-        from bpfkit.net.firewall_demo import Play
+        from bpfkit.net.firewall.demo import Play
 
         assert self.lab is not None
         if self.play is None:

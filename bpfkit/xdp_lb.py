@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m bpfkit.xdp_lb: a load balancer that sends packets back out where they came in.
 
-The C side is bpf_c/xdp/xdp_lb.bpf.c; the table is made in bpfkit/net/maglev.py, maps and what a
-change moves are in bpfkit/net/balancer.py, health and the backends file in bpfkit/net/keeper.py.
-The demo (bpfkit/net/lb_play.py): one of three backends dies and comes back, while connections to
+The C side is bpf_c/xdp/xdp_lb.bpf.c, the rest is in bpfkit/net/lb: maglev.py makes the table,
+balancer.py has the maps and knows what a change moves, keeper.py looks after health and the
+backends file.  The demo (play.py): one of three backends dies and comes back, while connections to
 the others go on.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
     from bpfkit.net.lab import Lab
-    from bpfkit.net.lb_play import LbPlay
+    from bpfkit.net.lb.play import LbPlay
 
 #: enum result of the C side.
 RESULTS = (
@@ -62,7 +62,7 @@ class XdpLb(XdpApp):
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
-        from bpfkit.net.lb_options import table_size
+        from bpfkit.net.lb.options import table_size
 
         super().add_options(parser)
         add = parser.add_argument
@@ -84,8 +84,8 @@ class XdpLb(XdpApp):
         add("--flows", metavar="N", type=positive, default=65536, help=text)
 
     def check_options(self) -> None:
-        from bpfkit.net.balancer import read_backends
-        from bpfkit.net.lb_options import (
+        from bpfkit.net.lb.balancer import read_backends
+        from bpfkit.net.lb.options import (
             parse_backends,
             parse_services,
             port_to_check,
@@ -118,7 +118,7 @@ class XdpLb(XdpApp):
             self.check_port = port_to_check(self.services, options.health_port)
 
     def _demo_options(self) -> None:
-        from bpfkit.net.lb_lab import BACKENDS, PORT, VIP4, VIP6
+        from bpfkit.net.lb.lab import BACKENDS, PORT, VIP4, VIP6
 
         options = self.options
         options.vip = [f"{VIP4}:{PORT}/tcp", f"[{VIP6}]:{PORT}/tcp"]
@@ -128,7 +128,7 @@ class XdpLb(XdpApp):
     # -- life cycle
 
     def make_lab(self) -> Lab:
-        from bpfkit.net.lb_play import LbPlay
+        from bpfkit.net.lb.play import LbPlay
 
         self.play = self.keep(LbPlay(self.options.forward == "ipip"))
         return self.play.lab
@@ -163,9 +163,9 @@ class XdpLb(XdpApp):
         """Services and backends; a first look at these, so that nobody dead gets a packet."""
         from threading import Lock
 
-        from bpfkit.net.balancer import Balancer, read_backends
-        from bpfkit.net.health import Health
-        from bpfkit.net.keeper import Keeper
+        from bpfkit.net.lb.balancer import Balancer, read_backends
+        from bpfkit.net.lb.health import Health
+        from bpfkit.net.lb.keeper import Keeper
 
         options = self.options
         self.changes: list[Row | str] = []
@@ -208,7 +208,7 @@ class XdpLb(XdpApp):
 
     def _say_changes(self) -> None:
         """What the keeper has to tell; by the main thread, so that lines stay whole."""
-        from bpfkit.net.keeper import change_words
+        from bpfkit.net.lb.keeper import change_words
 
         while self.changes:
             row = self.changes.pop(0)

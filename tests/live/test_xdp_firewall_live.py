@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bpfkit.core import syscall as sc
-from bpfkit.net.firewall_demo import firewall_lab
+from bpfkit.net.firewall.demo import firewall_lab
 from bpfkit.net.lab import Lab
 from bpfkit.net.traffic import Traffic, ping
 

@@ -20,7 +20,7 @@ from scapy.packet import Packet, Raw
 
 import bpfkit
 from bpfkit.core.syscall import TestRun
-from bpfkit.net.balancer import packed
+from bpfkit.net.lb.balancer import packed
 
 TUNNELS = [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")]
 OUTER4, OUTER6 = IP(src="192.0.2.1", dst="192.0.2.2"), IPv6(src="2001:db8::1", dst="2001:db8::2")

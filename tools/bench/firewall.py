@@ -32,8 +32,8 @@ sys.path.insert(0, str(ROOT))
 
 import bpfkit  # noqa: E402
 from bpfkit.core.maps import Map  # noqa: E402
-from bpfkit.net.firewall import MAPS, Firewall, templates  # noqa: E402
-from bpfkit.net.firewall_rules import RuleSet, parse_data  # noqa: E402
+from bpfkit.net.firewall.control import MAPS, Firewall, templates  # noqa: E402
+from bpfkit.net.firewall.rules import RuleSet, parse_data  # noqa: E402
 from bpfkit.net.lab import pair_lab  # noqa: E402
 
 POOL = 1 << 20

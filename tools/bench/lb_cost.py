@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
-    from bpfkit.net.balancer import Balancer
+    from bpfkit.net.lb.balancer import Balancer
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
@@ -41,7 +41,7 @@ PASS = (
 
 def frame(source: str, sport: int, destination: str, dport: int = 80) -> bytes:
     """A TCP segment with 1000 bytes."""
-    from bpfkit.net.lb_lab import ip_packet
+    from bpfkit.net.lb.lab import ip_packet
 
     tcp = struct.pack("!HHIIBBHHH", sport, dport, 1, 1, 5 << 4, 0x10, 500, 0, 0) + bytes(1000)
     kind = b"\x86\xdd" if ":" in source else b"\x08\x00"
@@ -51,7 +51,7 @@ def frame(source: str, sport: int, destination: str, dport: int = 80) -> bytes:
 def loaded(backends: int, encap: int) -> tuple[Object, Balancer]:
     """The program with that many backends."""
     import bpfkit
-    from bpfkit.net.balancer import Balancer, Service
+    from bpfkit.net.lb.balancer import Balancer, Service
 
     made = bpfkit.load("xdp/xdp_lb.bpf.c", consts={"slots": SIZE, "encap": encap})
     balancer = Balancer(made, SIZE)

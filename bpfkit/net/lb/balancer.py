@@ -11,7 +11,7 @@ import _socket
 import struct
 
 from bpfkit.core.errors import InputError
-from bpfkit.net import maglev
+from bpfkit.net.lb import maglev
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 
 from bpfkit.core.errors import BpfkitError, InputError
-from bpfkit.net.balancer import read_backends
-from bpfkit.net.health import Health, connect_all
+from bpfkit.net.lb.balancer import read_backends
+from bpfkit.net.lb.health import Health, connect_all
 from bpfkit.net.neighbours import neighbours, provoke, resolve, route
 
 TYPE_CHECKING = False
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from threading import Lock
     from typing import Any
 
-    from bpfkit.net.balancer import Balancer
     from bpfkit.net.interfaces import Interface
+    from bpfkit.net.lb.balancer import Balancer
     from bpfkit.net.neighbours import Route
 
 __all__ = ["Keeper", "change_words"]

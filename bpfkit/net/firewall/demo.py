@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from bpfkit.net.firewall import Firewall
-    from bpfkit.net.firewall_events import Events
+    from bpfkit.net.firewall.control import Firewall
+    from bpfkit.net.firewall.events import Events
 
 __all__ = ["Play", "firewall_lab"]
 

@@ -7,7 +7,7 @@ All raise UsageError, with the option's name.
 from __future__ import annotations
 
 from bpfkit.core.errors import UsageError
-from bpfkit.net.balancer import Service, parse_backend
+from bpfkit.net.lb.balancer import Service, parse_backend
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def table_size(text: str) -> int:
     """``--table``, for argparse."""
     from argparse import ArgumentTypeError
 
-    from bpfkit.net.maglev import SIZES, is_prime
+    from bpfkit.net.lb.maglev import SIZES, is_prime
 
     if text.isascii() and text.isdigit() and int(text) <= SIZES[-1] and is_prime(int(text)):
         return int(text)

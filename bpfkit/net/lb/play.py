@@ -9,18 +9,18 @@ from __future__ import annotations
 import time
 
 from bpfkit.core.errors import BpfkitError
-from bpfkit.net.balancer import flow_hash
 from bpfkit.net.capture import Capture
 from bpfkit.net.frames import syn_packet
-from bpfkit.net.lb_lab import BACKENDS, NAMES, PORT, VIP4, VIP6, BackendLab, source_of
+from bpfkit.net.lb.balancer import flow_hash
+from bpfkit.net.lb.lab import BACKENDS, NAMES, PORT, VIP4, VIP6, BackendLab, source_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from threading import Lock
 
-    from bpfkit.net.balancer import Balancer
-    from bpfkit.net.lb_lab import Conversation
+    from bpfkit.net.lb.balancer import Balancer
+    from bpfkit.net.lb.lab import Conversation
 
     Verdict = tuple[bool, str]
 

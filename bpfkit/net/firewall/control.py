@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
-    from bpfkit.net.firewall_rules import Rule, RuleSet
+    from bpfkit.net.firewall.rules import Rule, RuleSet
 
 __all__ = ["ALLOW", "DENY", "FRONTS", "MAPS", "Firewall", "find", "templates"]
 
@@ -284,7 +284,7 @@ class Firewall(Closing):
         :param most: prefixes there may be.
         :raises MapFullError: there are more.
         """
-        from bpfkit.net.firewall_rules import RuleSet
+        from bpfkit.net.firewall.rules import RuleSet
 
         rules = rules or RuleSet()
         self._set_state(0, most, FRONTS[front])
@@ -423,7 +423,7 @@ class Firewall(Closing):
 
         :raises MapFullError: no room; the rules before the one that found none are in force.
         """
-        from bpfkit.net.firewall_rules import RuleSet
+        from bpfkit.net.firewall.rules import RuleSet
 
         wanted = list(rules)
         self.known = []
@@ -543,7 +543,7 @@ class Firewall(Closing):
 
     def _specs(self) -> dict[int, Rule]:
         """Number -> rule of ports or of a protocol."""
-        from bpfkit.net.firewall_rules import Rule
+        from bpfkit.net.firewall.rules import Rule
 
         found = {}
         _, _, values = self.maps["specs"].items_raw()
@@ -625,7 +625,7 @@ class Firewall(Closing):
 
         Where ranges overlap the narrowest decides, and of equal ones the one that denies.
         """
-        from bpfkit.net.firewall_rules import PORT_PROTOCOLS
+        from bpfkit.net.firewall.rules import PORT_PROTOCOLS
 
         first = {proto: 256 + i * 65536 for i, proto in enumerate(PORT_PROTOCOLS.values())}
         wanted = array("I", bytes(4 * _CELLS))

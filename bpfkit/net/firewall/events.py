@@ -14,7 +14,7 @@ from collections import deque
 from struct import Struct
 
 from bpfkit.core.errors import BpfkitError, InputError
-from bpfkit.net.firewall import REASONS
+from bpfkit.net.firewall.control import REASONS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Dropped:
     :ivar ts_ns: UNIX time in nanoseconds.
     :ivar length: bytes of the frame; :ivar frame: as many of them as were captured.
     :ivar number: of the rule, where it is one of ports or of a protocol; else 0.
-    :ivar reason: index of :data:`bpfkit.net.firewall.REASONS`.
+    :ivar reason: index of :data:`bpfkit.net.firewall.control.REASONS`.
     :ivar prefix: length of the prefix, where an address was the reason.
     """
 

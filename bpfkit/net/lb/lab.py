@@ -18,8 +18,8 @@ import _socket
 
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, errno_text
-from bpfkit.net.balancer import packed
 from bpfkit.net.lab import Lab
+from bpfkit.net.lb.balancer import packed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
