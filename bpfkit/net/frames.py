@@ -6,6 +6,7 @@ For labs on kernels without VLAN devices, for broadcasts, and for headers that a
 
 from __future__ import annotations
 
+import errno
 import struct
 
 from bpfkit.core.errors import BpfkitError, errno_text
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BROADCAST",
     "PRIORITY",
+    "echo_packet",
     "ethernet",
     "ip_packet",
     "send_frames",
@@ -34,7 +36,7 @@ BROADCAST = "ff:ff:ff:ff:ff:ff"
 #: What is in a priority tag: VLAN id 0, for no VLAN.
 PRIORITY = 5 << 13
 _AF_PACKET, _SOCK_RAW = 17, 3
-_TCP, _UDP = 6, 17
+_ICMP, _TCP, _UDP, _ICMPV6 = 1, 6, 17, 58
 
 
 def udp_frame(
@@ -94,6 +96,15 @@ def syn_packet(source: str, destination: str, *, ports: tuple[int, int], df: boo
     return ip_packet(source, destination, _TCP, tcp, df=df)
 
 
+def echo_packet(source: str, destination: str, identifier: int) -> bytes:
+    """An echo request, a ping, in an IP packet."""
+    six = ":" in source
+    proto = _ICMPV6 if six else _ICMP
+    echo = struct.pack("!BBHHH", 128 if six else 8, 0, 0, identifier, 1) + bytes(8)
+    total = checksum((_pseudo(source, destination, proto, echo) if six else b"") + echo)
+    return ip_packet(source, destination, proto, echo[:2] + struct.pack("!H", total) + echo[4:])
+
+
 def ip_packet(
     source: str, destination: str, proto: int, body: bytes, *, ttl: int = 64, df: bool = False
 ) -> bytes:
@@ -118,16 +129,21 @@ def tag(frame: bytes, vlan: int) -> bytes:
     return frame[:12] + struct.pack("!HH", 0x8100, vlan) + frame[12:]
 
 
-def send_frames(device: str, frames: Iterable[bytes], *, ns: NetNS) -> None:
+def send_frames(device: str, frames: Iterable[bytes], *, ns: NetNS, lossy: bool = False) -> None:
     """Put frames on the wire, from the Ethernet header on.
 
+    :param lossy: one that is dropped on its way out, by a program at tc egress, is no error.
     :raises BpfkitError: the device refuses one.
     """
     sock = ns.socket(_AF_PACKET, _SOCK_RAW, 0)
     try:
         sock.bind((device, 0))
         for frame in frames:
-            sock.send(frame)
+            try:
+                sock.send(frame)
+            except OSError as error:
+                if not lossy or error.errno != errno.ENOBUFS:
+                    raise
     except OSError as error:
         what = f"cannot send a frame on {device}"
         raise BpfkitError(what, why=errno_text(error.errno or 0)) from error
