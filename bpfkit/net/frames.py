@@ -24,7 +24,9 @@ __all__ = [
     "PRIORITY",
     "echo_packet",
     "ethernet",
+    "icmp_packet",
     "ip_packet",
+    "neighbour_question",
     "send_frames",
     "syn_packet",
     "tag",
@@ -35,6 +37,8 @@ __all__ = [
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 #: What is in a priority tag: VLAN id 0, for no VLAN.
 PRIORITY = 5 << 13
+#: By the first four bits: ARP's are those of a hardware type.
+_ETHERTYPES = {0: b"\x08\x06", 4: b"\x08\x00", 6: b"\x86\xdd"}
 _AF_PACKET, _SOCK_RAW = 17, 3
 _ICMP, _TCP, _UDP, _ICMPV6 = 1, 6, 17, 58
 
@@ -61,9 +65,9 @@ def udp_frame(
 
 
 def ethernet(to: str, by: str, packet: bytes, *, vlans: Iterable[int] = ()) -> bytes:
-    """An IP packet in a frame; parameters as for :func:`udp_frame`."""
+    """An IP or ARP packet in a frame; parameters as for :func:`udp_frame`."""
     macs = bytes.fromhex((to + by).replace(":", ""))
-    frame = macs + (b"\x08\x00" if packet[0] >> 4 == 4 else b"\x86\xdd") + packet
+    frame = macs + _ETHERTYPES[packet[0] >> 4] + packet
     for vlan in reversed(list(vlans)):
         frame = tag(frame, vlan)
     return frame
@@ -96,13 +100,36 @@ def syn_packet(source: str, destination: str, *, ports: tuple[int, int], df: boo
     return ip_packet(source, destination, _TCP, tcp, df=df)
 
 
-def echo_packet(source: str, destination: str, identifier: int) -> bytes:
-    """An echo request, a ping, in an IP packet."""
+def icmp_packet(source: str, destination: str, kind: int, rest: bytes, *, ttl: int = 64) -> bytes:
+    """ICMP or ICMPv6 in an IP packet.
+
+    :param kind: its type; :param rest: what is behind the checksum.
+    """
     six = ":" in source
     proto = _ICMPV6 if six else _ICMP
-    echo = struct.pack("!BBHHH", 128 if six else 8, 0, 0, identifier, 1) + bytes(8)
-    total = checksum((_pseudo(source, destination, proto, echo) if six else b"") + echo)
-    return ip_packet(source, destination, proto, echo[:2] + struct.pack("!H", total) + echo[4:])
+    pseudo = _pseudo(source, destination, proto, bytes(4) + rest) if six else b""
+    total = checksum(pseudo + struct.pack("!BBH", kind, 0, 0) + rest)
+    icmp = struct.pack("!BBH", kind, 0, total) + rest
+    return ip_packet(source, destination, proto, icmp, ttl=ttl)
+
+
+def echo_packet(source: str, destination: str, identifier: int) -> bytes:
+    """An echo request, a ping, in an IP packet."""
+    kind = 128 if ":" in source else 8
+    return icmp_packet(source, destination, kind, struct.pack("!HH8x", identifier, 1))
+
+
+def neighbour_question(mac: str, source: str, target: str) -> bytes:
+    """Who has ``target``?  An ARP request, or a neighbour solicitation sent to the target itself.
+
+    :param mac: of who asks.
+    """
+    here = bytes.fromhex(mac.replace(":", ""))
+    if ":" in target:
+        rest = bytes(4) + packed(target) + b"\1\1" + here
+        return icmp_packet(source, target, 135, rest, ttl=255)
+    head = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1)
+    return head + here + packed(source) + bytes(6) + packed(target)
 
 
 def ip_packet(

@@ -5,6 +5,7 @@
 
     leaves ──▶ [program] ──▶ a capture: the frame itself (TagPlay)
     leaves ──▶ [program] ──▶ a host; a capture where it left: its answer (AnswerPlay)
+    leaves ──▶ [program, which answers]; a capture where it left: an answer with tags (AskPlay)
 
 The frames are made by hand, so no VLAN device is needed.  Nothing is waited for by a fixed time:
 frames that pass are sent last, and when they are there, the others were there or are lost.
@@ -19,6 +20,7 @@ from bpfkit.net.frames import (
     PRIORITY,
     echo_packet,
     ethernet,
+    neighbour_question,
     send_frames,
     syn_packet,
     udp_packet,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from bpfkit.net.lab import Lab
     from bpfkit.net.packet_socket import Packet
 
-__all__ = ["PAIR", "AnswerPlay", "TagPlay"]
+__all__ = ["PAIR", "AnswerPlay", "AskPlay", "TagPlay"]
 
 #: (source, destination) for :class:`TagPlay`, of the two ends of a pair_lab.
 PAIR = (("10.77.0.1", "10.77.0.2"), ("fd77::1", "fd77::2"))
@@ -45,9 +47,10 @@ class TagPlay:
     :param leaves, arrives: where they are sent and where a capture looks for them, or for what
         :meth:`is_it` is true of: ``client:eth0``.
     :param ends: source and destination addresses.
-    :param kinds: what to send, of ``TCP`` (a SYN), ``UDP`` and ``ping``.
+    :param kinds: what to send, of ``TCP`` (a SYN), ``UDP``, ``ping`` and ``ARP/ND``.
     :param to: the device that they are addressed to; default: ``arrives``.
     :param port: of TCP.
+    :ivar sent: the frames of the last round.
     """
 
     #: The tags, the outermost first.
@@ -70,6 +73,7 @@ class TagPlay:
         self.ends, self.kinds = tuple(ends), tuple(kinds)
         self.macs = lab.lladdr(to or arrives), lab.lladdr(leaves)
         self.port = port
+        self.sent: list[bytes] = []
         self._number = 41000
 
     def verdicts(
@@ -114,8 +118,8 @@ class TagPlay:
         leaves, _, port = self.leaves.partition(":")
         look = self.lab.interface(self.arrives)
         with Capture(look, ns=self.lab[self.arrives.partition(":")[0]], outgoing=False) as capture:
-            sent = [frame for _, frame in frames.values()]
-            send_frames(port, sent, ns=self.lab[leaves], lossy=True)
+            self.sent = [frame for _, frame in frames.values()]
+            send_frames(port, self.sent, ns=self.lab[leaves], lossy=True)
             passing = [frames[key] for key in frames if key[0] not in lost]
 
             def is_awaited(packet: Packet) -> bool:
@@ -143,6 +147,8 @@ class TagPlay:
             return syn_packet(source, destination, ports=(self._number, self.port))
         if kind == "UDP":
             return udp_packet(source, destination, ports=(self._number, 9))
+        if kind == "ARP/ND":
+            return neighbour_question(self.macs[1], source, destination)
         return echo_packet(source, destination, self._number)
 
 
@@ -167,3 +173,26 @@ class AnswerPlay(TagPlay):
             return body[2:4] == number.to_bytes(2, "big") and body[13:14] == b"\x12"
         is_reply = (proto, body[0]) in ((1, 0), (58, 129))
         return is_reply and body[4:6] == number.to_bytes(2, "big")
+
+
+class AskPlay(TagPlay):
+    """Questions, ``ARP/ND`` and ``ping``, and answers that come back in the same tags."""
+
+    passes = "is answered in the same tags"
+
+    def is_it(self, packet: Packet, number: int, frame: bytes) -> bool:
+        """Is it the answer: the same Ethernet header, but the other way, and what it says?"""
+        data, at = packet.data, 12
+        while frame[at : at + 2] == b"\x81\0":
+            at += 4
+        at += 2
+        if data[:at] != frame[6:12] + frame[:6] + frame[12:at]:
+            return False
+        body, asked = data[at:], frame[at:]
+        if frame[at - 2 : at] == b"\x08\x06":
+            return body[7:8] == b"\2" and body[14:18] == asked[24:28]
+        head, reply = (40, {135: 136, 128: 129}) if asked[0] >> 4 == 6 else (20, {8: 0})
+        if len(body) < head + 8 or body[head] != reply[asked[head]]:
+            return False
+        what = slice(head + 8, head + 24) if body[head] == 136 else slice(head + 4, head + 8)
+        return body[what] == asked[what]
