@@ -155,6 +155,20 @@ class ContainerLab(App):
                     f"IPv{self.scene.version} {state}: {probe} {text}",
                 )
             yield from self.cable.verify(state, view)
+            if self.options.check and number == 0 and self.options.container is None:
+                yield from self._tagged(state)
+
+    def _tagged(self, state: str) -> Iterator[Verdict]:
+        """Tagged frames on the cable, both ways: which come out of it at the other end?"""
+        from bpfkit.net.tag_play import TagPlay
+
+        ends = [one[:2] for one in self.scene.addresses.values()]
+        back = [(there, here) for here, there in ends]
+        inside, device, kinds = "container:eth0", "host:c0", ("TCP", "UDP")
+        coming = TagPlay(self.lab, inside, device, ends, kinds, to="host:br0")
+        going = TagPlay(self.lab, device, inside, back, kinds)
+        yield from coming.verdicts(("TCP",) * ("xdp" in state), when=f"{state}: to the host, ")
+        yield from going.verdicts(("TCP",) * ("tc" in state), when=f"{state}: to the container, ")
 
     def _show(self, number: int, state: str, found: Found, view: dict[str, str]) -> None:
         wanted = {probe: expected(state, probe) for probe in found}

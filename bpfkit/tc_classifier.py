@@ -229,6 +229,27 @@ class TcClassifier(TcApp):
             yield seen["packets"] == sent, f"DSCP {dscp}: {sent} sent, {seen['packets']} counted"
             dropped = seen["policed_packets"]
             yield (dropped > 0) == (dscp == 8), f"DSCP {dscp}: {dropped} dropped by the policer"
+        yield self._tagged("egress", self.spot, "server:eth0")
+        yield self._tagged("ingress", "server:eth0", self.spot)
+
+    def _tagged(self, direction: str, leaves: str, arrives: str) -> Verdict:
+        """Tagged SYNs, the only TCP here: a tag's bytes count, in the frame or kept beside it."""
+        from bpfkit.net.tag_play import PAIR, TagPlay
+
+        def counted() -> tuple[int, int]:
+            key = (direction, "tcp")
+            rows = [r for r in self.rows() if (r["direction"], r["proto"]) == key]
+            return sum(r["packets"] for r in rows), sum(r["bytes"] for r in rows)
+
+        assert self.lab is not None
+        ends = PAIR if direction == "egress" else [(there, here) for here, there in PAIR]
+        play = TagPlay(self.lab, leaves, arrives, ends, ("TCP",))
+        found = play.round(settled=lambda sent: counted()[0] >= sent)
+        wanted = len(play.sent), sum(map(len, play.sent))
+        packets, size = counted()
+        text = f"{direction}: {sum(found.values())} of {wanted[0]} tagged SYNs arrive, "
+        text += f"{packets} counted with {size} of {wanted[1]} bytes"
+        return all(found.values()) and (packets, size) == wanted, text
 
 
 if __name__ == "__main__":

@@ -10,12 +10,28 @@ from bpfkit.app import main
 from bpfkit.hookapp import TcApp
 from bpfkit.xdp_drop_tcp import DropTcp
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bpfkit.net.tag_play import TagPlay
+
 
 class TcDropTcp(DropTcp, TcApp):
     """tc, by clsact or tcx, that drops the TCP packets an interface sends (or receives)."""
 
     name = "tc_drop_tcp"
     source = "tc/tc_drop_tcp.bpf.c"
+
+    def tag_play(self) -> TagPlay:
+        """Egress: frames to the client, captured there.  Ingress is behind the tap: answers."""
+        from bpfkit.net.tag_play import PAIR, AnswerPlay, TagPlay
+
+        assert self.lab is not None
+        client, server = "client:eth0", "server:eth0"
+        if self.options.direction == "egress":
+            ends = [(there, here) for here, there in PAIR]
+            return TagPlay(self.lab, server, client, ends, ("TCP", "UDP"))
+        port = self.server.port
+        return AnswerPlay(self.lab, client, client, PAIR, ("TCP", "ping"), to=server, port=port)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from bpfkit.net.xsk import XskSocket
 
 DEMO = ("10.77.0.55", "fd77::55")
+#: The other end's addresses, IPv4 and IPv6.
+_CLIENT = ("10.77.0.1", "fd77::1")
 _KINDS = ("arp", "nd", "ipv4", "ipv6", "passed")
 #: What is answered -> the kind of frame that asks.
 _ASKED = {"arp": "arp", "nd": "nd", "ping": "ipv4", "ping6": "ipv6"}
@@ -140,6 +142,7 @@ class XdpAfxdp(XdpApp):
         ]
 
     def verify(self) -> Iterable[Verdict]:
+        from bpfkit.net.tag_play import AskPlay
         from bpfkit.net.traffic import ping
 
         assert self.lab is not None
@@ -166,7 +169,17 @@ class XdpAfxdp(XdpApp):
                 ping(host, ns=client).received == 1,
                 f"{host}, the kernel's own, answers as before",
             )
+        kinds = ("ARP/ND", "ping")
+        ends = [(_CLIENT[":" in address], address) for address in self.addresses]
+        tagged = AskPlay(self.lab, "client:eth0", "client:eth0", ends, kinds, to=self.spot)
+        yield from tagged.verdicts()
         self.detach()
+        # what is answered behind them: they were there
+        yield from tagged.verdicts(
+            kinds,
+            lambda _: ping("10.77.0.2", ns=client).received == 1,
+            when="without the program ",
+        )
         for address in self.addresses:
             silent = ping(address, ns=client, timeout=0.2).received == 0
             yield silent, f"without the program {address} is silent"

@@ -88,8 +88,10 @@ class XdpDropIcmp(XdpApp):
         return rows
 
     def verify(self) -> Iterable[Verdict]:
+        from bpfkit.net.tag_play import TagPlay
         from bpfkit.net.traffic import PingReport, TcpReport, UdpReport, ping
 
+        assert self.lab is not None
         counted = {(row["proto"], row["type"]): row["packets"] for row in self.rows()}
         for proto, request in (("icmp", 8), ("ipv6-icmp", 128)):
             pings = [r for r in self.lost if isinstance(r, PingReport) and r.proto == proto]
@@ -106,7 +108,11 @@ class XdpDropIcmp(XdpApp):
         passed = sum(report.packets for report in self.made)
         seen = counted.get((None, None), 0)
         yield seen == passed, f"{seen} packets passed, TCP and UDP had {passed}"
+        ends = [(host, host) for host in HOSTS]
+        tagged = TagPlay(self.lab, self.spot, self.spot, ends, ("ping", "UDP"))
+        yield from tagged.verdicts({"ping"})
         self.detach()
+        yield from tagged.verdicts(when="without the program ")
         for host in HOSTS:
             yield ping(host).received == 1, f"without the program {host} answers"
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from bpfkit.app import Row, Verdict
+    from bpfkit.net.tag_play import TagPlay
 
 HOSTS = ("10.77.0.2", "fd77::2")
 #: enum drop_row -> (verdict, IP version, what).
@@ -56,6 +57,13 @@ class DropTcp(HookApp):
         answered = tcp_answers(host, self.server.port, ns=client, timeout=0.3)
         return answered, ping(host, timeout=2, ns=client).received == 1
 
+    def tag_play(self) -> TagPlay:
+        """TCP and something else in tagged frames, past the program."""
+        from bpfkit.net.tag_play import PAIR, TagPlay
+
+        assert self.lab is not None
+        return TagPlay(self.lab, "client:eth0", "server:eth0", PAIR, ("TCP", "UDP"))
+
     def rows(self) -> list[Row]:
         """What was dropped and what passed."""
         rows = []
@@ -72,7 +80,10 @@ class DropTcp(HookApp):
             yield ping, f"IPv{version}: ping {'answered' if ping else 'lost'}"
         for row in self.rows()[:2]:
             yield row["packets"] > 0, f"IPv{row['ip']}: {row['packets']} TCP packets dropped"
+        tagged = self.tag_play()
+        yield from tagged.verdicts({"TCP"})
         self.detach()
+        yield from tagged.verdicts(when="without the program ")
         for version, host in zip((4, 6), HOSTS, strict=True):
             tcp, ping = self.ask(host)
             yield tcp and ping, f"IPv{version}: without the program TCP comes about"

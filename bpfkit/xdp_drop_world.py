@@ -96,6 +96,18 @@ class XdpDropWorld(XdpApp):
             yield good, f"{row['state']}: {sent} pings sent, {received} answered"
             counted = row["packets"] >= sent if on else row["packets"] == 0
             yield counted, f"{row['state']}: {row['packets']} packets dropped"
+        yield from self._tagged()
+
+    def _tagged(self) -> Iterable[Verdict]:
+        """Tagged frames do not get as far as a capture on the interface."""
+        from bpfkit.net.tag_play import PAIR, TagPlay
+
+        assert self.lab is not None
+        play = TagPlay(self.lab, "client:eth0", self.spot, PAIR, ("TCP", "UDP"))
+        before = self.dropped()[0]
+        yield from play.verdicts(("TCP", "UDP"), lambda sent: self.dropped()[0] >= before + sent)
+        self.detach()
+        yield from play.verdicts(when="without the program ")
 
 
 def _row(state: str, sent: int | None, received: int | None, packets: int, size: int) -> Row:

@@ -6,6 +6,7 @@ For labs on kernels without VLAN devices, for broadcasts, and for headers that a
 
 from __future__ import annotations
 
+import errno
 import struct
 
 from bpfkit.core.errors import BpfkitError, errno_text
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 __all__ = [
     "BROADCAST",
     "PRIORITY",
+    "echo_packet",
     "ethernet",
+    "icmp_packet",
     "ip_packet",
+    "neighbour_question",
     "send_frames",
     "syn_packet",
     "tag",
@@ -33,8 +37,10 @@ __all__ = [
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 #: What is in a priority tag: VLAN id 0, for no VLAN.
 PRIORITY = 5 << 13
+#: By the first four bits: ARP's are those of a hardware type.
+_ETHERTYPES = {0: b"\x08\x06", 4: b"\x08\x00", 6: b"\x86\xdd"}
 _AF_PACKET, _SOCK_RAW = 17, 3
-_TCP, _UDP = 6, 17
+_ICMP, _TCP, _UDP, _ICMPV6 = 1, 6, 17, 58
 
 
 def udp_frame(
@@ -59,9 +65,9 @@ def udp_frame(
 
 
 def ethernet(to: str, by: str, packet: bytes, *, vlans: Iterable[int] = ()) -> bytes:
-    """An IP packet in a frame; parameters as for :func:`udp_frame`."""
+    """An IP or ARP packet in a frame; parameters as for :func:`udp_frame`."""
     macs = bytes.fromhex((to + by).replace(":", ""))
-    frame = macs + (b"\x08\x00" if packet[0] >> 4 == 4 else b"\x86\xdd") + packet
+    frame = macs + _ETHERTYPES[packet[0] >> 4] + packet
     for vlan in reversed(list(vlans)):
         frame = tag(frame, vlan)
     return frame
@@ -94,6 +100,38 @@ def syn_packet(source: str, destination: str, *, ports: tuple[int, int], df: boo
     return ip_packet(source, destination, _TCP, tcp, df=df)
 
 
+def icmp_packet(source: str, destination: str, kind: int, rest: bytes, *, ttl: int = 64) -> bytes:
+    """ICMP or ICMPv6 in an IP packet.
+
+    :param kind: its type; :param rest: what is behind the checksum.
+    """
+    six = ":" in source
+    proto = _ICMPV6 if six else _ICMP
+    pseudo = _pseudo(source, destination, proto, bytes(4) + rest) if six else b""
+    total = checksum(pseudo + struct.pack("!BBH", kind, 0, 0) + rest)
+    icmp = struct.pack("!BBH", kind, 0, total) + rest
+    return ip_packet(source, destination, proto, icmp, ttl=ttl)
+
+
+def echo_packet(source: str, destination: str, identifier: int) -> bytes:
+    """An echo request, a ping, in an IP packet."""
+    kind = 128 if ":" in source else 8
+    return icmp_packet(source, destination, kind, struct.pack("!HH8x", identifier, 1))
+
+
+def neighbour_question(mac: str, source: str, target: str) -> bytes:
+    """Who has ``target``?  An ARP request, or a neighbour solicitation sent to the target itself.
+
+    :param mac: of who asks.
+    """
+    here = bytes.fromhex(mac.replace(":", ""))
+    if ":" in target:
+        rest = bytes(4) + packed(target) + b"\1\1" + here
+        return icmp_packet(source, target, 135, rest, ttl=255)
+    head = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1)
+    return head + here + packed(source) + bytes(6) + packed(target)
+
+
 def ip_packet(
     source: str, destination: str, proto: int, body: bytes, *, ttl: int = 64, df: bool = False
 ) -> bytes:
@@ -118,16 +156,21 @@ def tag(frame: bytes, vlan: int) -> bytes:
     return frame[:12] + struct.pack("!HH", 0x8100, vlan) + frame[12:]
 
 
-def send_frames(device: str, frames: Iterable[bytes], *, ns: NetNS) -> None:
+def send_frames(device: str, frames: Iterable[bytes], *, ns: NetNS, lossy: bool = False) -> None:
     """Put frames on the wire, from the Ethernet header on.
 
+    :param lossy: one that is dropped on its way out, by a program at tc egress, is no error.
     :raises BpfkitError: the device refuses one.
     """
     sock = ns.socket(_AF_PACKET, _SOCK_RAW, 0)
     try:
         sock.bind((device, 0))
         for frame in frames:
-            sock.send(frame)
+            try:
+                sock.send(frame)
+            except OSError as error:
+                if not lossy or error.errno != errno.ENOBUFS:
+                    raise
     except OSError as error:
         what = f"cannot send a frame on {device}"
         raise BpfkitError(what, why=errno_text(error.errno or 0)) from error

@@ -11,4 +11,4 @@ from running import run
 def test_check(attach: str) -> None:
     done = run("tc_classifier", "--check", "--attach", attach)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 of 6 verified" in done.stdout
+    assert "8 of 8 verified" in done.stdout
