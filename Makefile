@@ -20,6 +20,8 @@ bench:
 	/usr/bin/python3 tools/bench/packet_cost.py
 	/usr/bin/python3 tools/bench/hook_cost.py
 	/usr/bin/python3 tools/bench/rates.py
+	/usr/bin/python3 tools/bench/firewall.py
+	/usr/bin/python3 tools/bench/lb_cost.py
 	/usr/bin/python3 tools/bench/map_read.py
 
 clean:

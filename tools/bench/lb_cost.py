@@ -41,7 +41,7 @@ PASS = (
 
 def frame(source: str, sport: int, destination: str, dport: int = 80) -> bytes:
     """A TCP segment with 1000 bytes."""
-    from bpfkit.net.lb.lab import ip_packet
+    from bpfkit.net.frames import ip_packet
 
     tcp = struct.pack("!HHIIBBHHH", sport, dport, 1, 1, 5 << 4, 0x10, 500, 0, 0) + bytes(1000)
     kind = b"\x86\xdd" if ":" in source else b"\x08\x00"
