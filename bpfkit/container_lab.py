@@ -19,16 +19,19 @@ from __future__ import annotations
 from time import time as unix_time
 
 from bpfkit.app import App, main, output, port
-from bpfkit.core.errors import UsageError
+from bpfkit.core.errors import BpfkitError, UsageError
 from bpfkit.net.matrix import STATES, expected
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import TypeVar
 
     from bpfkit.app import Row, Signals, Verdict
     from bpfkit.net.matrix import Found
+
+    T = TypeVar("T")
 
 
 class ContainerLab(App):
@@ -106,11 +109,25 @@ class ContainerLab(App):
         web = scene.web
         self.note(f"web server in the container: {web.software}{f' ({web.why})' * bool(web.why)}")
         if options.container is not None:
-            scene.rehearse()
+            self._while_there(scene.rehearse)
             for probe, why in scene.left_out.items():
                 self.note(f"left out {probe}: {why}")
 
+    def _while_there(self, work: Callable[[], T]) -> T:
+        """``work()``; whatever fails in it when the cable is gone, that is why."""
+        try:
+            return work()
+        except (BpfkitError, OSError) as error:
+            device = self.scene.device
+            if device.still_there():
+                raise
+            raise BpfkitError(f"interface {device.name} was removed") from error
+
     def conduct(self, signals: Signals) -> int:
+        return self._while_there(lambda: self._play(signals))
+
+    def _play(self, signals: Signals) -> int:
+        """The matrix, then the stream; the exit status."""
         options = self.options
         verdicts: list[Verdict] = []
         if not options.stream:

@@ -13,7 +13,7 @@ import errno
 import struct
 
 from bpfkit.core.closing import Closing
-from bpfkit.core.errors import AttachError, BpfkitError, InputError, UnsupportedError
+from bpfkit.core.errors import AttachError, BpfkitError, UnsupportedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,10 +75,7 @@ class Cable(Closing):
         """Have those there that the state names."""
         for kind in ("xdp", "tc"):
             if kind in state and kind not in self._links:
-                try:
-                    self._links[kind] = self.ns.run(self._xdp if kind == "xdp" else self._tc)
-                except InputError:
-                    raise BpfkitError(f"interface {self.device.name} was removed") from None
+                self._links[kind] = self.ns.run(self._xdp if kind == "xdp" else self._tc)
             elif kind not in state and kind in self._links:
                 self._links.pop(kind).close()
 

@@ -137,11 +137,7 @@ class Scene(Closing):
             except BaseException as error:
                 errors.append(error)
 
-        try:
-            capture = Capture(self.device, ns=self.host)
-        except InputError:
-            raise BpfkitError(f"interface {self.device.name} was removed") from None
-        with capture:
+        with Capture(self.device, ns=self.host) as capture:
             threads = [Thread(target=ask, args=(probe,)) for probe in asks]
             for thread in threads:
                 thread.start()
