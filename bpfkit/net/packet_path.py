@@ -33,7 +33,6 @@ from bpfkit.net.journey import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
-    from collections.abc import Iterator
     from typing import Any
 
     from bpfkit.core.btf import Btf
@@ -438,26 +437,14 @@ def _offsets(btf: Btf) -> dict[str, int]:
     }
     found = {}
     for const, (struct, member) in wanted.items():
-        number = btf.find(struct, "struct")
-        bits = None if number is None else dict(_flat(btf, number)).get(member)
-        if bits is None:
+        try:
+            found[const] = btf.offset(struct, member)
+        except KeyError:
             raise UnsupportedError(
                 "cannot read packets at netfilter hooks",
                 why=f"the kernel's BTF has no {struct}.{member}",
-            )
-        found[const] = bits // 8
+            ) from None
     return found
-
-
-def _flat(btf: Btf, type_id: int, base: int = 0) -> Iterator[tuple[str, int]]:
-    """(member, bit offset) of a struct, those of unnamed ones inside it included."""
-    from bpfkit.core.btf import STRUCT, UNION
-
-    for member in btf.members(type_id):
-        if member.name:
-            yield member.name, base + member.bit_offset
-        elif (inner := btf.resolve(member.type_id)).kind in (STRUCT, UNION):
-            yield from _flat(btf, inner.id, base + member.bit_offset)
 
 
 def _own_cgroup() -> str:

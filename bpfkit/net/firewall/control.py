@@ -38,7 +38,6 @@ from bpfkit.core.records import records_dir
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from types import TracebackType
     from typing import Any
 
     from bpfkit.net.firewall.rules import Rule, RuleSet
@@ -216,43 +215,37 @@ def templates() -> dict[str, Map]:
     }
 
 
-class _Lock:
-    """One editor at a time."""
+class _Lock(Closing):
+    """One editor at a time: waits for another one, and lets go at the end."""
 
     def __init__(self) -> None:
-        self.fd = -1
-
-    def __enter__(self) -> None:
         import fcntl
 
         directory = records_dir()
         try:
             os.makedirs(directory, 0o700, exist_ok=True)
-            self.fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             why = errno_text(error.errno or 0)
             raise BpfkitError(f"cannot lock {directory}", why=why) from None
         deadline = time.monotonic() + _WAIT
         while True:
             try:
-                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    os.close(self.fd)
+                    self.close()
                     raise BpfkitError(
                         "cannot change the rules",
                         why=f"another editor has been at it for {_WAIT} s",
                     ) from None
                 time.sleep(0.01)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        os.close(self.fd)
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class Firewall(Closing):
