@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What xdp_firewall must do with a frame, told in plain Python with ``ipaddress``.
 
-It shares nothing with the program but the rules of precedence in its header comment.
+It shares nothing with the program but the rules of precedence in its header comment, and with the
+other programs' oracle only the way past the VLAN tags.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import NamedTuple
 
-from headers_oracle import EXTENSIONS, MAX_EXTS, MAX_TAGS, REACH, VLAN
+from headers_oracle import EXTENSIONS, MAX_EXTS, REACH, VLAN, network
 
 PORT_PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "dccp": 33, "udplite": 136}
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "gre": 47, "esp": 50, "ipv6-icmp": 58, "ospfigp": 89}
@@ -28,16 +29,9 @@ class Facts(NamedTuple):
 
 def facts(frame: bytes) -> Facts:
     """What there is to be said about a frame."""
-    if len(frame) < 14:
-        return Facts()
-    at, kind, tags = 14, int.from_bytes(frame[12:14], "big"), 0
-    while kind in VLAN:
-        if tags == MAX_TAGS:
-            return Facts(undecided=True)
-        if len(frame) < at + 4:
-            return Facts()
-        kind = int.from_bytes(frame[at + 2 : at + 4], "big")
-        at, tags = at + 4, tags + 1
+    at, kind = network(frame)
+    if kind in VLAN:
+        return Facts(undecided=True)
     if kind == 0x0800:
         return _ipv4(frame, at)
     return _ipv6(frame, at) if kind == 0x86DD else Facts()

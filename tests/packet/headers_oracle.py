@@ -46,19 +46,25 @@ class Found(NamedTuple):
 
 def look(frame: bytes, tags_max: int = MAX_TAGS, exts_max: int = MAX_EXTS) -> Found:
     """What there is in a frame, for a program that looks through so many tags and headers."""
-    if len(frame) < 14:
-        return Found()
-    at, kind, tags = 14, int.from_bytes(frame[12:14], "big"), 0
-    while kind in VLAN:
-        if tags == tags_max:
-            return Found(deep=True)
-        if len(frame) < at + 4:
-            return Found()
-        kind = int.from_bytes(frame[at + 2 : at + 4], "big")
-        at, tags = at + 4, tags + 1
+    at, kind = network(frame, tags_max)
+    if kind in VLAN:
+        return Found(deep=True)
     if kind == 0x0800:
         return _ipv4(frame, at)
     return _ipv6(frame, at, exts_max) if kind == 0x86DD else Found()
+
+
+def network(frame: bytes, tags_max: int = MAX_TAGS) -> tuple[int, int]:
+    """Where the network header is, and its ethertype: a tag's if there are too many, 0 if cut."""
+    if len(frame) < 14:
+        return 0, 0
+    at, kind, tags = 14, int.from_bytes(frame[12:14], "big"), 0
+    while kind in VLAN and tags < tags_max:
+        if len(frame) < at + 4:
+            return 0, 0
+        kind = int.from_bytes(frame[at + 2 : at + 4], "big")
+        at, tags = at + 4, tags + 1
+    return at, kind
 
 
 def _first(frame: bytes, at: int, end: int) -> int | None:
