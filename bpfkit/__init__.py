@@ -23,25 +23,25 @@ if _sys.argv[:1] == ["-m"]:
     # every start.  A directory that cannot be written is no problem.
     _sys.dont_write_bytecode = False
 
-from .core import registry as _registry
+from bpfkit.core import registry as _registry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .core.errors import BpfkitError as BpfkitError
-    from .core.link import Link as Link
-    from .core.maps import Map as Map
-    from .core.object import Object as Object
-    from .core.object import load as load
-    from .core.program import Program as Program
+    from bpfkit.core.attach.link import Link as Link
+    from bpfkit.core.errors import BpfkitError as BpfkitError
+    from bpfkit.core.maps.base import Map as Map
+    from bpfkit.core.object import Object as Object
+    from bpfkit.core.object import load as load
+    from bpfkit.core.program import Program as Program
 
 __version__ = "0.1.0"
 
 _HOME = {
     "BpfkitError": "errors",
-    "Link": "link",
-    "Map": "maps",
+    "Link": "attach.link",
+    "Map": "maps.base",
     "Object": "object",
     "Program": "program",
     "load": "object",
@@ -62,19 +62,19 @@ def __getattr__(name: str) -> Any:
 
 
 def _attach_clsact(*args: Any, **options: Any) -> Link:
-    from .net.tc import attach_clsact
+    from bpfkit.net.attach.clsact import attach_clsact
 
     return attach_clsact(*args, **options)
 
 
 def _undo_clsact(data: dict[str, Any]) -> None:
-    from .net.tc import undo_clsact
+    from bpfkit.net.attach.clsact import undo_clsact
 
     undo_clsact(data)
 
 
 def _undo_route(data: dict[str, Any]) -> None:
-    from .net.lwt import undo_route
+    from bpfkit.net.attach.route import undo_route
 
     undo_route(data)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from bpfkit.app import App, Signals, guarded, output
+from bpfkit.app.base import App, Signals, guarded, output
 from bpfkit.core.errors import BpfkitError, InputError
 
 TYPE_CHECKING = False
@@ -18,22 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
 
-    from bpfkit.core.features import Feature
+    from bpfkit.core.features.programs import Feature
 
 __all__ = ["main", "program", "programs"]
 
 _INFO_NAMES = "a program of `list`, a program type or its section name, or a map type"
-_NOT_PROGRAMS = (
-    "__init__",
-    "__main__",
-    "app",
-    "firewall_commands",
-    "guide",
-    "hookapp",
-    "labapp",
-    "packets",
-    "routeapp",
-)
+#: What is in bpfkit/ and is no program.
+_SUPPORT = ("app", "bpf_c", "commands", "core", "net", "show")
 
 
 # ---------------------------------------------------------------- the programs
@@ -45,9 +36,9 @@ def programs() -> Iterator[type[App]]:
 
     for directory in bpfkit.__path__:
         for entry in sorted(os.listdir(directory)):
-            module, dot, end = entry.partition(".")
-            if dot and end == "py" and module not in _NOT_PROGRAMS:
-                found = _program_of(module)
+            module, _, end = entry.partition(".")
+            if end in ("", "py") and not module.startswith("_") and module not in _SUPPORT:
+                found = _program_of(module if end else f"{module}.program")
                 if found is not None:
                     yield found
 
@@ -88,7 +79,7 @@ def _row(cls: type[App]) -> dict[str, object]:
         "name": cls.name,
         "types": cls.types(),
         "summary": cls.summary(),
-        "source": f"bpf_c/{cls.source}" if cls.source else f"bpfkit/{cls.name}.py",
+        "source": f"bpf_c/{cls.source}" if cls.source else cls.__module__.replace(".", "/") + ".py",
     }
 
 
@@ -150,8 +141,8 @@ def _header_comment(text: str) -> list[str]:
 
 def _maps(cls: type[App]) -> list[dict[str, object]]:
     """The maps of a program, from a compile or the cache; needs no privilege."""
-    from bpfkit.core.artifact import map_defs
-    from bpfkit.core.constants import map_type_name
+    from bpfkit.core.compile.artifact import map_defs
+    from bpfkit.core.kernel.constants import map_type_name
     from bpfkit.core.object import compiled
 
     return [
@@ -189,7 +180,7 @@ def _explain(name: str) -> list[dict[str, Any]]:
     for cls in every:
         if cls.name == wanted:
             return [_program_row(cls, every)]
-    from bpfkit.core.constants import MAP_TYPES, PROG_TYPES
+    from bpfkit.core.kernel.constants import MAP_TYPES, PROG_TYPES
 
     rows = [_type_row(number, every) for number in _types_named(name)]
     rows += [_map_row(number) for number in _index(MAP_TYPES, "bpf_map_type_", name)]
@@ -197,7 +188,7 @@ def _explain(name: str) -> list[dict[str, Any]]:
         return rows
     from difflib import get_close_matches
 
-    from bpfkit.core.sections import SECTIONS
+    from bpfkit.core.kernel.sections import SECTIONS
 
     known = [cls.name for cls in every]
     known += [kind.lower() for kind in (*PROG_TYPES[1:], *MAP_TYPES[1:])]
@@ -226,8 +217,8 @@ def _index(names: Sequence[str], prefix: str, name: str) -> list[int]:
 
 def _types_named(name: str) -> list[int]:
     """The program types that a type's name, section name or attach type stands for."""
-    from bpfkit.core.constants import ATTACH_TYPES, PROG_TYPES
-    from bpfkit.core.sections import SECTIONS, resolve
+    from bpfkit.core.kernel.constants import ATTACH_TYPES, PROG_TYPES
+    from bpfkit.core.kernel.sections import SECTIONS, resolve
 
     found = _index(PROG_TYPES, "bpf_prog_type_", name)
     if found:
@@ -245,9 +236,9 @@ def _types_named(name: str) -> list[int]:
 
 def _type_row(number: int, every: Sequence[type[App]]) -> dict[str, Any]:
     """The five answers for a program type."""
-    from bpfkit.core.constants import PROG_TYPES, attach_type_name, prog_type_name
-    from bpfkit.core.sections import SECTIONS, resolve
-    from bpfkit.guide import PROGRAMS
+    from bpfkit.commands.guide import PROGRAMS
+    from bpfkit.core.kernel.constants import PROG_TYPES, attach_type_name, prog_type_name
+    from bpfkit.core.kernel.sections import SECTIONS, resolve
 
     guide = PROGRAMS[PROG_TYPES[number]]._asdict()
     full = prog_type_name(number)
@@ -290,8 +281,8 @@ def _type_row(number: int, every: Sequence[type[App]]) -> dict[str, Any]:
 
 
 def _map_row(number: int) -> dict[str, Any]:
-    from bpfkit.core.constants import MAP_TYPES, map_type_name
-    from bpfkit.guide import MAPS
+    from bpfkit.commands.guide import MAPS
+    from bpfkit.core.kernel.constants import MAP_TYPES, map_type_name
 
     return {
         "what": "map type",
@@ -304,7 +295,7 @@ def _map_row(number: int) -> dict[str, Any]:
 
 def _program_row(cls: type[App], every: Sequence[type[App]]) -> dict[str, Any]:
     """What a program is: its row of `list`, the answers for its types, its source, its maps."""
-    from bpfkit.core.constants import prog_type
+    from bpfkit.core.kernel.constants import prog_type
 
     row: dict[str, Any] = {"what": "program", **_row(cls)}
     comment: list[str] = []
@@ -312,7 +303,7 @@ def _program_row(cls: type[App], every: Sequence[type[App]]) -> dict[str, Any]:
     maps: list[dict[str, object]] = []
     trouble = ""
     if cls.source:
-        from bpfkit.core.source import Source
+        from bpfkit.core.compile.source import Source
 
         source = Source.find(cls.source)
         comment = _header_comment(source.text)
@@ -387,7 +378,7 @@ def _map_text(row: dict[str, Any]) -> list[str]:
                 ("max_entries", row["entries"]),
                 ("user space", row["operations"]),
                 ("since", f"Linux {row['since']}"),
-                ("in bpfkit", f"bpfkit.core.maps.{row['handled_by']}"),
+                ("in bpfkit", f"bpfkit.core.maps.base.{row['handled_by']}"),
             ]
         ),
     ]
@@ -420,7 +411,7 @@ def _program_text(row: dict[str, Any]) -> list[str]:
 
 def _findings() -> Iterator[tuple[str, list[Feature]]]:
     """What the doctor looks at: heading, answers.  A generator, because probing takes a while."""
-    from bpfkit.core import features
+    from bpfkit.core.features import programs as features
 
     yield "environment", [*features.environment(), *_compile_side()]
     yield "program types", features.program_types()
@@ -429,8 +420,8 @@ def _findings() -> Iterator[tuple[str, list[Feature]]]:
 
 def _compile_side() -> list[Feature]:
     """The interpreter that has bcc, and where headers can come from."""
-    from bpfkit.core.features import NOT_SUPPORTED, WORKS, Feature
-    from bpfkit.core.headers import describe
+    from bpfkit.core.compile.headers import describe
+    from bpfkit.core.features.programs import NOT_SUPPORTED, WORKS, Feature
 
     routes = [
         Feature(
@@ -456,8 +447,8 @@ def _compile_side() -> list[Feature]:
 def _bcc() -> Feature:
     import subprocess
 
-    from bpfkit.core.compiler import interpreters
-    from bpfkit.core.features import NOT_SUPPORTED, WORKS, Feature
+    from bpfkit.core.compile.compiler import interpreters
+    from bpfkit.core.features.programs import NOT_SUPPORTED, WORKS, Feature
 
     ask = "from importlib.util import find_spec as f; s = f('bcc'); print(s.origin if s else '')"
     tried = interpreters()
@@ -507,12 +498,12 @@ def _detail(answer: Feature) -> str:
 
 
 def _clean(options: Namespace) -> int:
-    from bpfkit.core.headers import remove_leftovers
+    from bpfkit.core.compile.headers import remove_leftovers
     from bpfkit.core.records import reap
 
     removed = [*reap(), *remove_leftovers()]
     if options.cache:
-        from bpfkit.core.cache import Cache
+        from bpfkit.core.compile.cache import Cache
 
         count = Cache().clear()
         removed += [f"{count} compiled programs from the cache"] if count else []

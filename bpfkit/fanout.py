@@ -7,18 +7,18 @@ sockex3's: it counts the flows that came there, without a packet being copied to
 
 from __future__ import annotations
 
-from bpfkit.app import main, positive
+from bpfkit.app.base import main, positive
+from bpfkit.app.tap import SocketApp
 from bpfkit.core.errors import UsageError
-from bpfkit.net.flows import fill_jump, read_flows
-from bpfkit.packets import SocketApp
-from bpfkit.sockex3 import Sockex3
+from bpfkit.sockex3.flow_maps import fill_jump, read_flows
+from bpfkit.sockex3.program import Sockex3
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app import Row, Verdict
+    from bpfkit.app.base import Row, Verdict
     from bpfkit.core.object import Object
 
 #: A kernel frees the programs of a process that ended all at once, in a work queue that has room
@@ -59,7 +59,7 @@ class Fanout(SocketApp):
 
     def setup(self) -> None:
         from bpfkit import load
-        from bpfkit.net.packet_socket import Fanout as Group
+        from bpfkit.net.packets.packet_socket import Fanout as Group
 
         interface, count = self.interface, self.options.sockets
         spread = self.load(sockets=count, l2_len=interface.l2_len)

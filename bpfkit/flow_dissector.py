@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from struct import pack
 
-from bpfkit.app import main
-from bpfkit.labapp import LabApp
+from bpfkit.app.base import main
+from bpfkit.app.lab import LabApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.app import Row, Verdict
+    from bpfkit.app.base import Row, Verdict
 
 KINDS = ("plain", "tunnel IPv4", "tunnel IPv6", "fragment", "left to the kernel")
 PROTOCOL = 253
@@ -71,7 +71,7 @@ class FlowDissector(LabApp):
         """How many of the frames each socket of the group got."""
         from time import monotonic, sleep
 
-        from bpfkit.net.packet_socket import Fanout, PacketSocket
+        from bpfkit.net.packets.packet_socket import Fanout, PacketSocket
 
         assert self.lab is not None
         there, here = self.lab.interface("client:eth0"), self.lab.interface("server:eth0")

@@ -7,14 +7,14 @@ counts what is forwarded, and drops UDP.
 
 from __future__ import annotations
 
-from bpfkit.app import main
-from bpfkit.routeapp import SERVERS, DropApp
+from bpfkit.app.base import main
+from bpfkit.app.route import SERVERS, DropApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.app import Verdict
+    from bpfkit.app.base import Verdict
 
 
 class LwtIn(DropApp):

@@ -8,17 +8,17 @@ server shows what arrives.
 
 from __future__ import annotations
 
-from bpfkit.app import main
+from bpfkit.app.base import main
+from bpfkit.app.route import RouteApp, forwarding_client
 from bpfkit.core.errors import InputError, UsageError
-from bpfkit.routeapp import RouteApp, forwarding_client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app import Verdict
-    from bpfkit.net.lab import Lab
+    from bpfkit.app.base import Verdict
+    from bpfkit.net.links.lab import Lab
 
 #: The networks behind the server: the host that the demo sends to, the client's next hop.
 INNER = {"10.78.0.1": ("10.78.0.0/24", "10.77.1.254"), "fd78::1": ("fd78::/64", "fd77:1::fe")}
@@ -75,7 +75,7 @@ class LwtXmit(RouteApp):
 
     def demo(self) -> None:
         """Datagrams to both networks, by the one tunnel and the next time by the other."""
-        from bpfkit.net.capture import Capture
+        from bpfkit.net.packets.capture import Capture
 
         assert self.lab is not None
         outer = self.round % 2
@@ -109,7 +109,7 @@ class LwtXmit(RouteApp):
 
     def send_tagged(self, host: str) -> None:
         """As many in frames with a priority tag, for the client to forward into the tunnel."""
-        from bpfkit.net.frames import PRIORITY, send_frames, udp_frame
+        from bpfkit.net.packets.frames import PRIORITY, send_frames, udp_frame
 
         assert self.lab is not None
         ends = self.lab.lladdr("client:eth0"), self.lab.lladdr("router:left")

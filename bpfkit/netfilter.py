@@ -8,18 +8,18 @@ ICMP at one of them.  nftables chains before and after it, in the same hook, cou
 
 from __future__ import annotations
 
-from bpfkit.app import main
+from bpfkit.app.base import main
+from bpfkit.app.lab import LabApp
 from bpfkit.core.errors import CompileError, InputError, UnsupportedError
-from bpfkit.labapp import LabApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app import Row, Verdict
-    from bpfkit.net.lab import Lab
-    from bpfkit.net.traffic import PingReport, UdpReport
+    from bpfkit.app.base import Row, Verdict
+    from bpfkit.net.links.lab import Lab
+    from bpfkit.net.traffic.report import PingReport, UdpReport
 
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 FAMILIES = {4: 2, 6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6
@@ -76,7 +76,7 @@ class Netfilter(LabApp):
         )
 
     def build(self) -> Lab:
-        from bpfkit.net.lab import router_lab
+        from bpfkit.net.links.lab import router_lab
 
         return router_lab()
 
@@ -102,7 +102,7 @@ class Netfilter(LabApp):
 
     def require(self) -> None:
         """Raise where the kernel does not have the program type."""
-        from bpfkit.core.features import NOT_SUPPORTED, probe_program_type
+        from bpfkit.core.features.programs import NOT_SUPPORTED, probe_program_type
 
         found = probe_program_type("netfilter")
         if found.state == NOT_SUPPORTED:
@@ -124,8 +124,8 @@ class Netfilter(LabApp):
 
     def demo(self) -> None:
         """Ping and UDP, in frames with a priority tag too, through the router."""
-        from bpfkit.net.tagged import tagged_udp
-        from bpfkit.net.traffic import ping, udp
+        from bpfkit.net.traffic.report import ping, udp
+        from bpfkit.net.traffic.tagged import tagged_udp
 
         assert self.lab is not None
         client, server = self.lab["client"], self.lab["server"]
@@ -190,7 +190,7 @@ class Netfilter(LabApp):
 
     def links(self) -> int:
         """How many of our links the kernel says are netfilter's (link type 10)."""
-        from bpfkit.core import syscall
+        from bpfkit.core.kernel import syscall
 
         program = self.object.programs["filter"]
         kinds = [

@@ -8,15 +8,15 @@ outer packet off (End.DT6).  A capture at the server shows what arrives.
 
 from __future__ import annotations
 
-from bpfkit.app import main
-from bpfkit.labapp import LabApp
+from bpfkit.app.base import main
+from bpfkit.app.lab import LabApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.app import Row, Verdict
-    from bpfkit.net.lab import Lab
+    from bpfkit.app.base import Row, Verdict
+    from bpfkit.net.links.lab import Lab
 
 FUNCTIONS = ("end_tag", "end_dt6")
 #: The router's segments, and a last one behind End.DT6 (which wants segments left).
@@ -43,7 +43,7 @@ class Seg6Local(LabApp):
             raise UsageError("seg6local works in its own lab only", why="it needs its segments")
 
     def build(self) -> Lab:
-        from bpfkit.net.lab import router_lab
+        from bpfkit.net.links.lab import router_lab
 
         lab = router_lab()
         for ns, devices in lab.devices.items():
@@ -52,7 +52,7 @@ class Seg6Local(LabApp):
         return lab
 
     def setup(self) -> None:
-        from bpfkit.net.lwt import attach_route
+        from bpfkit.net.attach.route import attach_route
 
         assert self.lab is not None
         self.object = self.load()
@@ -70,8 +70,8 @@ class Seg6Local(LabApp):
         import _socket
         from time import monotonic, sleep
 
-        from bpfkit.net.capture import Capture
-        from bpfkit.net.frames import PRIORITY, send_frames, tag, udp_frame
+        from bpfkit.net.packets.capture import Capture
+        from bpfkit.net.packets.frames import PRIORITY, send_frames, tag, udp_frame
 
         assert self.lab is not None
         client = self.lab["client"]
@@ -104,7 +104,7 @@ class Seg6Local(LabApp):
 
     def steer(self, mode: str, segments: str) -> None:
         """The client's route to the server leads through the segments."""
-        from bpfkit.net.netlink import with_iproute
+        from bpfkit.net.links.netlink import with_iproute
 
         assert self.lab is not None
         route = {
@@ -153,7 +153,7 @@ def steered(frame: bytes, mode: str, segments: str) -> bytes:
     """
     from struct import pack
 
-    from bpfkit.net.answers import packed
+    from bpfkit.xdp_afxdp.answers import packed
 
     ip = frame[14:]
     ends = [packed(segment) for segment in segments.split(",")]

@@ -23,8 +23,9 @@ below it the header that was fetched last.  Needs Linux 5.7 (loops, __sk_buff.gs
 
 from __future__ import annotations
 
-from bpfkit.app import main
-from bpfkit.core.asm import (
+from bpfkit.app.base import main
+from bpfkit.app.tap import ProtocolApp
+from bpfkit.core.kernel.asm import (
     Code,
     Mem,
     Reg,
@@ -67,12 +68,11 @@ from bpfkit.core.asm import (
     u32,
     u64,
 )
-from bpfkit.packets import ProtocolApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bpfkit.core.asm import Item
-    from bpfkit.core.maps import Map
+    from bpfkit.core.kernel.asm import Item
+    from bpfkit.core.maps.base import Map
     from bpfkit.core.program import Program
 
 # offsets in struct __sk_buff (linux/bpf.h)
@@ -324,7 +324,7 @@ class SockExample(ProtocolApp):
 
     def program(self, direction: int, l2_len: int) -> Program:
         """Assemble, and show the result with ``-v``."""
-        from bpfkit.core.maps import Map
+        from bpfkit.core.maps.base import Map
         from bpfkit.core.program import Program
 
         self.packets = self.keep(Map.create("array", 4, 8, 256, name="packets"))

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from bpfkit.app import main
-from bpfkit.packets import ProtocolApp
+from bpfkit.app.base import main
+from bpfkit.app.tap import ProtocolApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bpfkit.app import Row
+    from bpfkit.app.base import Row
 
 
 class Sockex1(ProtocolApp):

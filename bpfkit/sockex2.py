@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from bpfkit.app import main
-from bpfkit.packets import SocketApp, amount
+from bpfkit.app.base import main
+from bpfkit.app.tap import SocketApp, amount
 from bpfkit.show.address import address_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.app import Row, Verdict
+    from bpfkit.app.base import Row, Verdict
 
 
 class Sockex2(SocketApp):

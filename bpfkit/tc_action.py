@@ -8,16 +8,16 @@ ping never meets it.
 
 from __future__ import annotations
 
-from bpfkit.app import main
-from bpfkit.labapp import LabApp
+from bpfkit.app.base import main
+from bpfkit.app.lab import LabApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app import Row, Verdict
-    from bpfkit.net.traffic import PingReport, UdpReport
+    from bpfkit.app.base import Row, Verdict
+    from bpfkit.net.traffic.report import PingReport, UdpReport
 
 #: The server's address -> the client's.
 SERVERS = {"10.77.0.2": "10.77.0.1", "fd77::2": "fd77::1"}
@@ -44,7 +44,7 @@ class TcAction(LabApp):
             raise UsageError("tc_action works in its own lab only", why="its filter is the lab's")
 
     def setup(self) -> None:
-        from bpfkit.net.action import add_action
+        from bpfkit.net.attach.action import add_action
 
         assert self.lab is not None
         self.object = self.load(one_in=2)
@@ -57,8 +57,8 @@ class TcAction(LabApp):
 
     def demo(self) -> None:
         """Ping, UDP, and UDP in priority-tagged frames, over both IP versions."""
-        from bpfkit.net.tagged import tagged_udp
-        from bpfkit.net.traffic import ping, udp
+        from bpfkit.net.traffic.report import ping, udp
+        from bpfkit.net.traffic.tagged import tagged_udp
 
         assert self.lab is not None
         client, server = self.lab["client"], self.lab["server"]

@@ -9,17 +9,17 @@ The C side is bpf_c/tc/tc_classifier.bpf.c.  Rules set marks and priorities, and
 
 from __future__ import annotations
 
-from bpfkit.app import main
+from bpfkit.app.base import main
+from bpfkit.app.interface import TcApp
 from bpfkit.core.errors import BpfkitError, UsageError
-from bpfkit.hookapp import TcApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable, Sequence
 
-    from bpfkit.app import Row, Verdict
-    from bpfkit.core.link import Link
+    from bpfkit.app.base import Row, Verdict
+    from bpfkit.core.attach.link import Link
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
 
@@ -234,7 +234,7 @@ class TcClassifier(TcApp):
 
     def _tagged(self, direction: str, leaves: str, arrives: str) -> Verdict:
         """Tagged SYNs, the only TCP here: a tag's bytes count, in the frame or kept beside it."""
-        from bpfkit.net.tag_play import PAIR, TagPlay
+        from bpfkit.net.traffic.tagged_frames import PAIR, TagPlay
 
         def counted() -> tuple[int, int]:
             key = (direction, "tcp")

@@ -6,13 +6,13 @@ See also container_lab, where it stands beside xdp_drop_tcp.
 
 from __future__ import annotations
 
-from bpfkit.app import main
-from bpfkit.hookapp import TcApp
+from bpfkit.app.base import main
+from bpfkit.app.interface import TcApp
 from bpfkit.xdp_drop_tcp import DropTcp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bpfkit.net.tag_play import TagPlay
+    from bpfkit.net.traffic.tagged_frames import TagPlay
 
 
 class TcDropTcp(DropTcp, TcApp):
@@ -23,7 +23,7 @@ class TcDropTcp(DropTcp, TcApp):
 
     def tag_play(self) -> TagPlay:
         """Egress: frames to the client, captured there.  Ingress is behind the tap: answers."""
-        from bpfkit.net.tag_play import PAIR, AnswerPlay, TagPlay
+        from bpfkit.net.traffic.tagged_frames import PAIR, AnswerPlay, TagPlay
 
         assert self.lab is not None
         client, server = "client:eth0", "server:eth0"

@@ -10,18 +10,18 @@ from __future__ import annotations
 import _socket
 import struct
 
-from bpfkit.app import main
+from bpfkit.app.base import main
+from bpfkit.app.interface import XdpApp
 from bpfkit.core.errors import UsageError
-from bpfkit.hookapp import XdpApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app import Row, Verdict
+    from bpfkit.app.base import Row, Verdict
     from bpfkit.core.object import Object
-    from bpfkit.net.lab import Lab
+    from bpfkit.net.links.lab import Lab
 
 VIPS = ("198.51.100.1", "2001:db8:51::1")
 CLIENTS = ("203.0.113.5", "2001:db8:113::5")
@@ -47,7 +47,7 @@ class XdpDecap(XdpApp):
         parser.add_argument("--tunnel", metavar="A,B", action="append", help=text)
 
     def check_options(self) -> None:
-        from bpfkit.net.lb.balancer import address, packed
+        from bpfkit.xdp_lb.balancer import address, packed
 
         super().check_options()
         options = self.options
@@ -69,7 +69,7 @@ class XdpDecap(XdpApp):
             self.tunnels.append(packed(first) + packed(second))
 
     def make_lab(self) -> Lab:
-        from bpfkit.net.lab import pair_lab
+        from bpfkit.net.links.lab import pair_lab
 
         lab = pair_lab(offloads=False)
         for vip, size in zip(VIPS, (32, 128), strict=True):
@@ -95,7 +95,7 @@ class XdpDecap(XdpApp):
         """Datagrams in each kind of tunnel, and from a stranger."""
         from itertools import product
 
-        from bpfkit.net.frames import send_frames
+        from bpfkit.net.packets.frames import send_frames
 
         assert self.lab is not None
         if not hasattr(self, "arrived"):
@@ -119,7 +119,7 @@ class XdpDecap(XdpApp):
                 receiver.close()
 
     def _frame(self, inner: int, outer: int, strange: bool, body: bytes, *vlans: int) -> bytes:
-        from bpfkit.net.frames import ethernet, ip_packet
+        from bpfkit.net.packets.frames import ethernet, ip_packet
 
         assert self.lab is not None
         to, by = self.lab.lladdr("server:eth0"), self.lab.lladdr("client:eth0")
@@ -129,8 +129,8 @@ class XdpDecap(XdpApp):
         return ethernet(to, by, packet, vlans=vlans)
 
     def verify(self) -> Iterable[Verdict]:
-        from bpfkit.net.capture import Capture
-        from bpfkit.net.frames import send_frames
+        from bpfkit.net.packets.capture import Capture
+        from bpfkit.net.packets.frames import send_frames
 
         assert self.lab is not None
         for (inner, outer, strange), (sent, arrived) in self.arrived.items():
@@ -150,7 +150,7 @@ class XdpDecap(XdpApp):
 
 def _datagram(inner: int, body: bytes) -> bytes:
     """From a client to the VIP, without a tunnel."""
-    from bpfkit.net.frames import udp_packet
+    from bpfkit.net.packets.frames import udp_packet
 
     return udp_packet(CLIENTS[inner], VIPS[inner], body, ports=(4000, PORT), df=True)
 

@@ -6,17 +6,17 @@ The demo: on lo of a namespace of its own, pings are lost while TCP and UDP go o
 
 from __future__ import annotations
 
-from bpfkit.app import main
-from bpfkit.hookapp import XdpApp
+from bpfkit.app.base import main
+from bpfkit.app.interface import XdpApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app import Row, Verdict
-    from bpfkit.net.lab import Lab
-    from bpfkit.net.traffic import Report
+    from bpfkit.app.base import Row, Verdict
+    from bpfkit.net.links.lab import Lab
+    from bpfkit.net.traffic.report import Report
 
 HOSTS = ("127.0.0.1", "::1")
 _NO_TYPE = 512
@@ -62,7 +62,7 @@ class XdpDropIcmp(XdpApp):
         return {"keep_nd": int(self.options.keep_nd)}
 
     def make_lab(self) -> Lab:
-        from bpfkit.net.lab import loopback_lab
+        from bpfkit.net.links.lab import loopback_lab
 
         return loopback_lab()
 
@@ -73,7 +73,7 @@ class XdpDropIcmp(XdpApp):
 
     def demo(self) -> None:
         """Pings, which are lost, and TCP and UDP, which are not; over IPv4 and IPv6."""
-        from bpfkit.net.traffic import ping, tcp, udp
+        from bpfkit.net.traffic.report import ping, tcp, udp
 
         for host in HOSTS:
             self.lost.append(ping(host, count=2, interval=0.01, timeout=0.1))
@@ -88,8 +88,8 @@ class XdpDropIcmp(XdpApp):
         return rows
 
     def verify(self) -> Iterable[Verdict]:
-        from bpfkit.net.tag_play import TagPlay
-        from bpfkit.net.traffic import PingReport, TcpReport, UdpReport, ping
+        from bpfkit.net.traffic.report import PingReport, TcpReport, UdpReport, ping
+        from bpfkit.net.traffic.tagged_frames import TagPlay
 
         assert self.lab is not None
         counted = {(row["proto"], row["type"]): row["packets"] for row in self.rows()}

@@ -6,15 +6,15 @@ See also container_lab, where it stands beside tc_drop_tcp.
 
 from __future__ import annotations
 
-from bpfkit.app import main
-from bpfkit.hookapp import HookApp, XdpApp
+from bpfkit.app.base import main
+from bpfkit.app.interface import HookApp, XdpApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.app import Row, Verdict
-    from bpfkit.net.tag_play import TagPlay
+    from bpfkit.app.base import Row, Verdict
+    from bpfkit.net.traffic.tagged_frames import TagPlay
 
 HOSTS = ("10.77.0.2", "fd77::2")
 #: enum drop_row -> (verdict, IP version, what).
@@ -34,7 +34,7 @@ class DropTcp(HookApp):
     counters = ("bytes", "packets")
 
     def setup(self) -> None:
-        from bpfkit.net.probes import Listener
+        from bpfkit.net.traffic.probes import Listener
 
         #: (IP version, a TCP connection came about, a ping was answered), of every round.
         self.answers: list[tuple[int, bool, bool]] = []
@@ -49,8 +49,8 @@ class DropTcp(HookApp):
 
     def ask(self, host: str) -> tuple[bool, bool]:
         """(a TCP connection to the server comes about, it answers a ping)."""
-        from bpfkit.net.probes import tcp_answers
-        from bpfkit.net.traffic import ping
+        from bpfkit.net.traffic.probes import tcp_answers
+        from bpfkit.net.traffic.report import ping
 
         assert self.lab is not None
         client = self.lab["client"]
@@ -59,7 +59,7 @@ class DropTcp(HookApp):
 
     def tag_play(self) -> TagPlay:
         """TCP and something else in tagged frames, past the program."""
-        from bpfkit.net.tag_play import PAIR, TagPlay
+        from bpfkit.net.traffic.tagged_frames import PAIR, TagPlay
 
         assert self.lab is not None
         return TagPlay(self.lab, "client:eth0", "server:eth0", PAIR, ("TCP", "UDP"))

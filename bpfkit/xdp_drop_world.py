@@ -7,15 +7,15 @@ the other end show it.
 
 from __future__ import annotations
 
-from bpfkit.app import main
-from bpfkit.hookapp import XdpApp
+from bpfkit.app.base import main
+from bpfkit.app.interface import XdpApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.app import Row, Verdict
-    from bpfkit.net.lab import Lab
+    from bpfkit.app.base import Row, Verdict
+    from bpfkit.net.links.lab import Lab
 
 HOSTS = ("10.77.0.2", "fd77::2")
 PINGS = 3
@@ -42,7 +42,7 @@ class XdpDropWorld(XdpApp):
 
     def demo(self) -> None:
         """One state: pings over IPv4 and IPv6; then the other state."""
-        from bpfkit.net.traffic import ping
+        from bpfkit.net.traffic.report import ping
 
         assert self.lab is not None
         before = self.dropped()
@@ -100,7 +100,7 @@ class XdpDropWorld(XdpApp):
 
     def _tagged(self) -> Iterable[Verdict]:
         """Tagged frames do not get as far as a capture on the interface."""
-        from bpfkit.net.tag_play import PAIR, TagPlay
+        from bpfkit.net.traffic.tagged_frames import PAIR, TagPlay
 
         assert self.lab is not None
         play = TagPlay(self.lab, "client:eth0", self.spot, PAIR, ("TCP", "UDP"))

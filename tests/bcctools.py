@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from bpfkit.core import compiler, headers
+from bpfkit.core.compile import compiler, headers
 
 _CODE = "import importlib.util as u, sys; sys.exit(u.find_spec('bcc') is None)"
 

@@ -39,7 +39,7 @@ def _stuck_in_the_kernel() -> list[str]:
 
     Seen on Linux 6.18: when about a thousand programs are freed at once, the kernel's work queue
     and the JIT's mutex wait for each other, and every program load on the machine hangs in state D
-    until the next boot (see bpfkit.core.syscall._pace).
+    until the next boot (see bpfkit.core.kernel.syscall._pace).
     """
 
     def waiting() -> set[str]:
@@ -164,7 +164,7 @@ def _held_by_others() -> set[tuple[str, int]]:
 
 def _inside(number: int) -> set[int]:
     """Ids of the maps in a map of maps."""
-    from bpfkit.core.maps import Map
+    from bpfkit.core.maps.base import Map
 
     with contextlib.suppress(OSError):
         with Map.from_id(number) as outer:
@@ -173,7 +173,7 @@ def _inside(number: int) -> set[int]:
 
 
 def _bpf_objects() -> set[tuple[str, int]]:
-    from bpfkit.core import syscall
+    from bpfkit.core.kernel import syscall
 
     found: set[tuple[str, int]] = set()
     for kind, command in (("prog", 11), ("map", 12), ("link", 31)):  # BPF_*_GET_NEXT_ID
@@ -191,7 +191,7 @@ def _bpf_objects() -> set[tuple[str, int]]:
 
 def _bpf_name(kind: str, number: int) -> str:
     """What to call a leftover.  Only for one that is sure to be one, see left_since()."""
-    from bpfkit.core import syscall
+    from bpfkit.core.kernel import syscall
 
     with contextlib.suppress(OSError, KeyError, ValueError):
         if kind == "prog":

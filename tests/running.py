@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bpfkit.net.lab import Lab
-from bpfkit.net.netns import NetNS
+from bpfkit.net.links.lab import Lab
+from bpfkit.net.links.netns import NetNS
 
 ROOT = Path(__file__).resolve().parents[1]
 

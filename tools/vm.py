@@ -69,7 +69,7 @@ def memory_file(name: str, data: bytes) -> int:
 def cache_folder() -> Path | None:
     """Where unpacked kernels are kept; None if it cannot be written or is not ours alone."""
     sys.path.append(str(GUEST.parent.parent))
-    from bpfkit.core.cache import cache_dir  # standard library only
+    from bpfkit.core.compile.cache import cache_dir  # standard library only
 
     folder = Path(cache_dir()) / "vm"
     try:

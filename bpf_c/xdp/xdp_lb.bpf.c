@@ -16,7 +16,7 @@
  *                          | yes
  *            flows[tuple]: its backend, as long as that is there (LRU)
  *                          | none, or gone
- *            tables[0] -> slot[hash % slots]: a backend (Maglev, bpfkit/net/lb/maglev.py)
+ *            tables[0] -> slot[hash % slots]: a backend (Maglev, bpfkit/xdp_lb/maglev.py)
  *                          |
  *            backends[id]: addresses, next hop --> encapsulate, XDP_TX
  *

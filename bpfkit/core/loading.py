@@ -6,9 +6,7 @@ from __future__ import annotations
 import errno
 import os
 
-from . import syscall
-from .constants import prog_type_name
-from .errors import (
+from bpfkit.core.errors import (
     BpfkitError,
     LoadError,
     PrivilegeError,
@@ -16,13 +14,15 @@ from .errors import (
     VerifierError,
     errno_text,
 )
+from bpfkit.core.kernel import syscall
+from bpfkit.core.kernel.constants import prog_type_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .artifact import ProgDef
-    from .sections import Section
+    from bpfkit.core.compile.artifact import ProgDef
+    from bpfkit.core.kernel.sections import Section
 
 __all__ = ["load_program", "needs_root"]
 
@@ -121,7 +121,7 @@ def _load_error(
         return needs_root(what)
     if not log.strip() and number != errno.E2BIG:  # that one is too large to have a log
         if number == errno.EPERM:
-            from .features import refused_by_policy
+            from bpfkit.core.features.programs import refused_by_policy
 
             return PrivilegeError(what, why=refused_by_policy(section.prog_type))
         if number == errno.EINVAL:
@@ -132,7 +132,7 @@ def _load_error(
                 hint="`python -m bpfkit doctor` shows what works here",
             )
         return LoadError(what, why=errno_text(number))
-    from .verifier import explain
+    from bpfkit.core.verifier.explain import explain
 
     found = explain(
         log, prog_type_name=kind, insn_count=insn_count, find_line=find_line, number=number

@@ -12,12 +12,11 @@ import errno
 import os
 from struct import pack_into
 
-from . import syscall
-from .artifact import MapDef, map_defs, prog_defs
-from .cache import Cache, digest
-from .closing import Closing
-from .constants import map_type, map_type_name, prog_type
-from .errors import (
+from bpfkit.core.closing import Closing
+from bpfkit.core.compile.artifact import MapDef, map_defs, prog_defs
+from bpfkit.core.compile.cache import Cache, digest
+from bpfkit.core.compile.source import Source
+from bpfkit.core.errors import (
     BpfkitError,
     InputError,
     LoadError,
@@ -25,20 +24,21 @@ from .errors import (
     UnsupportedError,
     errno_text,
 )
-from .loading import load_program, needs_root
-from .log import say
-from .program import Program
-from .sections import Section, resolve
-from .source import Source
+from bpfkit.core.kernel import syscall
+from bpfkit.core.kernel.constants import map_type, map_type_name, prog_type
+from bpfkit.core.kernel.sections import Section, resolve
+from bpfkit.core.loading import load_program, needs_root
+from bpfkit.core.log import say
+from bpfkit.core.program import Program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from .artifact import Artifact, ProgDef
-    from .btf import Btf
-    from .maps import Map
+    from bpfkit.core.compile.artifact import Artifact, ProgDef
+    from bpfkit.core.maps.base import Map
+    from bpfkit.core.types.btf import Btf
 __all__ = ["Object", "compiled", "load"]
 
 
@@ -105,7 +105,7 @@ def _artifact(
         if artifact is not None:
             say(f"{src.name}: compiled earlier ({key[:12]})")
             return key, artifact, True
-    from .compiler import compile_source
+    from bpfkit.core.compile.compiler import compile_source
 
     artifact = compile_source(src, cflags)
     if store is not None:
@@ -173,7 +173,7 @@ class Object(Closing):
     def btf(self) -> Btf | None:
         """The types of the source, parsed on first use; None if it was compiled without."""
         if self._btf is None and self._artifact["btf"]:
-            from .btf import Btf
+            from bpfkit.core.types.btf import Btf
 
             self._btf = Btf(self._artifact["btf"])
         return self._btf
@@ -209,7 +209,7 @@ class Object(Closing):
                 self._load_program(definition, sections[definition.name], fds, values, options)
 
     def _create_maps(self, definitions: list[MapDef], options: _Options) -> list[int]:
-        from .maps import open_map
+        from bpfkit.core.maps.base import open_map
 
         fds = [-1] * len(definitions)
         # Templates before the maps of maps that are made after them.
@@ -269,7 +269,7 @@ class Object(Closing):
 
     def _find_line(self, quoted: str, approximate: int) -> tuple[str, int] | None:
         """Where a C line that the verifier quotes stands in the user's files."""
-        from .diagnostics import find_c_line
+        from bpfkit.core.compile.diagnostics import find_c_line
 
         return find_c_line(self._source, quoted, approximate)
 
@@ -400,7 +400,7 @@ def _attach_btf_id(name: str, section: Section) -> int:
 
     ``struct_ops/STRUCT.member`` also sets the expected attach type: the member's index.
     """
-    from .btf import vmlinux
+    from bpfkit.core.types.btf import vmlinux
 
     what = f'cannot load {name} (SEC("{section.name}"))'
     btf = vmlinux()

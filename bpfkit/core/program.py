@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A loaded program: how to attach it, and how to run it on a packet.
 
-Every kind of attachment is one ``attach_*`` method and returns a :class:`~bpfkit.core.link.Link`.
+Every kind of attachment is one ``attach_*`` method and returns a
+:class:`~bpfkit.core.attach.link.Link`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import errno
 import os
 from struct import Struct, pack, pack_into
 
-from . import syscall
-from .closing import Closing
-from .constants import SOCKET_FILTER, prog_type_name
-from .errors import BpfkitError, InputError, UnsupportedError, errno_text
-from .link import Link, attach_error
-from .registry import attachers
-from .sections import Section
+from bpfkit.core.attach.link import Link, attach_error
+from bpfkit.core.closing import Closing
+from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_text
+from bpfkit.core.kernel import syscall
+from bpfkit.core.kernel.constants import SOCKET_FILTER, prog_type_name
+from bpfkit.core.kernel.sections import Section
+from bpfkit.core.registry import attachers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from .maps import Map
+    from bpfkit.core.maps.base import Map
 
 __all__ = ["Program", "RunResult", "Runner", "skb_context"]
 
@@ -172,14 +173,14 @@ class Program(Closing):
         expected_attach_type: int = 0,
         prog_flags: int = 0,
     ) -> Program:
-        """Load instructions made by hand (:mod:`bpfkit.core.asm`).
+        """Load instructions made by hand (:mod:`bpfkit.core.kernel.asm`).
 
         :param type: a name or number of ``enum bpf_prog_type``.
         :param insns: 8 bytes per instruction, in the machine's byte order.
         :raises VerifierError: with the reason in words, when the verifier rejects them.
         """
-        from .constants import prog_type
-        from .loading import load_program
+        from bpfkit.core.kernel.constants import prog_type
+        from bpfkit.core.loading import load_program
 
         number = type if isinstance(type, int) else prog_type(type)
         section = Section("", number, expected_attach_type, prog_flags)
@@ -488,7 +489,7 @@ class Program(Closing):
     attach_trace = attach_raw_tracepoint
 
     def attach_iter(self, extra: bytes = b"") -> Link:
-        """Make an iterator's link (5.8); :func:`bpfkit.core.syscall.iter_create` reads it."""
+        """Make an iterator's link (5.8); :func:`.syscall.iter_create` reads it."""
         return self._link("iter", self.section.target, 0, 28, 0, extra)
 
     def attach_perf_event(self, event_fd: int, *, target: str = "") -> Link:
@@ -515,7 +516,7 @@ class Program(Closing):
 
     def attach_tracepoint(self, name: str = "") -> Link:
         """Attach to a tracepoint, ``category/name`` (4.7; needs tracefs to learn its number)."""
-        from .features import tracefs
+        from bpfkit.core.features.programs import tracefs
 
         name = name or self.section.target
         root = tracefs()

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import os
 
-from .log import say
-from .registry import undoers
+from bpfkit.core.log import say
+from bpfkit.core.registry import undoers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .link import Link
+    from bpfkit.core.attach.link import Link
 
 __all__ = ["attachers", "undoers"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from .text import clip, fit, table
+from bpfkit.show.text import clip, fit, table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

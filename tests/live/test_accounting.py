@@ -21,8 +21,8 @@ from collections import defaultdict
 import pytest
 from running import Running, run
 
-from bpfkit.net.lab import pair_lab
-from bpfkit.net.traffic import tcp
+from bpfkit.net.links.lab import pair_lab
+from bpfkit.net.traffic.report import tcp
 
 PACKETS = 1_000_000
 # 128 bytes of each packet hold every header of this traffic.

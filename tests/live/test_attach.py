@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 import bpfkit
-from bpfkit.core import records, syscall
+from bpfkit.core import records
 from bpfkit.core.errors import AttachError, InputError, UnsupportedError
-from bpfkit.net.lab import pair_lab
-from bpfkit.net.netns import NetNS
+from bpfkit.core.kernel import syscall
+from bpfkit.net.links.lab import pair_lab
+from bpfkit.net.links.netns import NetNS
 
 SERVER = "10.77.0.2"
 DEVICE = "eth0"

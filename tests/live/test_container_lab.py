@@ -21,12 +21,12 @@ from scapy.layers.inet import ICMP, TCP
 from scapy.utils import rdpcap
 
 import bpfkit
+from bpfkit.container_lab.cable import Cable
+from bpfkit.container_lab.scene import PROBES, STATES, Scene, expected, scene_of_lab
+from bpfkit.container_lab.webserver import PAGE, WebServer
 from bpfkit.core.errors import UnsupportedError
-from bpfkit.net.cable import Cable
-from bpfkit.net.lab import Lab, bridge_lab
-from bpfkit.net.matrix import PROBES, STATES, Scene, expected, scene_of_lab
-from bpfkit.net.netns import NetNS
-from bpfkit.net.webserver import PAGE, WebServer
+from bpfkit.net.links.lab import Lab, bridge_lab
+from bpfkit.net.links.netns import NetNS
 
 FIELDS = ["ts", "round", "state", "probe", "expected", "answered", "captured"]
 

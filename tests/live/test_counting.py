@@ -16,8 +16,8 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from bpfkit.net.lab import Lab, loopback_lab, pair_lab
-from bpfkit.net.packet_socket import PacketSocket
+from bpfkit.net.links.lab import Lab, loopback_lab, pair_lab
+from bpfkit.net.packets.packet_socket import PacketSocket
 
 INCOMING, OUTGOING, BOTH = 1, 2, 3
 UDP_SEGMENT = 103  # setsockopt(SOL_UDP): the kernel cuts what is sent into datagrams

@@ -12,10 +12,11 @@ import sys
 
 import pytest
 
-from bpfkit.core import features, syscall
-from bpfkit.core.btf import FUNC, Btf
-from bpfkit.core.constants import MAP_TYPES, PROG_TYPES
-from bpfkit.core.features import INCONCLUSIVE, NOT_SUPPORTED, WORKS, Feature
+from bpfkit.core.features import programs as features
+from bpfkit.core.features.programs import INCONCLUSIVE, NOT_SUPPORTED, WORKS, Feature
+from bpfkit.core.kernel import syscall
+from bpfkit.core.kernel.constants import MAP_TYPES, PROG_TYPES
+from bpfkit.core.types.btf import FUNC, Btf
 
 needs_bpftool = pytest.mark.skipif(not shutil.which("bpftool"), reason="no bpftool")
 

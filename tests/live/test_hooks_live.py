@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from running import run
 
-from bpfkit.net.packet_path import PacketPath, expected
+from bpfkit.hooks.probes import PacketPath, expected
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,7 @@ def test_an_installed_bpfkit_lists_its_programs(installed: Path, tmp_path: Path)
 
 
 def test_an_installed_bpfkit_brings_every_c_file(installed: Path, tmp_path: Path) -> None:
-    ask = "from bpfkit.core.source import c_root; print(c_root())"
+    ask = "from bpfkit.core.compile.source import c_root; print(c_root())"
     root = Path(run([installed, "-c", ask], tmp_path).stdout.strip())
     assert not root.is_relative_to(ROOT)
 

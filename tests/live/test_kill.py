@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from bpfkit.core import syscall
+from bpfkit.core.kernel import syscall
 
 ROOT = Path(__file__).resolve().parents[2]
 SOCKETS = ["sock_example", "sockex1", "sockex2", "sockex3", "truncate", "fanout"]

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError
-from bpfkit.net.capture import Capture
-from bpfkit.net.interfaces import Interface
-from bpfkit.net.lab import Lab, bridge_lab, loopback_lab, pair_lab, router_lab
-from bpfkit.net.netns import NetNS
-from bpfkit.net.offloads import get_offloads, set_offloads
-from bpfkit.net.traffic import ping, tcp
+from bpfkit.net.links.interfaces import Interface
+from bpfkit.net.links.lab import Lab, bridge_lab, loopback_lab, pair_lab, router_lab
+from bpfkit.net.links.netns import NetNS
+from bpfkit.net.links.offloads import get_offloads, set_offloads
+from bpfkit.net.packets.capture import Capture
+from bpfkit.net.traffic.report import ping, tcp
 
 pytest.importorskip("pyroute2", reason="pyroute2 is not installed")
 
@@ -253,8 +253,8 @@ def test_without_pyroute2() -> None:
 import sys
 sys.modules["pyroute2"] = None
 from bpfkit.core.errors import UnsupportedError
-from bpfkit.net.lab import loopback_lab, pair_lab
-from bpfkit.net.traffic import ping
+from bpfkit.net.links.lab import loopback_lab, pair_lab
+from bpfkit.net.traffic.report import ping
 with loopback_lab() as lab:
     assert ping("::1", ns=lab["host"]).received == 1
 try:
@@ -283,8 +283,8 @@ def test_cheap_imports() -> None:
     """What a program imports to attach brings none of the heavy modules along."""
     code = """
 import sys
-import bpfkit.net.netns, bpfkit.net.interfaces, bpfkit.net.packet_socket
-import bpfkit.net.pcap, bpfkit.net.traffic
+import bpfkit.net.links.netns, bpfkit.net.links.interfaces, bpfkit.net.packets.packet_socket
+import bpfkit.net.packets.pcap, bpfkit.net.traffic.report
 print(" ".join(sys.modules))
 """
     out = subprocess.run(

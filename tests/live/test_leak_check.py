@@ -17,11 +17,11 @@ LEAKS = {
     "descriptor": ("import os\nkeep = os.open('/etc/passwd', os.O_RDONLY)", "/etc/passwd"),
     "socket": ("import socket\nKEPT.append(socket.socket())", "socket:["),
     "namespace": (
-        "from bpfkit.net.netns import NetNS\nKEPT.append(NetNS.new())",
+        "from bpfkit.net.links.netns import NetNS\nKEPT.append(NetNS.new())",
         "descriptor of net:[",
     ),
     "zz_entered": (
-        "from bpfkit.net.netns import NetNS\nns = NetNS.new(); KEPT.append(ns)\n"
+        "from bpfkit.net.links.netns import NetNS\nns = NetNS.new(); KEPT.append(ns)\n"
         "ns.entered().__enter__()",
         "the thread is in another network namespace",
     ),
@@ -51,8 +51,8 @@ LEAKS = {
 
 
 CLEAN = """\
-from bpfkit.net.lab import pair_lab
-from bpfkit.core import syscall
+from bpfkit.net.links.lab import pair_lab
+from bpfkit.core.kernel import syscall
 import os
 os.close(syscall.prog_load(1, bytes([0xb7]+[0]*7+[0x95]+[0]*7), b'GPL'))
 with pair_lab() as lab:

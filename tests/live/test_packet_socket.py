@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from bpfkit.core import syscall
 from bpfkit.core.errors import AttachError, BpfkitError, InputError, UnsupportedError
-from bpfkit.net.capture import Capture
-from bpfkit.net.interfaces import Interface
-from bpfkit.net.lab import Lab, pair_lab
-from bpfkit.net.netns import NetNS
-from bpfkit.net.packet_socket import Fanout, Packet, PacketSocket
-from bpfkit.net.pcap import PcapReader, to_ethernet
-from bpfkit.net.traffic import ping, tcp, udp
+from bpfkit.core.kernel import syscall
+from bpfkit.net.links.interfaces import Interface
+from bpfkit.net.links.lab import Lab, pair_lab
+from bpfkit.net.links.netns import NetNS
+from bpfkit.net.packets.capture import Capture
+from bpfkit.net.packets.packet_socket import Fanout, Packet, PacketSocket
+from bpfkit.net.packets.pcap import PcapReader, to_ethernet
+from bpfkit.net.traffic.report import ping, tcp, udp
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -158,8 +158,8 @@ def test_kill_9_takes_all_with_it(ns: NetNS) -> None:
     """The far end of a cable into a lab disappears when the lab's process is killed."""
     code = """
 import sys, time
-from bpfkit.net.lab import Lab
-from bpfkit.net.netns import NetNS
+from bpfkit.net.links.lab import Lab
+from bpfkit.net.links.netns import NetNS
 lab = Lab()
 lab.namespace("mine")
 lab.namespaces["theirs"] = NetNS.from_path(sys.argv[1])

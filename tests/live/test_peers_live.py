@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from running import Running, on_server, path_of
 
-from bpfkit.core.features import NOT_SUPPORTED, probe_program_type
-from bpfkit.net.lab import Lab, pair_lab, router_lab
-from bpfkit.net.netns import NetNS
-from bpfkit.net.probes import Listener
-from bpfkit.net.traffic import ping, udp
+from bpfkit.core.features.programs import NOT_SUPPORTED, probe_program_type
+from bpfkit.net.links.lab import Lab, pair_lab, router_lab
+from bpfkit.net.links.netns import NetNS
+from bpfkit.net.traffic.probes import Listener
+from bpfkit.net.traffic.report import ping, udp
 
 COUNT = 3
 

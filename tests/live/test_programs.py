@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from running import ROOT, Running, command, path_of, run
 
-from bpfkit.net.netns import NetNS
+from bpfkit.net.links.netns import NetNS
 
 OBSERVERS = ["sock_example", "sockex1", "sockex2", "sockex3"]
 PROGRAMS = [*OBSERVERS, "fanout", "truncate"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bpfkit.core.constants import PROG_TYPES
+from bpfkit.core.kernel.constants import PROG_TYPES
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -72,7 +72,7 @@ def test_command_of_the_documentation_runs(command, place):
 
 def test_two_terminals_of_the_readme(tmp_path):
     """The first command goes on while those of the other terminal run, on a cable's end."""
-    from bpfkit.net.lab import pair_lab
+    from bpfkit.net.links.lab import pair_lab
 
     (block,) = re.findall(r"```sh\n(.*?# in another terminal.*?)```", README.read_text(), re.S)
     first, others = ([*map(shlex.split, part.splitlines())] for part in block.split("# in another"))

@@ -15,10 +15,10 @@ from running import command, path_of, run
 from bpfkit.core.errors import UnsupportedError
 from bpfkit.core.object import load
 from bpfkit.core.records import reap
-from bpfkit.net.capture import Capture
-from bpfkit.net.lab import pair_lab, router_lab
-from bpfkit.net.lwt import attach_route
-from bpfkit.net.traffic import ping, udp
+from bpfkit.net.attach.route import attach_route
+from bpfkit.net.links.lab import pair_lab, router_lab
+from bpfkit.net.packets.capture import Capture
+from bpfkit.net.traffic.report import ping, udp
 
 pytest.importorskip("pyroute2", reason="pyroute2 is not installed")
 PROGRAMS = [

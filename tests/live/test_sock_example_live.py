@@ -13,11 +13,11 @@ from collections.abc import Iterator
 import pytest
 from running import Running, path_of, run
 
-from bpfkit.core.maps import Map
+from bpfkit.core.maps.base import Map
 from bpfkit.core.program import Program
-from bpfkit.net.interfaces import Interface
-from bpfkit.net.netns import NetNS
-from bpfkit.net.packet_socket import PacketSocket
+from bpfkit.net.links.interfaces import Interface
+from bpfkit.net.links.netns import NetNS
+from bpfkit.net.packets.packet_socket import PacketSocket
 from bpfkit.sock_example import assemble_program
 
 

@@ -13,12 +13,12 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Raw
 
 from bpfkit.core.errors import BpfkitError, InputError
-from bpfkit.net.frames import BROADCAST, send_frames, udp_frame
-from bpfkit.net.lab import Lab, star_lab
-from bpfkit.net.offloads import driver
-from bpfkit.net.probes import hop, path_mtu
-from bpfkit.net.star import Star, addresses, peers_pass
-from bpfkit.net.traffic import ping
+from bpfkit.net.links.lab import Lab, star_lab
+from bpfkit.net.links.offloads import driver
+from bpfkit.net.packets.frames import BROADCAST, send_frames, udp_frame
+from bpfkit.net.traffic.probes import hop, path_mtu
+from bpfkit.net.traffic.report import ping
+from bpfkit.xdp_redirect.star import Star, addresses, peers_pass
 
 A, B = "02:00:00:00:00:01", "02:00:00:00:00:02"
 PAIRS = [("10.0.0.1", "10.0.0.2", IP), ("fd00::1", "fd00::2", IPv6)]

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import pytest
 
 from bpfkit.core.errors import BpfkitError, InputError
-from bpfkit.net.capture import Capture
-from bpfkit.net.lab import Lab, pair_lab
-from bpfkit.net.netns import NetNS
-from bpfkit.net.traffic import Traffic, mixed, ping, tcp, tcp_info, udp
+from bpfkit.net.links.lab import Lab, pair_lab
+from bpfkit.net.links.netns import NetNS
+from bpfkit.net.packets.capture import Capture
+from bpfkit.net.traffic.report import Traffic, mixed, ping, tcp, tcp_info, udp
 
 HOSTS = ["10.77.0.2", "fd77::2"]
 

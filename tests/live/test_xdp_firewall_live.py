@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from bpfkit.core import syscall as sc
-from bpfkit.net.firewall.demo import firewall_lab
-from bpfkit.net.lab import Lab
-from bpfkit.net.traffic import Traffic, ping
+from bpfkit.core.kernel import syscall as sc
+from bpfkit.net.links.lab import Lab
+from bpfkit.net.traffic.report import Traffic, ping
+from bpfkit.xdp_firewall.demo import firewall_lab
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "bpfkit.xdp_firewall"]

@@ -13,7 +13,7 @@ import pytest
 from running import Row, Running, path_of, run
 
 from bpfkit.core.errors import BpfkitError
-from bpfkit.net.lb.lab import VIP4, VIP6, BackendLab
+from bpfkit.xdp_lb.lab import VIP4, VIP6, BackendLab
 
 B1, B2, B3 = "10.77.2.11", "fd77:2::12", "10.77.2.13"
 VIPS = ["--vip", f"{VIP4}:80/tcp", "--vip", f"[{VIP6}]:80/tcp"]

@@ -21,9 +21,9 @@ from scapy.packet import Raw
 import bpfkit
 from bpfkit.core.errors import UnsupportedError
 from bpfkit.core.object import Object
-from bpfkit.net.lab import Lab, pair_lab
-from bpfkit.net.probes import Listener, tcp_answers
-from bpfkit.net.traffic import ping
+from bpfkit.net.links.lab import Lab, pair_lab
+from bpfkit.net.traffic.probes import Listener, tcp_answers
+from bpfkit.net.traffic.report import ping
 
 PROGRAMS = ["xdp_drop_world", "xdp_drop_icmp", "xdp_drop_tcp", "tc_drop_tcp"]
 
@@ -131,7 +131,7 @@ def test_tc_both_ways_leaves_nothing(lab: Lab, how: str, direction: str) -> None
 
 
 def test_a_program_that_ip_link_attached_is_named_and_replaced(lab: Lab) -> None:
-    from bpfkit.net import rtnetlink
+    from bpfkit.net.links import rtnetlink
 
     with bpfkit.load("xdp/xdp_drop_world.bpf.c") as loaded:
         program = loaded.programs["xdp_drop_world"]

@@ -14,12 +14,12 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
 
 from bpfkit.core.cpus import online
-from bpfkit.net.capture import Capture
-from bpfkit.net.frames import BROADCAST, send_frames
-from bpfkit.net.lab import Lab, pair_lab, star_lab
-from bpfkit.net.probes import Listener
-from bpfkit.net.star import peers_pass
-from bpfkit.net.traffic import ping, tcp
+from bpfkit.net.links.lab import Lab, pair_lab, star_lab
+from bpfkit.net.packets.capture import Capture
+from bpfkit.net.packets.frames import BROADCAST, send_frames
+from bpfkit.net.traffic.probes import Listener
+from bpfkit.net.traffic.report import ping, tcp
+from bpfkit.xdp_redirect.star import peers_pass
 
 PORTS = ["-i", "p1", "--to", "p2", "--to", "p3"]
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpfkit.core import asm, syscall
-from bpfkit.core.asm import (
+from bpfkit.core.kernel import asm, syscall
+from bpfkit.core.kernel.asm import (
     Code,
     Insn,
     assemble,
@@ -55,8 +55,8 @@ from bpfkit.core.asm import (
     w1,
     w2,
 )
-from bpfkit.core.constants import map_type, prog_type
-from bpfkit.core.disasm import disassemble
+from bpfkit.core.kernel.constants import map_type, prog_type
+from bpfkit.core.kernel.disasm import disassemble
 
 SOCKET_FILTER = prog_type("SOCKET_FILTER")
 SYSCALL = prog_type("SYSCALL")
@@ -197,7 +197,7 @@ def test_text_is_the_verifiers(array: int) -> None:
 
 def without_callback(code: bytes) -> bytes:
     """``everything`` with the call of bpf_loop and its arguments turned into no-ops."""
-    from bpfkit.core.disasm import decode
+    from bpfkit.core.kernel.disasm import decode
 
     out, insns = b"", decode(code)
     for insn in insns:
@@ -250,7 +250,7 @@ def test_text_is_bpftools() -> None:
 
 def test_callback_distance() -> None:
     """ld_func counts from where the kernel counts: the callback's func_info offset matches."""
-    from bpfkit.core.features import tiny_btf  # BTF with one int(void *) function
+    from bpfkit.core.features.programs import tiny_btf  # BTF with one int(void *) function
 
     code = assemble(
         mov(r1, 4),

@@ -36,12 +36,12 @@ from corpus import (
 from headers_oracle import EXTENSIONS, VLAN, drops_icmp, drops_tcp, look
 
 import bpfkit
-from bpfkit.app import parser_of
+from bpfkit.app.base import parser_of
+from bpfkit.app.interface import HookApp, TcApp
 from bpfkit.core.object import Object
-from bpfkit.hookapp import HookApp, TcApp
 from bpfkit.tc_classifier import TcClassifier
 from bpfkit.tc_drop_tcp import TcDropTcp
-from bpfkit.xdp_afxdp import XdpAfxdp
+from bpfkit.xdp_afxdp.program import XdpAfxdp
 from bpfkit.xdp_drop_icmp import XdpDropIcmp
 from bpfkit.xdp_drop_tcp import XdpDropTcp
 from bpfkit.xdp_drop_world import XdpDropWorld

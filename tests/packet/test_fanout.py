@@ -15,7 +15,7 @@ from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
 import bpfkit
-from bpfkit.core import syscall
+from bpfkit.core.kernel import syscall
 
 SOCKETS = 8
 ENDS = [("10.0.0.1", "10.9.8.7"), ("2001:db8::1", "2001:db8::2")]

@@ -57,7 +57,7 @@ def test_every_xdp_and_tc_program_has_a_row_for_each_kind_of_packet(bench: Modul
 
 
 def test_a_program_that_changes_its_packet_is_run_on_fresh_ones(bench: ModuleType) -> None:
-    from bpfkit.core import asm
+    from bpfkit.core.kernel import asm
     from bpfkit.core.program import Program
 
     # the first byte of the packet, plus one

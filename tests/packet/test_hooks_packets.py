@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import bpfkit
-from bpfkit.net.packet_path import HOOKS, PORT, Sighting
+from bpfkit.hooks.probes import HOOKS, PORT, Sighting
 
 scapy = pytest.importorskip("scapy.all", reason="scapy is not installed")
 

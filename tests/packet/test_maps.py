@@ -30,13 +30,13 @@ from btftools import (
     movi,
 )
 
-from bpfkit.core import btf as B
-from bpfkit.core import syscall as sc
-from bpfkit.core.btf import Btf
-from bpfkit.core.buffers import UserRingFullError
 from bpfkit.core.errors import MapError, UnsupportedError
-from bpfkit.core.layout import int_layout, struct_layout
-from bpfkit.core.maps import EXIST, NOEXIST, Map, MapFullError, PerCpuValue, possible_cpus
+from bpfkit.core.kernel import syscall as sc
+from bpfkit.core.maps.base import EXIST, NOEXIST, Map, MapFullError, PerCpuValue, possible_cpus
+from bpfkit.core.maps.buffers import UserRingFullError
+from bpfkit.core.types import btf as B
+from bpfkit.core.types.btf import Btf
+from bpfkit.core.types.layout import int_layout, struct_layout
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make maps")
 

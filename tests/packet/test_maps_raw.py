@@ -8,11 +8,11 @@ import struct
 import pytest
 
 import bpfkit
-from bpfkit.core import syscall as sc
-from bpfkit.core.compiler import compile_source
+from bpfkit.core.compile.compiler import compile_source
+from bpfkit.core.compile.source import Source
 from bpfkit.core.errors import CompileError
-from bpfkit.core.maps import Map, MapFullError
-from bpfkit.core.source import Source
+from bpfkit.core.kernel import syscall as sc
+from bpfkit.core.maps.base import Map, MapFullError
 
 
 @pytest.mark.parametrize("step", [1, 7, 1000, 1 << 16])

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 import bpfkit
-from bpfkit.core import compiler, syscall
-from bpfkit.core.cache import Cache
+from bpfkit.core.compile import compiler
+from bpfkit.core.compile.cache import Cache
 from bpfkit.core.errors import InputError, VerifierError
+from bpfkit.core.kernel import syscall
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -136,8 +137,8 @@ def test_closing_frees_programs_and_maps(cache):
 
 
 def test_cached_program_that_does_not_load_is_compiled_anew(cache):
-    from bpfkit.core.cache import digest
-    from bpfkit.core.source import Source
+    from bpfkit.core.compile.cache import digest
+    from bpfkit.core.compile.source import Source
 
     bpfkit.load(COUNT).close()
     key = digest(Source.find(COUNT).key_material(), ())

@@ -8,9 +8,9 @@ import os
 import pytest
 
 import bpfkit
-from bpfkit.core.constants import PROG_TYPES
 from bpfkit.core.errors import InputError, PrivilegeError, UnsupportedError, VerifierError
-from bpfkit.core.sections import SECTIONS
+from bpfkit.core.kernel.constants import PROG_TYPES
+from bpfkit.core.kernel.sections import SECTIONS
 
 #: What stands for the target where a name needs one that the kernel looks up at load time.
 TARGETS = {

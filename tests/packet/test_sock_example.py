@@ -34,8 +34,8 @@ from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 from scapy.utils import wrpcap
 
-from bpfkit.core import syscall
-from bpfkit.core.maps import Map
+from bpfkit.core.kernel import syscall
+from bpfkit.core.maps.base import Map
 from bpfkit.core.object import load
 from bpfkit.core.program import Program
 from bpfkit.show.protocols import protocol_name

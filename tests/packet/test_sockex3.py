@@ -30,7 +30,7 @@ from scapy.layers.sctp import SCTP
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
-from bpfkit.core import syscall
+from bpfkit.core.kernel import syscall
 
 INNER_ETH = Ether(src="02:00:00:00:00:03", dst="02:00:00:00:00:04")
 A4, B4 = "192.0.2.1", "198.51.100.2"

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from bpfkit.core import syscall
-from bpfkit.core.asm import (
+from bpfkit.core.errors import BpfkitError, VerifierError
+from bpfkit.core.kernel import syscall
+from bpfkit.core.kernel.asm import (
     add,
     assemble,
     call,
@@ -41,11 +42,10 @@ from bpfkit.core.asm import (
     u32,
     u64,
 )
-from bpfkit.core.constants import map_type, prog_type
-from bpfkit.core.errors import BpfkitError, VerifierError
+from bpfkit.core.kernel.constants import map_type, prog_type
 from bpfkit.core.object import load
 from bpfkit.core.program import Program
-from bpfkit.core.verifier import Explanation, explain
+from bpfkit.core.verifier.explain import Explanation, explain
 
 STRICT_ALIGNMENT = 1  # BPF_F_STRICT_ALIGNMENT: x86 takes misaligned accesses otherwise
 

@@ -19,8 +19,8 @@ from scapy.layers.l2 import Dot1AD, Dot1Q
 from scapy.packet import Packet, Raw
 
 import bpfkit
-from bpfkit.core.syscall import TestRun
-from bpfkit.net.lb.balancer import packed
+from bpfkit.core.kernel.syscall import TestRun
+from bpfkit.xdp_lb.balancer import packed
 
 TUNNELS = [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")]
 OUTER4, OUTER6 = IP(src="192.0.2.1", dst="192.0.2.2"), IPv6(src="2001:db8::1", dst="2001:db8::2")

@@ -29,8 +29,8 @@ from scapy.packet import Packet, Raw
 from scapy.utils import wrpcap
 
 import bpfkit
+from bpfkit.app.interface import HookApp
 from bpfkit.core.program import Program
-from bpfkit.hookapp import HookApp
 from bpfkit.tc_drop_tcp import TcDropTcp
 from bpfkit.xdp_drop_icmp import XdpDropIcmp
 from bpfkit.xdp_drop_tcp import XdpDropTcp

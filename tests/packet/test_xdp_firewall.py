@@ -21,10 +21,10 @@ from scapy.packet import Packet, Raw
 
 import bpfkit
 from bpfkit.core.errors import InputError
-from bpfkit.core.maps import MapFullError
-from bpfkit.net.firewall.control import MAPS, Firewall, templates
-from bpfkit.net.firewall.rules import Rule, RuleSet, parse_rule
-from bpfkit.xdp_firewall import XdpFirewall
+from bpfkit.core.maps.base import MapFullError
+from bpfkit.xdp_firewall.control import MAPS, Firewall, templates
+from bpfkit.xdp_firewall.program import XdpFirewall
+from bpfkit.xdp_firewall.rules import Rule, RuleSet, parse_rule
 
 RANDOM = 200_000
 PASS, DROP = 2, 1
@@ -401,7 +401,7 @@ def test_vlan_gre_and_interfaces_without_link_header(wall: Loaded) -> None:
 @pytest.mark.parametrize("kind", ["ring", "perf"])
 @pytest.mark.parametrize("snap", [0, 1, 60, 2048])
 def test_events(kind: str, snap: int) -> None:
-    from bpfkit.net.firewall.events import Dropped
+    from bpfkit.xdp_firewall.events import Dropped
 
     wall = Loaded(events={"ring": 1, "perf": 2}[kind], snap=snap)
     wall.add("192.0.2.0/24", "2001:db8::/32", "tcp/80")
@@ -451,8 +451,8 @@ def test_every_event_is_there_or_counted_as_lost(kind: str) -> None:
 
 def test_maps_are_byte_for_byte_what_python_thinks() -> None:
     """The layouts are written down twice; here the maps are made as the C side says."""
-    from bpfkit.net.firewall import control as f
-    from bpfkit.net.firewall.events import _HEAD
+    from bpfkit.xdp_firewall import control as f
+    from bpfkit.xdp_firewall.events import _HEAD
 
     with bpfkit.load(XdpFirewall.source) as plain:
         made = templates()

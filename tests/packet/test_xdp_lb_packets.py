@@ -34,9 +34,9 @@ from scapy.packet import Packet, Raw
 
 import bpfkit
 from bpfkit.core.errors import InputError
-from bpfkit.core.syscall import TestRun
-from bpfkit.net.lb.balancer import Balancer, Service
-from bpfkit.xdp_lb import RESULTS
+from bpfkit.core.kernel.syscall import TestRun
+from bpfkit.xdp_lb.balancer import Balancer, Service
+from bpfkit.xdp_lb.program import RESULTS
 
 VIP4, VIP6 = "192.0.2.2", "2001:db8::2"
 SERVICES = [f"{VIP4}:80/tcp", f"{VIP4}:53/udp", f"[{VIP6}]:80/tcp", f"[{VIP6}]:53/udp"]
@@ -176,7 +176,7 @@ def test_every_byte_against_scapy(shared: Loaded) -> None:
 @pytest.mark.parametrize("size", [251, 4093])
 @pytest.mark.parametrize("names", [[], ["10.0.0.11"], list(BACKENDS)[:3], list(BACKENDS)])
 def test_the_table_is_the_papers(size: int, names: list[str]) -> None:
-    from bpfkit.net.lb import maglev as ours
+    from bpfkit.xdp_lb import maglev as ours
 
     table = ours.build({name: (i, 1) for i, name in enumerate(names)}, size)
     assert [names[i] if i != ours.EMPTY else "" for i in table] == maglev(names, size)

@@ -24,10 +24,10 @@ from scapy.packet import Packet, Raw
 from scapy.utils import checksum
 
 import bpfkit
-from bpfkit.core import syscall
+from bpfkit.core.kernel import syscall
 from bpfkit.core.object import Object
 from bpfkit.core.program import MAX_RUN_DATA
-from bpfkit.net.lab import Lab, star_lab
+from bpfkit.net.links.lab import Lab, star_lab
 
 RANDOM = 200_000
 DROP, PASS, REDIRECT = 1, 2, 4

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpfkit.core import asm
-from bpfkit.core.asm import (
+from bpfkit.core.kernel import asm
+from bpfkit.core.kernel.asm import (
     AsmError,
     assemble,
     call,
@@ -37,8 +37,8 @@ from bpfkit.core.asm import (
     w1,
     w2,
 )
-from bpfkit.core.disasm import decode, disassemble, format_insn, listing, parse
-from bpfkit.core.helpers import HELPERS, find_helper, helper_name, nearest_helpers
+from bpfkit.core.kernel.disasm import decode, disassemble, format_insn, listing, parse
+from bpfkit.core.kernel.helpers import HELPERS, find_helper, helper_name, nearest_helpers
 
 # (instruction, its bytes by RFC 9669 worked out by hand, its text in the verifier's words)
 TABLE = [

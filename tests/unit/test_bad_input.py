@@ -12,12 +12,13 @@ from typing import Any, cast
 
 import pytest
 
-from bpfkit.app import App
-from bpfkit.core import cache, compiler, log
+from bpfkit.app.base import App
+from bpfkit.core import log
+from bpfkit.core.compile import cache, compiler
+from bpfkit.core.compile.source import Source
 from bpfkit.core.errors import InputError, UnsupportedError
-from bpfkit.core.source import Source
-from bpfkit.net.interfaces import Interface
-from bpfkit.net.pcap import PcapReader
+from bpfkit.net.links.interfaces import Interface
+from bpfkit.net.packets.pcap import PcapReader
 
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY = 65534

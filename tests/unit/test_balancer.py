@@ -10,8 +10,8 @@ import pytest
 from running import run
 
 from bpfkit.core.errors import InputError
-from bpfkit.net.lb.balancer import Backend, Service, parse_backend, read_backends
-from bpfkit.net.lb.health import Health, connect_all
+from bpfkit.xdp_lb.balancer import Backend, Service, parse_backend, read_backends
+from bpfkit.xdp_lb.health import Health, connect_all
 
 VIP = ["-i", "lo", "--vip", "198.51.100.1:80/tcp"]
 

@@ -18,9 +18,9 @@ from btftools import TYPES, Builder, btf_from_c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpfkit.core import btf as B
-from bpfkit.core.btf import Btf, vmlinux
-from bpfkit.core.layout import BtfError, Layout, bytes_layout, int_layout, struct_layout
+from bpfkit.core.types import btf as B
+from bpfkit.core.types.btf import Btf, vmlinux
+from bpfkit.core.types.layout import BtfError, Layout, bytes_layout, int_layout, struct_layout
 
 TEXT = """
 enum color { RED, GREEN = 5, BLUE = 0x7fffffff }; enum sign { MINUS = -3, ZERO, PLUS = 3 };
@@ -532,7 +532,7 @@ def test_round_trips(data: st.DataObject) -> None:
 def test_imports_stay_light() -> None:
     code = (
         f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}; "
-        "before = set(sys.modules); import bpfkit.core.maps, bpfkit.core.buffers; "
+        "before = set(sys.modules); import bpfkit.core.maps.base, bpfkit.core.maps.buffers; "
         "print(*(set(sys.modules) - before))"
     )
     names = subprocess.run(

@@ -10,9 +10,9 @@ import stat
 
 import pytest
 
-from bpfkit.core import cache as cache_module
 from bpfkit.core import log
-from bpfkit.core.cache import Cache, cache_dir, digest
+from bpfkit.core.compile import cache as cache_module
+from bpfkit.core.compile.cache import Cache, cache_dir, digest
 
 ARTIFACT = {
     "v": 1,

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 from bcctools import no_compiler
 
-from bpfkit.core import compiler, headers
-from bpfkit.core.artifact import check
-from bpfkit.core.compiler import compile_source
+from bpfkit.core.compile import compiler, headers
+from bpfkit.core.compile.artifact import check
+from bpfkit.core.compile.compiler import compile_source
+from bpfkit.core.compile.source import Source, c_root
 from bpfkit.core.errors import CompileError, UnsupportedError
-from bpfkit.core.source import Source, c_root
 
 if TYPE_CHECKING:
-    from bpfkit.core.artifact import Artifact
+    from bpfkit.core.compile.artifact import Artifact
 
 pytestmark = pytest.mark.skipif(bool(no_compiler()), reason=no_compiler())
 needs_btf = pytest.mark.skipif(bool(headers.btf_problem()), reason="no kernel BTF")

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from bpfkit.core import diagnostics
+from bpfkit.core.compile import diagnostics
+from bpfkit.core.compile.source import Source
 from bpfkit.core.errors import CompileError, PrivilegeError
-from bpfkit.core.source import Source
 
 TEXT = """#include <bpfkit/bpfkit.h>
 BPF_HASH(m, u32, u64);

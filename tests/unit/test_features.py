@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from bpfkit.core import features, syscall
-from bpfkit.core.features import INCONCLUSIVE, NOT_SUPPORTED, WORKS
+from bpfkit.core.features import programs as features
+from bpfkit.core.features.programs import INCONCLUSIVE, NOT_SUPPORTED, WORKS
+from bpfkit.core.kernel import syscall
 
 ALL = frozenset(f"CAP_{name}" for name in features.CAPABILITIES)
 
@@ -96,7 +97,7 @@ def test_who_refuses(kernel: Callable[..., None]) -> None:
 
 
 def test_without_kernel_btf(kernel: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    from bpfkit.core.btf import Btf
+    from bpfkit.core.types.btf import Btf
 
     def missing(cls: type[Btf]) -> Btf:
         raise FileNotFoundError(2, "No such file or directory")
@@ -123,7 +124,7 @@ class FakeBtf:
 def test_lsm_that_is_never_called(
     kernel: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bpfkit.core.btf import Btf
+    from bpfkit.core.types.btf import Btf
 
     btf = FakeBtf("bpf_lsm_socket_bind")
     monkeypatch.setattr(Btf, "vmlinux", classmethod(lambda cls: btf))

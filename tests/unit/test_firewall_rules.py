@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from bpfkit.core.errors import InputError
-from bpfkit.net.firewall import rules as firewall_rules
-from bpfkit.net.firewall.rules import RuleSet, parse_data, parse_file, parse_rule
+from bpfkit.xdp_firewall import rules as firewall_rules
+from bpfkit.xdp_firewall.rules import RuleSet, parse_data, parse_file, parse_rule
 
 pytestmark = pytest.mark.unit
 

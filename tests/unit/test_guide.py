@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from bpfkit.__main__ import main, programs
-from bpfkit.core import features, maps
-from bpfkit.core.constants import ATTACH_TYPES, MAP_TYPES, PROG_TYPES
+from bpfkit.commands.guide import MAPS, PROGRAMS
+from bpfkit.core.features import programs as features
+from bpfkit.core.kernel.constants import ATTACH_TYPES, MAP_TYPES, PROG_TYPES
+from bpfkit.core.kernel.sections import SECTIONS, resolve
+from bpfkit.core.maps import base as maps
 from bpfkit.core.program import Program
-from bpfkit.core.sections import SECTIONS, resolve
-from bpfkit.guide import MAPS, PROGRAMS
 
 UAPI = [Path("/usr/include/linux/bpf.h"), Path("/usr/include/linux/bpf_perf_event.h")]
 # contexts that are not in the UAPI headers of BPF
@@ -109,7 +110,7 @@ def test_constants_exist() -> None:
 
 
 def test_helpers_exist() -> None:
-    from bpfkit.core.helpers import HELPERS, find_helper
+    from bpfkit.core.kernel.helpers import HELPERS, find_helper
 
     # functions of the kernel that are not helpers by number
     kfuncs = {"bpf_sock_addr_set_sun_path", "bpf_arena_alloc_pages", "bpf_dynptr_from_skb"}

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from bpfkit.core import compiler, headers
+from bpfkit.core.compile import compiler, headers
+from bpfkit.core.compile.headertext import macros_only
+from bpfkit.core.compile.source import Source
+from bpfkit.core.compile.vmlinux import Types
 from bpfkit.core.errors import CompileError, InputError, UnsupportedError
-from bpfkit.core.headertext import macros_only
-from bpfkit.core.source import Source
-from bpfkit.core.vmlinux import Types
 
 
 @pytest.fixture(autouse=True)

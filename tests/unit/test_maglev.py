@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpfkit.net.lb.maglev import EMPTY, SIZES, build, is_prime, shares, unavoidable
+from bpfkit.xdp_lb.maglev import EMPTY, SIZES, build, is_prime, shares, unavoidable
 
 SIZE = 4093
 names = st.lists(st.ip_addresses().map(str), min_size=1, max_size=40, unique=True)

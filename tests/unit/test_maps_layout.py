@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpfkit.core import maps
-from bpfkit.core.artifact import MapDef
-from bpfkit.core.constants import MAP_TYPES, map_type
+from bpfkit.core.compile.artifact import MapDef
 from bpfkit.core.errors import MapError
-from bpfkit.core.layout import bytes_layout, int_layout, struct_layout
-from bpfkit.core.maps import PerCpuValue, open_map
+from bpfkit.core.kernel.constants import MAP_TYPES, map_type
+from bpfkit.core.maps import base as maps
+from bpfkit.core.maps.base import PerCpuValue, open_map
+from bpfkit.core.types.layout import bytes_layout, int_layout, struct_layout
 
 
 def make(kind: str, key: int = 4, value: int = 8, entries: int = 16, flags: int = 0) -> maps.Map:

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from bpfkit.core.errors import InputError
-from bpfkit.net import pcap
-from bpfkit.net.pcap import PcapngWriter, PcapReader, PcapWriter, Record, to_ethernet
+from bpfkit.net.packets import pcap
+from bpfkit.net.packets.pcap import PcapngWriter, PcapReader, PcapWriter, Record, to_ethernet
 
 scapy = pytest.importorskip("scapy.all", reason="scapy is not installed")
 
@@ -537,7 +537,7 @@ def test_damage_never_raises_anything_else() -> None:
 
 def test_a_pipe(capture: Path) -> None:
     code = (
-        "import sys; from bpfkit.net.pcap import PcapReader; "
+        "import sys; from bpfkit.net.packets.pcap import PcapReader; "
         "print(sum(r.orig_len for r in PcapReader('-')))"
     )
     with capture.open("rb") as file:

@@ -8,9 +8,9 @@ import ctypes.util
 
 import pytest
 
-from bpfkit.core import constants
 from bpfkit.core.errors import InputError
-from bpfkit.core.sections import SECTIONS, resolve
+from bpfkit.core.kernel import constants
+from bpfkit.core.kernel.sections import SECTIONS, resolve
 
 
 def libbpf():
@@ -79,7 +79,7 @@ def test_every_program_type_has_a_section():
 
 def test_enumerations_agree_with_the_running_kernel():
     """Names and numbers, against the kernel's own BTF as far as it goes."""
-    from bpfkit.core.btf import vmlinux
+    from bpfkit.core.types.btf import vmlinux
 
     btf = vmlinux()
     if btf is None:

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bpfkit.show import flows
 from bpfkit.show.address import address_text
 from bpfkit.show.jsonl import json_lines
 from bpfkit.show.live import Frame, LiveView
 from bpfkit.show.protocols import protocol_name, protocol_number
 from bpfkit.show.text import cell, clip, fit, human, table
+from bpfkit.sockex3 import flow_rows as flows
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bpfkit.core.compile.scan import flatten, mask
+from bpfkit.core.compile.source import Source, c_root
 from bpfkit.core.errors import CompileError, InputError
-from bpfkit.core.scan import flatten, mask
-from bpfkit.core.source import Source, c_root
 
 
 def source(text: str, **kw: str) -> Source:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from bcctools import no_compiler
 
-from bpfkit.core import compiler, worker
-from bpfkit.core.compiler import compile_source
+from bpfkit.core.compile import compiler, worker
+from bpfkit.core.compile.compiler import compile_source
+from bpfkit.core.compile.source import Source
 from bpfkit.core.errors import CompileError
-from bpfkit.core.source import Source
 
 pytestmark = pytest.mark.skipif(bool(no_compiler()), reason=no_compiler())
 
@@ -56,11 +56,11 @@ def test_it_stands_alone() -> None:
 def test_it_makes_no_bpf_call(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     code = (
-        "from bpfkit.core.source import Source\n"
-        "from bpfkit.core.compiler import compile_source\n"
+        "from bpfkit.core.compile.source import Source\n"
+        "from bpfkit.core.compile.compiler import compile_source\n"
         f"compile_source(Source.from_text({TEXT!r}, 'w.bpf.c'))\n"
     )
-    root = Path(worker.__file__).parents[2]
+    root = Path(worker.__file__).parents[3]
     subprocess.run(
         ["strace", "-f", "-e", "trace=bpf", "-o", str(trace), sys.executable, "-c", code],
         check=True,
@@ -75,12 +75,12 @@ def test_it_makes_no_bpf_call(tmp_path: Path) -> None:
 def test_it_needs_no_privilege(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from bpfkit.core.source import Source\n"
-        "from bpfkit.core.compiler import compile_source\n"
+        "from bpfkit.core.compile.source import Source\n"
+        "from bpfkit.core.compile.compiler import compile_source\n"
         f"a = compile_source(Source.from_text({TEXT!r}, 'w.bpf.c'))\n"
         "print(len(a['maps']), len(a['progs']))\n"
     )
-    root = Path(worker.__file__).parents[2]
+    root = Path(worker.__file__).parents[3]
     done = subprocess.run(
         [
             "setpriv",

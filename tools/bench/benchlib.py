@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from bpfkit.net.checksum import checksum
+from bpfkit.net.packets.checksum import checksum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

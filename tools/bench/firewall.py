@@ -31,10 +31,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import bpfkit  # noqa: E402
-from bpfkit.core.maps import Map  # noqa: E402
-from bpfkit.net.firewall.control import MAPS, Firewall, templates  # noqa: E402
-from bpfkit.net.firewall.rules import RuleSet, parse_data  # noqa: E402
-from bpfkit.net.lab import pair_lab  # noqa: E402
+from bpfkit.core.maps.base import Map  # noqa: E402
+from bpfkit.net.links.lab import pair_lab  # noqa: E402
+from bpfkit.xdp_firewall.control import MAPS, Firewall, templates  # noqa: E402
+from bpfkit.xdp_firewall.rules import RuleSet, parse_data  # noqa: E402
 
 POOL = 1 << 20
 LENGTHS = {4: (24, 24, 24, 32, 32, 28, 22, 20), 6: (48, 48, 64, 128, 56, 40)}

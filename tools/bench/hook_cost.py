@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from bpfkit.app import App
+    from bpfkit.app.base import App
+    from bpfkit.app.interface import HookApp
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
-    from bpfkit.hookapp import HookApp
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
@@ -113,8 +113,8 @@ class Cost(NamedTuple):
 def classes(wanted: list[str]) -> list[type[App]]:
     """The classes of the programs with XDP or tc functions in their source."""
     from bpfkit.__main__ import programs
-    from bpfkit.core.constants import prog_type_name
     from bpfkit.core.errors import InputError
+    from bpfkit.core.kernel.constants import prog_type_name
 
     names = {prog_type_name(number) for number in TYPES}
     found = {cls.name: cls for cls in programs() if cls.source and names & set(cls.types())}
@@ -127,7 +127,7 @@ def classes(wanted: list[str]) -> list[type[App]]:
 @contextmanager
 def as_for_pcap(cls: type[HookApp], options: list[str]) -> Generator[Program]:
     """The program that `--pcap` would run, loaded and its maps filled."""
-    from bpfkit.app import parser_of
+    from bpfkit.app.base import parser_of
 
     app = cls(parser_of(cls).parse_args(["--pcap", "-", *options]))
     app.note = lambda text: None  # type: ignore[method-assign]
@@ -143,7 +143,7 @@ def as_for_pcap(cls: type[HookApp], options: list[str]) -> Generator[Program]:
 def loaded_programs(wanted: list[str]) -> Generator[tuple[str, Program]]:
     """(title, program), loaded until the next is asked for."""
     import bpfkit
-    from bpfkit.hookapp import HookApp
+    from bpfkit.app.interface import HookApp
 
     for cls in classes(wanted):
         if issubclass(cls, HookApp):
@@ -167,7 +167,7 @@ def loaded_programs(wanted: list[str]) -> Generator[tuple[str, Program]]:
 
 def baseline(number: int) -> Program:
     """A program of one instruction (and the exit that every program has)."""
-    from bpfkit.core import asm
+    from bpfkit.core.kernel import asm
     from bpfkit.core.program import Program
 
     code = asm.assemble(asm.mov(asm.r0, TYPES[number][1]), asm.exit_())

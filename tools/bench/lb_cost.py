@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
-    from bpfkit.net.lb.balancer import Balancer
+    from bpfkit.xdp_lb.balancer import Balancer
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
@@ -41,7 +41,7 @@ PASS = (
 
 def frame(source: str, sport: int, destination: str, dport: int = 80) -> bytes:
     """A TCP segment with 1000 bytes."""
-    from bpfkit.net.frames import ip_packet
+    from bpfkit.net.packets.frames import ip_packet
 
     tcp = struct.pack("!HHIIBBHHH", sport, dport, 1, 1, 5 << 4, 0x10, 500, 0, 0) + bytes(1000)
     kind = b"\x86\xdd" if ":" in source else b"\x08\x00"
@@ -51,7 +51,7 @@ def frame(source: str, sport: int, destination: str, dport: int = 80) -> bytes:
 def loaded(backends: int, encap: int) -> tuple[Object, Balancer]:
     """The program with that many backends."""
     import bpfkit
-    from bpfkit.net.lb.balancer import Balancer, Service
+    from bpfkit.xdp_lb.balancer import Balancer, Service
 
     made = bpfkit.load("xdp/xdp_lb.bpf.c", consts={"slots": SIZE, "encap": encap})
     balancer = Balancer(made, SIZE)
@@ -76,7 +76,7 @@ def by_many(program: Program, packet: bytes, runs: int) -> float:
 
 def by_one(program: Program, packet: bytes) -> float:
     """Nanoseconds of a run of one packet, with what it costs to take the time."""
-    from bpfkit.core.syscall import TestRun
+    from bpfkit.core.kernel.syscall import TestRun
 
     run = TestRun(program.fd, len(packet), 0)
     run.data_in[: len(packet)] = packet
@@ -110,7 +110,7 @@ def costs(runs: int) -> None:
 
 def disruption() -> None:
     """The second table."""
-    from bpfkit.core.syscall import TestRun
+    from bpfkit.core.kernel.syscall import TestRun
 
     rng = random.Random(1)
     known = [frame(f"203.0.{rng.randrange(256)}.5", i & 0xFFFF, VIP4) for i in range(FLOWS)]

@@ -66,7 +66,7 @@ def fill(flows: Map, count: int) -> None:
     """``count`` different flows, one packet of 100 bytes each on the first CPU."""
     import ctypes
 
-    from bpfkit.core import syscall
+    from bpfkit.core.kernel import syscall
 
     with open("/sys/devices/system/cpu/possible") as file:
         cpus = int(file.read().strip().rpartition("-")[2]) + 1
@@ -120,7 +120,7 @@ def main() -> int:
 
 def uapi() -> str:
     """A header tree for BCC, which finds none without linux-headers."""
-    from bpfkit.core.headers import uapi_tree
+    from bpfkit.core.compile.headers import uapi_tree
 
     return uapi_tree().path
 

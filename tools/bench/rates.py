@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from bpfkit.core.program import Program
-    from bpfkit.net.lab import Lab
+    from bpfkit.net.links.lab import Lab
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
@@ -62,7 +62,7 @@ class Bench:
 
     def __init__(self, options: Namespace, keep: ExitStack) -> None:
         import bpfkit
-        from bpfkit.net.lab import Lab
+        from bpfkit.net.links.lab import Lab
 
         self.options = options
         self.keep = keep
@@ -131,7 +131,7 @@ class Bench:
         The seconds are the kernel's: without its making ready, which takes a grace period of RCU,
         and without what other processes had of the CPU meanwhile.
         """
-        from bpfkit.core.syscall import TestRun
+        from bpfkit.core.kernel.syscall import TestRun
 
         self.generator["sample"][0] = frame[:HEADERS]
         run = TestRun(program.fd, len(frame), 0)
@@ -268,7 +268,7 @@ class XdpOne(Method):
     title = "XDP, one instruction"
 
     def set_up(self) -> None:
-        from bpfkit.core import asm
+        from bpfkit.core.kernel import asm
         from bpfkit.core.program import Program
 
         self.cable()
@@ -386,7 +386,7 @@ class SocketFilter(Method):
     def set_up(self) -> None:
         from socket import AF_INET, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET
 
-        from bpfkit.core import asm
+        from bpfkit.core.kernel import asm
         from bpfkit.core.program import Program
 
         self.cable()

@@ -64,7 +64,7 @@ list(b["totals"].items())
 
 def image(path: str) -> str:
     """Write what libbpf_loader loads; returns the entry's name."""
-    from bpfkit.core.artifact import map_defs, prog_defs
+    from bpfkit.core.compile.artifact import map_defs, prog_defs
     from bpfkit.core.object import compiled
 
     artifact = compiled(SOURCE)
@@ -94,7 +94,7 @@ def image(path: str) -> str:
 
 def tail_calls(artifact: dict) -> tuple[dict[str, int], str, str]:
     """({function: slot}, entry function, name of the tail-call array)."""
-    from bpfkit.net.flows import LAYERS
+    from bpfkit.sockex3.flow_maps import LAYERS
 
     slots = {layer: number for number, layer in enumerate(LAYERS)}
     entry = next(f for f, _, _ in artifact["sections"] if f not in slots)
@@ -121,7 +121,7 @@ def measure(
 def main() -> int:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     python = shutil.which("python3", path="/usr/bin") or sys.executable
-    from bpfkit.net.lab import loopback_lab
+    from bpfkit.net.links.lab import loopback_lab
 
     with tempfile.TemporaryDirectory() as work, loopback_lab() as lab:
         env = os.environ | {"BPFKIT_CACHE": f"{work}/cache", "PYTHONDONTWRITEBYTECODE": ""}
@@ -129,7 +129,7 @@ def main() -> int:
         tool, loader = f"{work}/measure", f"{work}/libbpf_loader"
         subprocess.run(["cc", "-O2", "-o", tool, f"{HERE}/measure.c"], check=True)
         subprocess.run(["cc", "-O2", "-o", loader, f"{HERE}/libbpf_loader.c", "-lbpf"], check=True)
-        from bpfkit.net.flows import LAYERS
+        from bpfkit.sockex3.flow_maps import LAYERS
 
         entry = image(f"{work}/image")
         slots = {layer: number for number, layer in enumerate(LAYERS)}
@@ -150,7 +150,7 @@ def main() -> int:
         program = [python, "-m", "bpfkit.sockex3", "-i", "lo", "-c", "1", "-t", "0.000001", "-v"]
         # A cache directory of its own for each run: no artifact and no header tree is there yet.
         empty = f"BPFKIT_CACHE=$(mktemp -d -p {work}) exec {' '.join(program)}"
-        from bpfkit.core.headers import uapi_tree
+        from bpfkit.core.compile.headers import uapi_tree
 
         env["PYTHONPATH"] = ROOT
         bcc_env = env | {"BCC_KERNEL_SOURCE": uapi_tree().path}

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * What xdp_firewall.bpf.c (which looks rules up) and xdp_firewall_fill.bpf.c (which prepares the
- * filter in front of them) must agree on; bpfkit/net/firewall/control.py has the same layouts.
+ * filter in front of them) must agree on; bpfkit/xdp_firewall/control.py has the same layouts.
  */
 #ifndef BPFKIT_FIREWALL_H
 #define BPFKIT_FIREWALL_H

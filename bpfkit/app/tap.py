@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Base of the programs that watch the packets of one interface through an AF_PACKET socket.
+
+::
+
+    interface ──▶ packet tap ──▶ [program] ──▶ maps ──▶ rows()
+                                     │
+                                     └─▶ keeps 0 bytes: nothing is copied to user space
+
+What they share: which interface and network namespace, which direction, ``--pcap`` (every packet
+of a capture through the loaded program, by BPF_PROG_TEST_RUN), the demo's traffic over ``lo``, and
+what ``--check`` compares.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from bpfkit.app.base import App
+from bpfkit.core.errors import BpfkitError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Iterable
+
+    from bpfkit.app.base import Row, Verdict
+    from bpfkit.core.object import Object
+    from bpfkit.core.program import Program
+    from bpfkit.net.links.interfaces import Interface
+    from bpfkit.net.packets.packet_socket import PacketSocket
+    from bpfkit.net.traffic.report import Report
+
+__all__ = ["ProtocolApp", "SocketApp", "amount"]
+
+#: LOAD_CONST direction: which packets the programs count.
+INCOMING, OUTGOING = 1, 2
+_DIRECTIONS = {"in": INCOMING, "out": OUTGOING, "both": INCOMING | OUTGOING}
+_ETHERNET = 14
+_LINK_ETHERNET = 1  # LINKTYPE_ETHERNET
+_SOL_SOCKET, _SO_ERROR = 1, 4
+_CLASSIC = (6, 17, 1)  # the protocols of the classic line
+
+
+class SocketApp(App):
+    """Watches the packets of an interface."""
+
+    needs = ("NET_RAW", "BPF")
+    #: What ``--direction`` is by default.
+    direction = "out"
+    #: False where a program has no choice of direction.
+    has_direction = True
+    #: False where a program cannot say anything about a single packet.
+    judges_captures = True
+    #: The function that the socket gets; "" is the first of the source.
+    entry = ""
+
+    interface: Interface
+    socket: PacketSocket | None = None
+    object: Object
+
+    def __init__(self, options: Namespace) -> None:
+        super().__init__(options)
+        #: What the demo's traffic makers report.
+        self.made: list[Report] = []
+        self._hosts: list[str] = []
+
+    # -- command line
+
+    @classmethod
+    def add_options(cls, parser: ArgumentParser) -> None:
+        """Interface, namespace, capture, direction."""
+        add = parser.add_argument
+        add("-i", "--interface", metavar="IF", help="interface to watch (default: lo, with a demo)")
+        add("--netns", metavar="NS", help="network namespace: a name, a process id or a path")
+        if cls.judges_captures:
+            add("--pcap", metavar="FILE", help="judge a capture (pcap, pcapng, gzip)")
+        if cls.has_direction:
+            add(
+                "--direction",
+                choices=_DIRECTIONS,
+                help=f"packets to count (default: {cls.direction}); lo shows each packet once",
+            )
+
+    def check_options(self) -> None:
+        """Captures exclude everything live; ``--check`` is for loopback only."""
+        options = self.options
+        if getattr(options, "pcap", None) is not None:
+            for name in ("interface", "netns", "check"):
+                if getattr(options, name) not in (None, False):
+                    raise UsageError(
+                        f"--pcap and --{name} do not go together", why="a capture is not live"
+                    )
+            if self.has_direction and options.direction in ("in", "out"):
+                raise UsageError(
+                    f"--pcap and --direction {options.direction} do not go together",
+                    why="a capture does not say which way its packets went",
+                )
+
+    # -- life cycle
+
+    def enter(self) -> None:
+        """Move to the namespace of ``--netns``, or of ``--check``'s own, and find the interface."""
+        from bpfkit.net.links.interfaces import Interface
+
+        options = self.options
+        namespace = None
+        if options.netns is not None:
+            from bpfkit.net.links.netns import NetNS
+
+            namespace = NetNS.open(options.netns)
+        if options.check and options.interface is not None:
+            inside = Interface.find(options.interface, namespace)
+            if not inside.is_loopback:
+                raise UsageError(
+                    f"--check does not touch {inside.name}",
+                    why="its traffic runs over a loopback interface, in a namespace of its own",
+                )
+        if options.check:
+            from bpfkit.net.links.netns import NetNS
+
+            if namespace is not None:
+                namespace.close()
+            namespace = NetNS.new("check")
+            # A busy machine may send a segment once too often; its answer's SACK block is bytes
+            # that no socket reports.
+            namespace.sysctl("net.ipv4.tcp_sack", 0)
+        if namespace is not None:
+            self.enter_namespace(namespace)
+        name = "lo" if options.check or options.interface is None else options.interface
+        self.interface = Interface.find(name)
+
+    def setup(self) -> None:
+        """Load the program and put it on a packet socket of the interface."""
+        from bpfkit.net.packets.packet_socket import PacketSocket
+
+        interface = self.interface
+        program = self.program(self.directions(), interface.l2_len)
+        self.observe(self.keep(PacketSocket(interface, program, counting=True)))
+
+    def observe(self, socket: PacketSocket) -> None:
+        """``socket`` tells from now on what becomes of the interface."""
+        self.socket = socket
+        self._up = self.interface.is_up()
+        if not self._up:
+            self.note(f"interface {self.interface.name} is down, waiting for it to come up")
+
+    def program(self, direction: int, l2_len: int) -> Program:
+        """Load, and return the program for the socket.
+
+        :param direction: LOAD_CONST ``direction``: 1 incoming, 2 outgoing, 3 both.
+        :param l2_len: LOAD_CONST ``l2_len``: bytes of link header.
+        """
+        self.object = self.load(direction=direction, l2_len=l2_len, **self.consts())
+        self.prepare(self.object)
+        programs = self.object.programs
+        return programs[self.entry or next(iter(programs))]
+
+    def consts(self) -> dict[str, int]:
+        """More LOAD_CONSTs."""
+        return {}
+
+    def prepare(self, loaded: Object) -> None:
+        """Between loading and attaching: fill tail-call arrays and the like."""
+
+    def directions(self) -> int:
+        """The LOAD_CONST ``direction`` for the interface."""
+        wanted = getattr(self.options, "direction", None) or self.direction
+        if self.interface.is_loopback and wanted == "both":
+            return OUTGOING  # lo shows every frame twice, on its way out and on its way in
+        return _DIRECTIONS[wanted]
+
+    def where(self) -> str:
+        """Interface and namespace."""
+        options = self.options
+        name = self.interface.name
+        if options.check:
+            return f"{name} of a namespace of its own"
+        return f"{name} of namespace {options.netns}" if options.netns else name
+
+    def wants_demo(self) -> bool:
+        """Own traffic runs over lo, and only where nobody asked for an interface."""
+        return super().wants_demo() and self.options.interface is None
+
+    # -- the interface while it is watched
+
+    def watch(self) -> list[int]:
+        """The packet socket: it has an error when its interface goes down or away."""
+        return [self.socket.fileno()] if self.socket else []
+
+    def look(self) -> None:
+        """Tell once when the interface goes down and when it is back; raise when it is gone."""
+        if self.socket is None:
+            return
+        state = self.socket.state()
+        if state == "gone":
+            raise BpfkitError(f"interface {self.interface.name} was removed", why="that is the end")
+        if self._up != (state == "up"):
+            self._up = state == "up"
+            name = self.interface.name
+            self.note(
+                f"interface {name} is up again"
+                if self._up
+                else f"interface {name} went down, waiting for it to come back"
+            )
+        # Reading a pending ENETDOWN takes it off the socket, or poll(2) would return at once.
+        self.socket.sock.getsockopt(_SOL_SOCKET, _SO_ERROR)
+
+    # -- captures
+
+    def judge(self, path: str) -> None:
+        """Every packet of a capture through the program; bytes follow the original length."""
+        from bpfkit.net.packets.pcap import PcapReader, to_ethernet
+
+        with PcapReader(path) as records:
+            run = self.program(INCOMING | OUTGOING, _ETHERNET).runner()
+            progress = _Progress(self.name) if sys.stderr.isatty() else None
+            for record in records:
+                frame = record.data if record.linktype == _LINK_ETHERNET else to_ethernet(record)
+                run(frame, record.orig_len)
+                self.judged = record.number
+                if progress and not record.number & 0xFFF:
+                    progress.show(record.number)
+            if progress:
+                progress.end()
+
+    # -- demo
+
+    def demo(self) -> None:
+        """Ping, TCP request and response, UDP, over IPv4 and IPv6, through lo."""
+        from bpfkit.net.traffic.report import mixed
+
+        for host in self.hosts():
+            self.made += mixed(host)
+
+    def hosts(self) -> list[str]:
+        """The addresses of lo."""
+        if self._hosts:
+            return self._hosts
+        import _socket
+
+        self._hosts.append("127.0.0.1")
+        try:
+            with_six = _socket.socket(_socket.AF_INET6, _socket.SOCK_DGRAM)
+        except OSError:
+            return self._hosts
+        try:
+            with_six.bind(("::1", 0))
+            self._hosts.append("::1")
+        except OSError:
+            self.note("lo has no IPv6 address, the demo is IPv4 only")
+        finally:
+            with_six.close()
+        return self._hosts
+
+    # -- what --check compares with
+
+    def made_by_proto(self) -> dict[str, tuple[int, int]]:
+        """Packets and bytes that the traffic makers' sockets report, by protocol."""
+        sums: dict[str, tuple[int, int]] = {}
+        for report in self.made:
+            packets, size = sums.get(report.proto, (0, 0))
+            sums[report.proto] = packets + report.packets, size + report.wire_bytes
+        return sums
+
+    def made_by_flow(self) -> dict[tuple[str, int | None, int | None, str], tuple[int, int]]:
+        """Packets and bytes by (address, source port, destination port, protocol)."""
+        from bpfkit.net.traffic.report import TcpReport, UdpReport
+
+        sums: dict[tuple[str, int | None, int | None, str], tuple[int, int]] = {}
+
+        def add(key: tuple[str, int | None, int | None, str], packets: int, size: int) -> None:
+            before = sums.get(key, (0, 0))
+            sums[key] = before[0] + packets, before[1] + size
+
+        for report in self.made:
+            host, headers = ("::1", 14 + 40) if report.family == 6 else ("127.0.0.1", 14 + 20)
+            if isinstance(report, TcpReport):
+                for one in report.connections:
+                    ports = one.client_port, one.server_port
+                    for way, count, size in zip(
+                        (ports, ports[::-1]), one.packets, one.header_and_payload, strict=True
+                    ):
+                        add((host, *way, "tcp"), count, count * headers + size)
+            elif isinstance(report, UdpReport):
+                key = host, report.source_port, report.port, "udp"
+                add(key, report.packets, report.wire_bytes)
+            else:
+                add((host, None, None, report.proto), report.packets, report.wire_bytes)
+        return sums
+
+    def crossed(self) -> tuple[int, int]:
+        """Packets and bytes that the interface itself counted as sent.
+
+        lo counts its bytes behind the Ethernet header; here they include it.
+        """
+        with open("/proc/thread-self/net/dev") as counters:
+            for line in counters:
+                name, colon, figures = line.partition(":")
+                if colon and name.strip() == self.interface.name:
+                    each = figures.split()
+                    packets = int(each[9])
+                    return packets, int(each[8]) + packets * self.interface.l2_len
+        return 0, 0
+
+    def compare_total(self, packets: int, size: int) -> Verdict:
+        """Everything that was counted against the interface's own counters."""
+        crossed = self.crossed()
+        text = f"in all: {amount(packets, size)} counted, {self.interface.name} itself says "
+        return (packets, size) == crossed, text + amount(*crossed)
+
+
+def amount(packets: int, size: int) -> str:
+    """``3 packets 294 bytes``."""
+    return f"{packets} packets {size} bytes"
+
+
+class _Progress:
+    """How many packets were judged, on a terminal's standard error."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._shown = False
+
+    def show(self, count: int) -> None:
+        sys.stderr.write(f"\r{self._name}: {count:,} packets".replace(",", " "))
+        sys.stderr.flush()
+        self._shown = True
+
+    def end(self) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+class ProtocolApp(SocketApp):
+    """Watches an interface and counts per IP protocol: one number each, in ``unit``s."""
+
+    #: The field that is counted: ``bytes`` or ``packets``.
+    unit = "bytes"
+
+    def values(self) -> list[int]:
+        """256 totals, by protocol number."""
+        raise NotImplementedError
+
+    def rows(self) -> list[Row]:
+        """TCP, UDP and ICMP always, others when they were seen."""
+        from bpfkit.show.protocols import protocol_name
+
+        values = self.values()
+        others = [n for n, value in enumerate(values) if value and n not in _CLASSIC]
+        return [{"proto": protocol_name(n), self.unit: values[n]} for n in (*_CLASSIC, *others)]
+
+    def lines(self, rows: list[Row]) -> Iterable[str]:
+        """``TCP n UDP n ICMP n bytes``, ICMP that of both IP versions; others behind it."""
+        figures = {row["proto"]: row[self.unit] for row in rows}
+        figures["icmp"] += figures.pop("ipv6-icmp", 0)
+        tcp, udp, icmp = (figures.pop(name) for name in ("tcp", "udp", "icmp"))
+        others = ", ".join(f"{name} {value}" for name, value in figures.items())
+        line = f"TCP {tcp} UDP {udp} ICMP {icmp} {self.unit}"
+        return [f"{line} (others: {others})" if others else line]
+
+    def verify(self) -> Iterable[Verdict]:
+        """Each protocol against the traffic makers, the sum against the interface."""
+        counted = {row["proto"]: row[self.unit] for row in self.rows() if row[self.unit]}
+        field = ("packets", "bytes").index(self.unit)
+        made = {proto: both[field] for proto, both in self.made_by_proto().items()}
+        for proto in sorted({*counted, *made}):
+            was, is_ = made.get(proto, 0), counted.get(proto, 0)
+            yield was == is_, f"{proto}: {was} {self.unit} made, {is_} counted"
+        total, crossed = sum(counted.values()), self.crossed()[field]
+        name = self.interface.name
+        yield total == crossed, f"in all: {total} {self.unit} counted, {name} itself says {crossed}"

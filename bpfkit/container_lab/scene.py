@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seven questions between a container, its host and the outside; which are answered, which seen.
+
+::
+
+    container eth0 ──── c0 [XDP in, tc out] ── br0 host up0 ──── outside
+
+A :class:`Scene` knows who asks whom and brings the servers.  :meth:`Scene.ask` asks all questions
+at once and looks at a capture on the host's end of the cable: a question was captured if one of
+its own packets was (TCP by its port, pings by their identifier).
+"""
+
+from __future__ import annotations
+
+from time import monotonic, sleep
+
+from bpfkit.core.closing import Closing
+from bpfkit.core.errors import BpfkitError, InputError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any, TypeAlias
+
+    from bpfkit.container_lab.container import Container
+    from bpfkit.container_lab.webserver import WebServer
+    from bpfkit.net.links.interfaces import Interface
+    from bpfkit.net.links.lab import Lab
+    from bpfkit.net.links.netns import NetNS
+    from bpfkit.net.packets.packet_socket import Packet
+
+    #: Probe -> (it was answered, the capture saw it).
+    Found: TypeAlias = dict[str, tuple[bool, bool]]
+    Addresses: TypeAlias = tuple[str, str, tuple[str, int] | None]
+
+__all__ = ["PROBES", "STATES", "Scene", "expected", "scene_of_container", "scene_of_lab"]
+
+#: Which of the two programs are there.
+STATES = ("none", "xdp", "xdp+tc", "tc", "none-again")
+#: What is asked.
+PROBES = (
+    "container-outside-tcp",
+    "container-bridge-tcp",
+    "host-container-http",
+    "host-container-syn",
+    "host-container-ping",
+    "container-outside-ping",
+    "host-itself-tcp",
+)
+PORT = 5201  # of the servers in the lab
+_LAB: dict[int, Addresses] = {
+    4: ("10.77.3.2", "10.77.3.1", ("10.77.4.2", PORT)),
+    6: ("fd77:3::2", "fd77:3::1", ("fd77:4::2", PORT)),
+}
+_TCP, _ICMP, _ICMP6 = 6, 1, 58
+_PATIENCE_S = 3.0  # for an answer that should come: a SYN is sent again after one second
+_LOST_S = 0.5  # for one that should not
+_RATE = 20  # SYNs a second of the stream
+
+
+def expected(state: str, probe: str) -> tuple[bool, bool]:
+    """(is it answered, does a capture on the host's end of the cable see it)."""
+    xdp, tc = "xdp" in state, "tc" in state
+    if probe == "host-itself-tcp":
+        return True, False  # goes over lo
+    if probe.endswith("-ping"):
+        return True, True
+    # A request is lost where it meets the program; an answer is lost just the same.
+    request_lost = xdp if probe.startswith("container") else tc
+    return not (xdp or tc), not request_lost
+
+
+class Scene(Closing):
+    """Who asks whom.
+
+    :param device: the host's end of the cable; programs and captures go there.
+    :param addresses: IP version -> (the container's address, the host's, address and port that are
+        asked beyond the host; None: nobody is there).
+    :param web: the container's web server, :param bridge_port: where TCP is answered on the host.
+    :ivar version: IP version that is spoken: the first; :meth:`speak` changes it.
+    :ivar probes: those of :data:`PROBES` that can be made.
+    :ivar left_out: the others -> why not.
+    """
+
+    def __init__(
+        self,
+        container: NetNS,
+        host: NetNS,
+        device: Interface,
+        *,
+        addresses: dict[int, Addresses],
+        web: WebServer,
+        bridge_port: int,
+    ) -> None:
+        self.container, self.host, self.device = container, host, device
+        self.addresses = addresses
+        self.web, self.bridge_port = web, bridge_port
+        self.left_out: dict[str, str] = {}
+        self._keep: list[Any] = [web]
+        self.speak(next(iter(addresses)))
+        for probe in PROBES if self.outside is None else ():
+            if "outside" in probe:
+                self.left_out[probe] = "no address outside was named"
+
+    def speak(self, version: int) -> None:
+        """Use the addresses of this IP version from now on."""
+        self.version = version
+        self.inside, self.bridge, self.outside = self.addresses[version]
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        return tuple(probe for probe in PROBES if probe not in self.left_out)
+
+    def rehearse(self) -> None:
+        """Ask while no program is there: what is not answered now cannot be judged later."""
+        for probe, (answered, _) in self.ask("none").items():
+            if not answered:
+                self.left_out[probe] = "it is not answered without any program either"
+
+    def ask(self, state: str) -> Found:
+        """Ask everything at once, and see what a capture saw."""
+        from threading import Thread
+
+        from bpfkit.net.packets.capture import Capture
+        from bpfkit.net.traffic.probes import free_ports
+
+        family = 10 if self.version == 6 else 2
+        free = free_ports(self.container, self.host, family=family, count=len(PROBES))
+        ports = dict(zip(PROBES, free, strict=True))
+        asks = self._questions(state, ports)
+        answered = dict.fromkeys(asks, False)
+        errors: list[BaseException] = []
+
+        def ask(probe: str) -> None:
+            try:
+                answered[probe] = asks[probe]()
+            except BaseException as error:
+                errors.append(error)
+
+        with Capture(self.device, ns=self.host) as capture:
+            threads = [Thread(target=ask, args=(probe,)) for probe in asks]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            seen = {_identify(packet) for packet in capture.packets}
+        if errors:
+            raise errors[0]
+        return {
+            probe: (
+                answered[probe],
+                any(ports[probe] in numbers for ping, numbers in seen if ping == _is_ping(probe)),
+            )
+            for probe in asks
+        }
+
+    def _questions(self, state: str, ports: dict[str, int]) -> dict[str, Callable[[], bool]]:
+        """Probe -> a function that asks; TCP comes from its port, a ping has it as identifier."""
+        from bpfkit.net.traffic.probes import SynProber, http_answers, tcp_answers
+        from bpfkit.net.traffic.report import ping
+
+        def tcp(probe: str, host: str, port: int, ns: NetNS) -> bool:
+            limit = _PATIENCE_S if expected(state, probe)[0] else _LOST_S
+            ask = http_answers if probe.endswith("-http") else tcp_answers
+            return ask(host, port, ns=ns, timeout=limit, sport=ports[probe])
+
+        def syn(probe: str) -> bool:
+            limit = _PATIENCE_S if expected(state, probe)[0] else _LOST_S
+            prober = SynProber(self.inside, self.web.port, ns=self.host)
+            try:
+                prober.sport = ports[probe]
+                return prober.answers(limit)
+            finally:
+                prober.close()
+
+        def echo(probe: str, host: str, ns: NetNS) -> bool:
+            try:
+                found = ping(host, ns=ns, timeout=_PATIENCE_S, identifier=ports[probe])
+            except BpfkitError:
+                return False  # no route
+            return found.received == 1
+
+        host, port = self.outside or ("", 0)
+        container, bridge = self.container, self.bridge
+        asks: dict[str, Callable[[str], bool]] = {
+            "container-outside-tcp": lambda probe: tcp(probe, host, port, container),
+            "container-bridge-tcp": lambda probe: tcp(probe, bridge, self.bridge_port, container),
+            "host-container-http": lambda probe: tcp(probe, self.inside, self.web.port, self.host),
+            "host-container-syn": syn,
+            "host-container-ping": lambda probe: echo(probe, self.inside, self.host),
+            "container-outside-ping": lambda probe: echo(probe, host, container),
+            "host-itself-tcp": lambda probe: tcp(probe, bridge, self.bridge_port, self.host),
+        }
+
+        def question(probe: str) -> Callable[[], bool]:
+            return lambda: asks[probe](probe)
+
+        return {probe: question(probe) for probe in self.probes}
+
+    def stream(
+        self,
+        switch: Callable[[str], None],
+        asked: Callable[[], bool],
+        seconds: int = 2,
+    ) -> Iterator[dict[str, Any]]:
+        """SYNs from the host to the container while the programs go on and off; a row a second.
+
+        :param switch: called with the state, :param asked: says that it shall end.
+        :param seconds: of each part: off, on, off again.
+        """
+        from bpfkit.net.traffic.probes import SynProber
+
+        prober = SynProber(self.inside, self.web.port, ns=self.host)
+        prober.sport = 40000
+        try:
+            for second, on in enumerate(on for on in (False, True, False) for _ in range(seconds)):
+                switch("xdp+tc" if on else "none")
+                sent, received = prober.sent, prober.received
+                began = monotonic()
+                for i in range(_RATE):
+                    if asked():
+                        return
+                    prober.send()
+                    prober.receive(monotonic())
+                    sleep(max(0.0, began + (i + 1) / _RATE - monotonic()))
+                prober.receive(monotonic() + (0.2 if on else _PATIENCE_S))
+                prober.forget()
+                if not self.device.still_there():
+                    raise BpfkitError(f"interface {self.device.name} was removed")
+                yield {
+                    "second": second,
+                    "programs": "on" if on else "off",
+                    "sent": prober.sent - sent,
+                    "received": prober.received - received,
+                }
+        finally:
+            prober.close()
+
+    def keep(self, closable: Any) -> None:
+        """Close it together with the scene."""
+        self._keep.append(closable)
+
+    def close(self) -> None:
+        """End the servers."""
+        while self._keep:
+            self._keep.pop().close()
+
+
+def scene_of_lab(lab: Lab, *, six: bool = False) -> Scene:
+    """The scene in a :func:`bpfkit.net.links.lab.bridge_lab`, which stays the caller's."""
+    from bpfkit.container_lab.webserver import WebServer
+    from bpfkit.net.links.interfaces import Interface
+    from bpfkit.net.traffic.probes import Listener
+
+    host = lab["host"]
+    scene = Scene(
+        lab["container"],
+        host,
+        Interface.find("c0", host),
+        addresses={version: _LAB[version] for version in ((6, 4) if six else (4, 6))},
+        web=WebServer(lab["container"], PORT),
+        bridge_port=PORT,
+    )
+    try:
+        for name in ("host", "outside"):
+            scene.keep(Listener(lab[name], PORT))
+    except BaseException:
+        scene.close()
+        raise
+    return scene
+
+
+def scene_of_container(
+    container: Container, *, six: bool = False, outside: tuple[str, int] | None = None
+) -> Scene:
+    """The scene of a container of somebody's, which stays the caller's.
+
+    The servers take free ports of the two addresses.
+
+    :raises InputError: the container has no address of that IP version, or the host no way to it.
+    """
+    from bpfkit.container_lab.webserver import WebServer
+    from bpfkit.net.traffic.probes import Listener
+
+    version = 6 if six else 4
+    if version not in container.addresses:
+        other = "--ipv6 uses the other kind" if not six and container.addresses else ""
+        raise InputError(
+            f"{container.inside} of the container has no IPv{version} address", hint=other
+        )
+    inside, bridge = container.addresses[version], container.host_address(version)
+    if bridge is None:
+        raise InputError(f"the host has no route to {inside} of the container")
+    listener = Listener(container.host, address=bridge)
+    try:
+        web = WebServer(container.ns, address=inside)
+    except BaseException:
+        listener.close()
+        raise
+    scene = Scene(
+        container.ns,
+        container.host,
+        container.device,
+        addresses={version: (inside, bridge, outside)},
+        web=web,
+        bridge_port=listener.port,
+    )
+    scene.keep(listener)
+    return scene
+
+
+def _is_ping(probe: str) -> bool:
+    return probe.endswith("-ping")
+
+
+def _identify(packet: Packet) -> tuple[bool, tuple[int, ...]]:
+    """(is it a ping, its ports or its identifier) of a TCP or an echo packet."""
+    data = packet.data
+    kind = data[12:14]
+    if kind == b"\x08\x00" and len(data) >= 34:
+        proto, at = data[23], 14 + (data[14] & 15) * 4
+    elif kind == b"\x86\xdd" and len(data) >= 54:
+        proto, at = data[20], 54
+    else:
+        return False, ()
+
+    def number(offset: int) -> int:
+        return int.from_bytes(data[at + offset : at + offset + 2], "big")
+
+    if proto == _TCP:
+        return False, (number(0), number(2))
+    if (proto, data[at : at + 1]) in (
+        (_ICMP, b"\x08"),
+        (_ICMP, b"\x00"),
+        (_ICMP6, b"\x80"),
+        (_ICMP6, b"\x81"),
+    ):
+        return True, (number(4),)
+    return False, ()

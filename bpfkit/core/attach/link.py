@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attachments.  Closing a link undoes it; so does the end of the process, however it comes.
+
+Where the kernel has links (an fd whose close detaches) they are used.  What it attaches by
+other means (a socket option, ``BPF_PROG_ATTACH``) is wrapped in the same class with the call that
+undoes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from bpfkit.core.closing import Closing
+from bpfkit.core.errors import (
+    AttachError,
+    BpfkitError,
+    PrivilegeError,
+    UnsupportedError,
+    errno_text,
+)
+from bpfkit.core.kernel import syscall
+from bpfkit.core.kernel.constants import attach_type_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bpfkit.core.program import Program
+
+__all__ = ["Link", "attach_error"]
+
+
+class Link(Closing):
+    """One attachment of one program.
+
+    :param kind: how, in the field's words ("xdp", "tcx", "socket", "cgroup" …).
+    :param target: where, for people ("eth0", "fd 7").
+    :param fd: the link's fd, or -1 where the kernel has no link for this.
+    :param undo: called once on close, for attachments without a link.
+    """
+
+    __slots__ = ("_undo", "fd", "kind", "program", "target")
+
+    def __init__(
+        self,
+        program: Program,
+        kind: str,
+        target: str,
+        fd: int = -1,
+        undo: Callable[[], None] | None = None,
+    ) -> None:
+        self.program = program
+        self.kind = kind
+        self.target = target
+        self.fd = fd
+        self._undo = undo
+        program._links.append(self)
+
+    @property
+    def id(self) -> int | None:
+        """The kernel's id of the link; None where there is no link."""
+        if self.fd < 0 or self.kind in ("perf_event", "raw_tracepoint_fd"):
+            return None
+        try:
+            return int.from_bytes(syscall.obj_info(self.fd, 8)[4:8], "little")
+        except OSError:
+            return None
+
+    @property
+    def closed(self) -> bool:
+        """Whether this link has been undone."""
+        return self.fd < 0 and self._undo is None
+
+    def update(self, program: Program) -> None:
+        """Replace the program atomically, without a gap (kernel 5.7; BPF_LINK_UPDATE)."""
+        try:
+            syscall.link_update(self.fd, program.fd)
+        except OSError as error:
+            raise attach_error(program, self.target, error) from None
+        self.program._links.remove(self)
+        self.program = program
+        program._links.append(self)
+
+    def close(self) -> None:
+        """Detach.  Closing twice does nothing."""
+        fd, self.fd = self.fd, -1
+        undo, self._undo = self._undo, None
+        if fd >= 0:
+            # Whoever looks at links at this moment (bpftool) holds this one, too, so closing alone
+            # may not be its end.  Kinds that cannot be detached (EOPNOTSUPP) are only closed.
+            try:
+                syscall.link_detach(fd)
+            except OSError:
+                pass
+            os.close(fd)
+        if undo is not None:
+            undo()
+        if self in self.program._links:
+            self.program._links.remove(self)
+
+    detach = close
+
+    def __repr__(self) -> str:
+        state = " closed" if self.closed else ""
+        return f"<Link {self.kind} {self.program.name} on {self.target}{state}>"
+
+
+_REASONS: dict[int, tuple[str, str]] = {
+    errno.ENODEV: ("there is no such interface", ""),
+    errno.EBUSY: (
+        "another program is attached there",
+        "see whose it is with `bpftool net show`",
+    ),
+    errno.EEXIST: ("another program is attached there", "see `bpftool net show`"),
+    errno.EOPNOTSUPP: ("the driver or the kernel cannot do this here", ""),
+    errno.EINVAL: ("the kernel does not know this kind of attachment, or not for this type", ""),
+    errno.EPERM: ("not permitted", "run as root"),
+    errno.ENOENT: ("the target does not exist in this kernel", ""),
+    errno.E2BIG: ("too many programs are attached there", ""),
+}
+
+_UNSUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOPROTOOPT)
+
+
+def attach_error(program: Program, target: str, error: OSError) -> BpfkitError:
+    """The error to raise when the kernel refused an attachment."""
+    number = error.errno or 0
+    why, hint = _REASONS.get(number, ("", ""))
+    text = f"{why} [{errno_text(number)}]" if why else errno_text(number)
+    kind = UnsupportedError if number in _UNSUPPORTED else AttachError
+    if number == errno.EPERM and os.geteuid() != 0:
+        kind = PrivilegeError
+    attach = program.section.expected_attach_type
+    what = f"cannot attach '{program.name}' ({program.type_name}"
+    if attach:
+        what += f", {attach_type_name(attach)}"
+    refused = kind(f"{what}) to {target}", why=text, hint=hint)
+    refused.errno = number
+    return refused

@@ -1,0 +1,424 @@
+# SPDX-License-Identifier: Apache-2.0
+"""C text to artifact: the front end's side of the compile worker (cache misses only)."""
+
+from __future__ import annotations
+
+import marshal
+import os
+import sys
+
+from bpfkit.core.compile.artifact import FORMAT
+from bpfkit.core.errors import BpfkitError, CompileError, UnsupportedError, errno_text
+from bpfkit.core.log import say
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from bpfkit.core.compile.artifact import Artifact
+    from bpfkit.core.compile.headers import Tree
+    from bpfkit.core.compile.source import Source
+
+__all__ = ["compile_source", "interpreters"]
+
+_MARSHAL_VERSION = 2
+_NO_BCC = 3
+_TIME_LIMIT = 120.0
+#: Runs a file by its path like a module, so that Python keeps it compiled (10 ms).
+_RUN = """import sys, _frozen_importlib as a, _frozen_importlib_external as b
+spec = b.spec_from_file_location("bpfkit_worker", sys.argv[1])
+module = a.module_from_spec(spec)
+spec.loader.exec_module(module)
+module.main()
+"""
+#: clang optimises as if for this machine, which has vectors; BPF has none.
+_FLAGS = ("-Wno-macro-redefined", "-fno-vectorize", "-fno-slp-vectorize")
+
+
+def compile_source(source: Source, cflags: Sequence[str] = (), verbose: bool = False) -> Artifact:
+    """Compile a source; see :mod:`bpfkit.core.compile.artifact` for the result.
+
+    Nothing is created in the kernel, and no privilege is needed.
+
+    :param cflags: further options for clang ("-DNAME=value").
+    :param verbose: keep all of clang's text in "diagnostics", not only warnings about the source.
+    :raises CompileError: the source does not compile, or uses what BCC cannot carry.
+    :raises UnsupportedError: BCC is missing, or headers that the source needs.
+    """
+    workers = _Workers()
+    try:
+        return _compile(source, cflags, verbose, workers)
+    finally:
+        workers.close()
+
+
+def _compile(source: Source, cflags: Sequence[str], verbose: bool, workers: _Workers) -> Artifact:
+    workers.start()  # it loads LLVM while the text is put together
+    from bpfkit.core.compile.headers import routes
+    from bpfkit.core.compile.scan import flatten
+
+    text = flatten(source)
+    first: BpfkitError | None = None
+    refusal: BpfkitError | None = None
+    try:
+        for route in routes(source, cflags, workers.ask):
+            tree = route.make()
+            try:
+                answer, log, status = workers.run(_request(source, text, cflags, tree))
+            finally:
+                tree.close()
+            if answer is not None and "refused" not in answer:
+                say(f"compiled {source.name} with the {route.name} headers")
+                return _artifact(source, answer, log, verbose)
+            from bpfkit.core.compile import diagnostics
+
+            if answer is not None:
+                raise diagnostics.refused(source, answer["refused"], log)
+            error = diagnostics.explain(source, log, status)
+            if first is None or _count(error) <= _count(first):
+                first = error
+            names = diagnostics.missing_types(log)
+            if not isinstance(error, CompileError) or not _kernel_knows(names):
+                break
+            say(f"the {route.name} headers lack {names[0]}")
+        else:
+            if first is not None:
+                from bpfkit.core.compile.headers import describe
+
+                why = [text for route, fine, text in describe() if not fine and route != "uapi"]
+                first.hint = "\n".join(part for part in (first.hint, "; ".join(why)) if part)
+    except UnsupportedError as error:
+        refusal = error
+    if first is None:
+        assert refusal is not None
+        raise refusal
+    if refusal is not None and isinstance(first, CompileError):
+        refusal.log = first.log
+        first.hint = "\n".join(part for part in (first.hint, refusal.why) if part)
+    raise first
+
+
+def _request(source: Source, text: str, cflags: Sequence[str], tree: Tree) -> dict[str, Any]:
+    flags = []
+    for _, path, _ in source.files:
+        if path is not None:
+            flags.append(f"-I{os.path.dirname(path)}")
+    environ = os.environ
+    return {
+        "op": "compile",
+        "text": text.encode(errors="surrogateescape"),
+        "cflags": [os.fsencode(flag) for flag in (*dict.fromkeys(flags), *_FLAGS, *cflags)],
+        "tree": tree.path,
+        "generated": tree.generated,
+        "env": tree.env,
+        "files": [(name, content) for name, _, content in source.files],
+        "paths": [path for _, path, _ in source.files if path is not None],
+        "consts": [index for index, _ in source.consts.values()],
+        "nohook": bool(environ.get("BPFKIT_WORKER_NOHOOK")),
+        "noelf": bool(environ.get("BPFKIT_WORKER_NOELF")),
+    }
+
+
+def _artifact(source: Source, answer: dict[str, Any], log: str, verbose: bool) -> Artifact:
+    compiled = {prog[0] for prog in answer["progs"]}
+    text = log.replace("bpfkit worker: tracefs mounted\n", "").strip()
+    if text and not verbose:
+        from bpfkit.core.compile.diagnostics import warnings
+
+        text = warnings(source, log)
+    if not answer["linked"] and answer["progs"]:
+        say("this libbcc keeps LLVM's objects to itself: no subprograms, no exact C lines")
+    return {
+        "v": FORMAT,
+        "license": source.license or answer["license"],
+        "kern_version": answer["kern_version"],
+        "btf": answer["btf"],
+        "maps": answer["maps"],
+        "progs": answer["progs"],
+        "sections": [entry for entry in source.sections if entry[0] in compiled],
+        "consts": [(name, index, value) for name, (index, value) in source.consts.items()],
+        "deps": answer["deps"],
+        "diagnostics": text,
+    }
+
+
+def _count(error: BpfkitError) -> int:
+    return len(error.diagnostics) if isinstance(error, CompileError) else 0
+
+
+def _kernel_knows(names: Sequence[str]) -> bool:
+    """Does the running kernel have one of these types or constants (or was it a header)?"""
+    if not names:
+        return False
+    if any("/" in name or name.endswith(".h") for name in names):
+        return True
+    try:
+        with open("/sys/kernel/btf/vmlinux", "rb") as file:
+            data = file.read()
+    except OSError:
+        return True  # installed headers may know it
+    return any(b"\0" + name.encode() + b"\0" in data for name in names)
+
+
+# --- the interpreter that has BCC ---------------------------------------------------------------
+
+
+def interpreters() -> list[str]:
+    """Interpreters that may have BCC, best first."""
+    chosen = os.environ.get("BPFKIT_BCC_PYTHON")
+    if chosen:
+        return [chosen]
+    found = []
+    if sys.executable and _has_bcc():
+        found.append(sys.executable)
+    system = "/usr/bin/python3"
+    if os.access(system, os.X_OK) and not (
+        found and os.path.realpath(found[0]) == os.path.realpath(system)
+    ):
+        found.append(system)
+    return found
+
+
+def _has_bcc() -> bool:
+    """Could this interpreter import bcc?  Asked without importing it."""
+    for finder in sys.meta_path:
+        find = getattr(finder, "find_spec", None)
+        try:
+            spec = find("bcc", None) if find is not None else None
+        except Exception:  # other people's import hooks
+            spec = None
+        if spec is not None and spec.origin:
+            return True
+    return False
+
+
+def _no_bcc(tried: list[tuple[str, str]]) -> UnsupportedError:
+    system: dict[str, str] = {}
+    try:
+        with open("/etc/os-release") as file:
+            for line in file:
+                key, _, value = line.strip().partition("=")
+                system[key] = value.strip("\"'")
+    except OSError:
+        pass
+    likes = [system.get("ID", ""), *system.get("ID_LIKE", "").split()]
+    packages = {
+        "debian": "apt install python3-bpfcc",
+        "ubuntu": "apt install python3-bpfcc",
+        "fedora": "dnf install python3-bcc",
+        "rhel": "dnf install python3-bcc",
+        "arch": "pacman -S python-bcc",
+        "suse": "zypper install python3-bcc",
+        "opensuse": "zypper install python3-bcc",
+        "alpine": "apk add py3-bcc",
+    }
+    install = next((packages[like] for like in likes if like in packages), "")
+    if not install:
+        install = "install BCC's Python 3 package (python3-bpfcc, python3-bcc)"
+    if os.environ.get("BPFKIT_BCC_PYTHON"):
+        path, why = tried[0]
+        return UnsupportedError(
+            f"BPFKIT_BCC_PYTHON={path} is no Python with BCC",
+            why=why,
+            hint=f"Unset it, or {install}."
+            if install.startswith("install")
+            else f"Unset it, or: {install}",
+        )
+    why = "; ".join(f"{path}: {reason}" for path, reason in tried) or "no Python interpreter"
+    return UnsupportedError(
+        "BCC is not installed",
+        why=why,
+        hint=install[0].upper() + install[1:] if install.startswith("install") else install,
+    )
+
+
+# --- worker processes ----------------------------------------------------------------------------
+
+
+class _Worker:
+    """One process; it starts loading at once and compiles when it gets its request."""
+
+    __slots__ = ("_pipe", "_status", "err", "out", "path", "pid")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._status: int | None = None
+        self.out = os.memfd_create("bpfkit-out", os.MFD_CLOEXEC)
+        self.err = os.memfd_create("bpfkit-err", os.MFD_CLOEXEC)
+        read, self._pipe = os.pipe()
+        keep = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
+        environ = {name: os.environ[name] for name in keep if name in os.environ}
+        environ["LC_ALL"] = "C.UTF-8"
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py")
+        try:
+            self.pid = os.posix_spawn(
+                path,
+                [
+                    path,
+                    "-I",
+                    "-S",
+                    *(["-B"] if sys.dont_write_bytecode else []),
+                    "-c",
+                    _RUN,
+                    script,
+                ],
+                environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, read, 0),
+                    (os.POSIX_SPAWN_DUP2, self.out, 1),
+                    (os.POSIX_SPAWN_DUP2, self.err, 2),
+                ],
+                setsigdef=[13],
+            )
+        except OSError:
+            os.close(self._pipe)
+            self._pipe = -1
+            self._status = 127
+            self.close()
+            raise
+        finally:
+            os.close(read)
+
+    def finish(self, request: dict[str, Any], limit: float) -> tuple[bytes, str, int]:
+        """Send the request; returns (stdout, stderr, exit status or minus the signal)."""
+        view = memoryview(marshal.dumps(request, _MARSHAL_VERSION))
+        try:
+            while view:
+                view = view[os.write(self._pipe, view) :]
+        except BrokenPipeError:
+            pass  # its exit status says more
+        os.close(self._pipe)
+        self._pipe = -1
+        self._wait(limit)
+        assert self._status is not None
+        return _contents(self.out), _contents(self.err).decode(errors="replace"), self._status
+
+    def _wait(self, limit: float) -> None:
+        import select
+
+        try:
+            fd = os.pidfd_open(self.pid)
+        except (OSError, AttributeError):  # before Linux 5.3: without the limit
+            fd = -1
+        if fd >= 0:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            try:
+                ready = poll.poll(limit * 1000)
+            finally:
+                os.close(fd)
+            if not ready:
+                os.kill(self.pid, 9)
+                self._reap()
+                raise CompileError(
+                    "the compiler does not come to an end", why=f"stopped after {limit:.0f} s"
+                )
+        self._reap()
+
+    def _reap(self) -> None:
+        _, status = os.waitpid(self.pid, 0)
+        self._status = os.waitstatus_to_exitcode(status)
+
+    def close(self) -> None:
+        """End the process if it is still there, and let go of everything."""
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
+        if self._status is None:
+            try:
+                os.kill(self.pid, 9)
+            except ProcessLookupError:
+                pass
+            self._reap()
+        for fd in (self.out, self.err):
+            if fd >= 0:
+                os.close(fd)
+        self.out = self.err = -1
+
+
+def _contents(fd: int) -> bytes:
+    size = os.fstat(fd).st_size
+    data = b""
+    while len(data) < size:
+        piece = os.pread(fd, size - len(data), len(data))
+        if not piece:
+            break
+        data += piece
+    return data
+
+
+class _Workers:
+    """Workers one after the other, by the first interpreter that turns out to have BCC."""
+
+    def __init__(self) -> None:
+        self.paths = interpreters()
+        self.tried: list[tuple[str, str]] = []
+        self.current: _Worker | None = None
+
+    def start(self) -> None:
+        """Have a process at hand."""
+        while self.current is None:
+            if not self.paths:
+                raise _no_bcc(self.tried)
+            try:
+                self.current = _Worker(self.paths[0])
+            except OSError as error:
+                reason = f"cannot be run: {errno_text(error.errno or 0)}"
+                self.tried.append((self.paths.pop(0), reason))
+
+    def run(self, request: dict[str, Any]) -> tuple[dict[str, Any] | None, str, int]:
+        """(answer or None, stderr, exit status) of a request."""
+        try:
+            limit = float(os.environ.get("BPFKIT_COMPILE_TIMEOUT") or _TIME_LIMIT)
+        except ValueError:
+            limit = _TIME_LIMIT
+        while True:
+            self.start()
+            worker = self.current
+            assert worker is not None
+            try:
+                out, err, status = worker.finish(request, limit)
+            finally:
+                self.close()
+            if status == _NO_BCC:
+                reason = err.strip().rpartition("\n")[2] or "has no module bcc"
+                self.tried.append((self.paths.pop(0), reason))
+                continue
+            if status == 0:
+                try:
+                    answer = marshal.loads(out)
+                except (ValueError, EOFError, TypeError):
+                    answer = None
+                if isinstance(answer, dict):
+                    return answer, err, status
+                self.tried.append((self.paths.pop(0), "is no Python interpreter"))
+                continue
+            if "SyntaxError" in err and "annotations" in err:  # of worker.py: before 3.7
+                self.tried.append((self.paths.pop(0), "is too old, it takes Python 3.7"))
+                continue
+            if "Traceback (most recent call last)" in err or "SyntaxError" in err:
+                raise CompileError(
+                    f"the compile worker failed in {self.paths[0]}",
+                    why=err.strip().rpartition("\n")[2],
+                    log=err,
+                )
+            if status in (2, 126, 127) or (status > 0 and not err.strip()):
+                reason = err.strip().rpartition("\n")[2] or f"ends with status {status}"
+                self.tried.append((self.paths.pop(0), reason))
+                continue
+            return None, err, status
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A request that has to succeed."""
+        answer, err, _ = self.run(request)
+        if answer is None or "refused" in answer:
+            why = answer["refused"][0] if answer else err.strip().rpartition("\n")[2]
+            raise UnsupportedError("cannot read the running kernel's types", why=why, log=err)
+        return answer
+
+    def close(self) -> None:
+        """End what is still running."""
+        if self.current is not None:
+            self.current.close()
+            self.current = None

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verifier's log, explained with the line of C."""

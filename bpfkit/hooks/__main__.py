@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.hooks."""
+
+from bpfkit.app.base import main
+from bpfkit.hooks.program import Hooks
+
+if __name__ == "__main__":
+    raise SystemExit(main(Hooks))

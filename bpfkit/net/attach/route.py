@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routes with BPF programs, by netlink: lightweight tunnels (``encap bpf``) and SRv6 (End.BPF).
+
+A route of bpfkit's own is added; one that exists is never replaced.  It carries bpfkit's routing
+protocol number, by which ``ip route`` and the clean-up know it.  In a namespace of a lab it
+vanishes with that; in one of the user's an ownership record is kept.
+
+Source: ip-route(8); ``net/core/lwt_bpf.c`` (kernel 4.10), ``net/ipv6/seg6_local.c`` (4.18).
+"""
+
+from __future__ import annotations
+
+import errno
+
+from bpfkit.core.attach.link import Link
+from bpfkit.core.errors import AttachError, BpfkitError, InputError, UnsupportedError, errno_text
+from bpfkit.core.records import Record
+from bpfkit.net.links.netlink import with_iproute
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from bpfkit.core.program import Program
+    from bpfkit.net.links.netns import NetNS
+
+__all__ = ["attach_route", "undo_route"]
+
+#: rtm_protocol of bpfkit's routes (numbers from 5 on are anybody's; zebra, bird … have others).
+PROTOCOL = 0xBF
+_CONFIG = {
+    "bpf": "CONFIG_LWTUNNEL_BPF",
+    "seg6local": "CONFIG_IPV6_SEG6_BPF",
+}
+
+
+def attach_route(
+    program: Program,
+    destination: str,
+    *,
+    ns: NetNS,
+    device: str,
+    via: str = "",
+    headroom: int = 0,
+    recorded: bool = True,
+) -> Link:
+    """Add a route that runs ``program``, of type LWT_IN, LWT_OUT, LWT_XMIT or LWT_SEG6LOCAL.
+
+    :param destination: a prefix, ``10.0.0.0/8`` or ``fd00::/64``; for LWT_SEG6LOCAL the segment.
+    :param ns: the namespace.
+    :param device: name of the device to leave by.
+    :param via: the next hop.
+    :param headroom: bytes that an LWT_XMIT program puts in front (0 to 256).
+    :param recorded: keep an ownership record; False where the namespace is bpfkit's own.
+    :raises InputError: no such device, or such a route exists.
+    :raises UnsupportedError: the kernel cannot; names the setting.
+    """
+    kind = program.type_name.removeprefix("BPF_PROG_TYPE_LWT_").lower()
+    what = f"cannot route {destination} through '{program.name}' ({program.type_name})"
+    body = {"fd": program.fd, "name": program.name}
+    if kind == "seg6local":
+        encap: dict[str, Any] = {"type": kind, "action": "End.BPF", "bpf": body}
+    else:
+        encap = {"type": "bpf", kind: body}
+        if headroom:
+            encap[kind] = {**body, "headroom": headroom}
+    from bpfkit.net.links.interfaces import Interface
+
+    route = {
+        "dst": destination,
+        "oif": Interface.find(device, ns).index,
+        "proto": PROTOCOL,
+        "family": 10 if ":" in destination else 2,
+    }
+    if via:
+        route["gateway"] = via
+    elif ":" not in destination:
+        route["scope"] = 253  # link: the destination is on the device's own network
+    data = {"netns": ns.inode, "prefix": destination, "oif": route["oif"]}
+    record = Record("route", data) if recorded else None
+    try:
+        with_iproute(ns, what, lambda ipr: ipr.route("add", encap=encap, **route))
+    except BpfkitError as error:
+        if record:
+            record.done()
+        number = error.errno
+        if not number:
+            raise
+        if number == errno.EEXIST:
+            raise InputError(
+                what,
+                why="there is such a route already",
+                hint="give a longer prefix, or remove that route first",
+            ) from None
+        if number in (errno.EOPNOTSUPP, errno.EINVAL) and kind in ("seg6local",):
+            raise UnsupportedError(what, why=f"this kernel has no {_CONFIG[kind]}") from None
+        if number == errno.EOPNOTSUPP:
+            raise UnsupportedError(what, why=f"this kernel has no {_CONFIG['bpf']}") from None
+        raise AttachError(what, why=errno_text(number)) from None
+    held = ns.dup()
+
+    def undo() -> None:
+        with held:
+            _remove(held, data)
+        if record:
+            record.done()
+
+    return Link(program, "route", f"route {destination}", undo=undo)
+
+
+def _remove(ns: NetNS, data: dict[str, Any]) -> None:
+    """Delete our route, if it is still there."""
+    family = 10 if ":" in data["prefix"] else 2
+    request = {"dst": data["prefix"], "oif": data["oif"], "proto": PROTOCOL, "family": family}
+    what = f"cannot remove the route to {data['prefix']}"
+    try:
+        with_iproute(ns, what, lambda ipr: ipr.route("del", **request))
+    except BpfkitError as error:
+        if error.errno not in (errno.ESRCH, errno.ENOENT, errno.ENODEV):
+            raise
+
+
+def undo_route(data: dict[str, Any]) -> None:
+    """Undo the record of a killed process."""
+    from bpfkit.net.links.netns import NetNS
+
+    ns = NetNS.from_inode(data["netns"])
+    if ns is not None:  # one that is gone took the route along
+        with ns:
+            _remove(ns, data)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Namespaces, interfaces, labs, and the netlink calls that make them."""

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.truncate."""
+
+from bpfkit.app.base import main
+from bpfkit.truncate.program import Truncate
+
+if __name__ == "__main__":
+    raise SystemExit(main(Truncate))

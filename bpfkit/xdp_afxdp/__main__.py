@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.xdp_afxdp."""
+
+from bpfkit.app.base import main
+from bpfkit.xdp_afxdp.program import XdpAfxdp
+
+if __name__ == "__main__":
+    raise SystemExit(main(XdpAfxdp))

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.xdp_firewall: deny and allow lists, edited live from another terminal.
+
+The C side is bpf_c/xdp/xdp_firewall.bpf.c.  In one terminal, and in another::
+
+    python -m bpfkit.xdp_firewall -i eth0 --rule 192.0.2.0/24 --rule tcp/23 --write dropped.pcapng
+
+    python -m bpfkit.xdp_firewall add 2001:db8::/32 "allow 192.0.2.7" "proto gre"
+    python -m bpfkit.xdp_firewall del tcp/23
+    python -m bpfkit.xdp_firewall list
+    python -m bpfkit.xdp_firewall load FILE
+
+The demo: in a lab, sources, ports and protocols are denied and allowed, and edited by a second
+process while packets flow.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from bpfkit.app.base import main as run
+from bpfkit.app.base import positive
+from bpfkit.app.interface import XdpApp
+from bpfkit.core.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+    from bpfkit.app.base import Row, Verdict
+    from bpfkit.core.attach.link import Link
+    from bpfkit.core.object import Object
+    from bpfkit.core.program import Program
+    from bpfkit.net.links.lab import Lab
+    from bpfkit.xdp_firewall.control import Firewall
+    from bpfkit.xdp_firewall.events import Dropped, Events
+    from bpfkit.xdp_firewall.rules import RuleSet
+
+COMMANDS = ("add", "del", "list", "load")
+MAX_SNAP = 2048  # of the C side
+_EVENTS = {"none": 0, "ringbuf": 1, "perf": 2}
+_SHOWN = 100  # up to so many prefixes a round shows each; `list` shows more
+
+DEMO_RULES = (
+    "192.0.2.0/24",
+    "allow 192.0.2.7",
+    "2001:db8::/32",
+    "allow 2001:db8::7",
+    "tcp/8080",
+    "udp/9000-9999",
+    "proto gre",
+)
+
+
+class XdpFirewall(XdpApp):
+    """XDP firewall: prefixes, ports, protocols, edited live; dropped packets as events."""
+
+    name = "xdp_firewall"
+    source = "xdp/xdp_firewall.bpf.c"
+    needs = (*XdpApp.needs, "SYS_ADMIN")  # maps inside of maps are opened by their ids
+    counters = ("packets", "bytes")
+    epilog = (
+        "RULE is [deny|allow] ADDRESS[/LENGTH] (of the source) | tcp/PORT[-PORT] (destination; "
+        "udp, sctp, dccp, udplite) | proto PROTOCOL. The longest prefix decides, else the port "
+        "(the narrowest range), else the protocol; a packet that none of them knows passes. Later "
+        "fragments have no ports: address and protocol decide, and without the first one nobody "
+        "can put them together. Live: python -m bpfkit.xdp_firewall add|del RULE, list, load FILE."
+    )
+    firewall: Firewall
+    events: Events | None = None
+
+    @classmethod
+    def add_options(cls, parser: ArgumentParser) -> None:
+        super().add_options(parser)
+        add = parser.add_argument
+        add("--rule", metavar="RULE", action="append", default=[], help="a rule; may be repeated")
+        add("--rules", metavar="FILE", help="rules from a file, one a line (-: standard input)")
+        add(
+            "--default",
+            choices=("pass", "drop"),
+            default="pass",
+            help="what becomes of IP packets without a rule (default: pass)",
+        )
+        add(
+            "--events",
+            choices=tuple(_EVENTS),
+            default="ringbuf",
+            help="how dropped packets are told about (default: ringbuf)",
+        )
+        add("--snap", metavar="N", type=int, default=128, help="bytes of each (default: 128)")
+        add("--write", metavar="FILE", help="write dropped packets to a pcapng file")
+        add(
+            "--front",
+            choices=("bits", "bloom", "none"),
+            default="bits",
+            help="what tells that there is no such prefix, before it is looked up (default: bits)",
+        )
+        add(
+            "--bloom",
+            dest="front",
+            action="store_const",
+            const="bloom",
+            help="the same as --front bloom: a bloom filter",
+        )
+        add(
+            "--max-rules",
+            metavar="N",
+            type=positive,
+            default=1 << 22,
+            help=f"prefixes there may be (default: {1 << 22})",
+        )
+
+    def check_options(self) -> None:
+        super().check_options()
+        options = self.options
+        if not 0 <= options.snap <= MAX_SNAP:
+            raise UsageError(f"--snap {options.snap}", why=f"it is 0 to {MAX_SNAP} bytes")
+        if options.write is not None and options.events == "none":
+            raise UsageError("--write needs --events", why="what it writes comes by events")
+        if options.write is not None and options.pcap is not None:
+            raise UsageError("--write and --pcap do not go together")
+        self.rules = self._rules()
+
+    def _rules(self) -> RuleSet:
+        """Those of --rules and --rule; read before anything is touched."""
+        from bpfkit.xdp_firewall.rules import RuleSet, parse_file, parse_rule
+
+        options = self.options
+        rules = RuleSet() if options.rules is None else parse_file(options.rules)
+        texts = options.rule
+        if options.interface is None and options.pcap is None and options.rules is None:
+            texts = texts or DEMO_RULES
+        for text in texts:
+            try:
+                rules.add(parse_rule(text))
+            except ValueError as error:
+                raise UsageError(f"--rule {text}", why=str(error)) from None
+        return rules
+
+    # -- setting up
+
+    def consts(self) -> dict[str, int]:
+        from bpfkit.xdp_firewall.control import FRONTS
+
+        options = self.options
+        return {
+            "front_kind": FRONTS[options.front],
+            "drop_rest": int(options.default == "drop"),
+            "events": 0 if options.pcap is not None else _EVENTS[options.events],
+            "snap": options.snap,
+        }
+
+    def load_options(self) -> dict[str, Any]:
+        from bpfkit.xdp_firewall.control import templates
+
+        made = templates()
+        for one in made.values():
+            self.keep(one)
+        return {"reuse_maps": made}
+
+    def prepare(self, loaded: Object) -> None:
+        from bpfkit.xdp_firewall.control import MAPS, Firewall
+
+        name = "" if self.options.pcap is not None else self.interface.name
+        self.firewall = Firewall({one: loaded[one] for one in MAPS}, name)
+        self.firewall.start(self.options.front, self.options.max_rules, self.rules)
+
+    def hook(self, program: Program) -> Link:
+        """The events' reader first: no packet is dropped unseen."""
+        from bpfkit.xdp_firewall.events import Events
+
+        options = self.options
+        if options.events != "none" and self.events is None:
+            buffer = self.object["ring" if options.events == "ringbuf" else "perf"].open()
+            self.events = self.keep(
+                Events(
+                    buffer,
+                    write=options.write or "",
+                    interface=self.interface.name,
+                    linktype=1 if self.interface.l2_len else 101,
+                    snap=options.snap,
+                )
+            )
+        return super().hook(program)
+
+    def look(self) -> None:
+        super().look()
+        if self.events is not None and self.events.error is not None:
+            raise self.events.error
+
+    # -- figures
+
+    def rows(self) -> list[Row]:
+        """What passed and what was dropped on the interface, then each rule; and the events."""
+        from bpfkit.xdp_firewall.commands import interface_rows, rule_rows
+
+        rows = [] if self._is_live() else self._event_rows()
+        totals = self.firewall.totals()
+        rows += interface_rows(self.firewall.interface, totals)
+        count = self.firewall.count
+        rows += rule_rows(self.firewall, skip=count > _SHOWN)
+        seen = self.events.seen if self.events else 0
+        lost = totals[-1][0]
+        rows.append({"summary": True, "prefixes": count, "events": seen, "lost_events": lost})
+        return rows
+
+    def _is_live(self) -> bool:
+        options = self.options
+        return not (options.json or options.check) and sys.stdout.isatty()
+
+    def _event_rows(self) -> list[Row]:
+        if self.events is None:
+            return []
+        return [self._event_row(event) for event in self.events.take()]
+
+    def _event_row(self, event: Dropped) -> Row:
+        from bpfkit.show.protocols import protocol_name
+
+        return {
+            "event": "drop",
+            "time": round(event.ts_ns / 1e9, 6),
+            "interface": self.interface.name,
+            "src": event.source,
+            "proto": protocol_name(event.proto) if event.address else None,
+            "length": event.length,
+            "rule": self._rule_of(event),
+            "payload": event.payload[:64].decode("latin-1"),
+        }
+
+    def _rule_of(self, event: Dropped) -> str:
+        from bpfkit.xdp_firewall.rules import Rule
+
+        if event.why == "address":
+            bits = 8 * len(event.address)
+            mask = (1 << bits) - (1 << bits - event.prefix)
+            cleared = int.from_bytes(event.address, "big") & mask
+            return str(Rule(2, cleared.to_bytes(bits // 8, "big"), event.prefix))
+        if event.number:
+            rule = self.firewall.numbered(event.number)
+            if rule is not None:
+                return str(rule)
+        return event.why
+
+    def lines(self, rows: list[Row]) -> Iterable[str]:
+        """Events first, then the figures."""
+        for row in rows:
+            if "event" in row:
+                yield event_line(row)
+        yield from super().lines([row for row in rows if "rule" in row and "event" not in row])
+        yield from self.notes(rows)
+
+    def notes(self, rows: list[Row]) -> list[str]:
+        lines = []
+        if self._is_live() and self.events is not None:
+            lines = [event_line(self._event_row(event)) for event in self.events.take()[-8:]]
+        for row in rows:
+            if "summary" in row:
+                text = f"{row['prefixes']} prefixes, {row['events']} events"
+                lines.append(f"{text}, {row['lost_events']} more lost")
+        return lines
+
+    # -- the demo
+
+    def make_lab(self) -> Lab:
+        from bpfkit.xdp_firewall.demo import firewall_lab
+
+        return firewall_lab()
+
+    def setup(self) -> None:
+        self.play: Any = None
+        super().setup()
+
+    def demo(self) -> None:
+        """Pings, TCP and UDP from sources and to ports that are denied, allowed, or neither."""
+        from bpfkit.xdp_firewall.demo import Play
+
+        assert self.lab is not None
+        if self.play is None:
+            self.play = self.keep(Play(self.lab))
+        self.play.round()
+
+    def verify(self) -> Iterable[Verdict]:
+        yield from self.play.verdicts(self.firewall, self.events, self.options)
+
+
+def event_line(row: Row) -> str:
+    """A dropped packet, for people."""
+    from time import localtime, strftime
+
+    when = strftime("%H:%M:%S", localtime(row["time"]))
+    text = "".join(char if " " <= char <= "~" else "." for char in row["payload"][:32])
+    what = f"{row['proto']} from {row['src']}" if row["src"] else "a frame"
+    line = f"{when} dropped {what}, {row['length']} bytes, by {row['rule']}"
+    return f"{line}: {text}" if text.strip(".") else line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The firewall, or one of the commands that edit a running one."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words and words[0] in COMMANDS:
+        from bpfkit.xdp_firewall.commands import command
+
+        return command(words)
+    return run(XdpFirewall, words)

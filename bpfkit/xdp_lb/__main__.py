@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.xdp_lb."""
+
+from bpfkit.app.base import main
+from bpfkit.xdp_lb.program import XdpLb
+
+if __name__ == "__main__":
+    raise SystemExit(main(XdpLb))

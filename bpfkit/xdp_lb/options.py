@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What xdp_lb is told on the command line: services, backends, the table's size, what is checked.
+
+All raise UsageError, with the option's name.
+"""
+
+from __future__ import annotations
+
+from bpfkit.core.errors import UsageError
+from bpfkit.xdp_lb.balancer import Service, parse_backend
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["parse_backends", "parse_services", "port_to_check", "refuse_own", "table_size"]
+
+
+def parse_services(texts: Iterable[str]) -> list[Service]:
+    """Those of ``--vip``."""
+    services: list[Service] = []
+    for text in texts:
+        try:
+            services.append(Service.parse(text))
+        except ValueError as error:
+            raise UsageError(f"--vip {text}: {error}") from None
+    return services
+
+
+def parse_backends(texts: Iterable[str]) -> dict[str, int]:
+    """Address -> weight of those of ``--backend``."""
+    given: dict[str, int] = {}
+    for text in texts:
+        try:
+            name, weight = parse_backend(text)
+            if name in given:
+                raise ValueError("it is given twice")
+        except ValueError as error:
+            raise UsageError(f"--backend {text}: {error}") from None
+        given[name] = weight
+    return given
+
+
+def refuse_own(services: list[Service], backends: set[str]) -> None:
+    """No service is a backend, or there twice."""
+    for service in services:
+        if service.address in backends:
+            raise UsageError(
+                f"{service.address} is a VIP and a backend", why="it would get its own packets"
+            )
+    if len({str(service) for service in services}) < len(services):
+        raise UsageError("a --vip is given twice")
+
+
+def port_to_check(services: list[Service], asked: int | None) -> int:
+    """Where backends are connected to: ``--health-port``, or the first TCP service."""
+    if asked == 0:
+        raise UsageError("--health-port 0 cannot be connected to")
+    if asked is not None:
+        return asked
+    for service in services:
+        if service.proto == "tcp":
+            return service.port
+    raise UsageError(
+        "--health tcp needs --health-port",
+        why="none of the services is a TCP one",
+        hint="or take --health none",
+    )
+
+
+def table_size(text: str) -> int:
+    """``--table``, for argparse."""
+    from argparse import ArgumentTypeError
+
+    from bpfkit.xdp_lb.maglev import SIZES, is_prime
+
+    if text.isascii() and text.isdigit() and int(text) <= SIZES[-1] and is_prime(int(text)):
+        return int(text)
+    sizes = ", ".join(map(str, SIZES))
+    raise ArgumentTypeError(f"{text!r} is not a prime up to {SIZES[-1]} (good ones: {sizes})")

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.xdp_lb: a load balancer that sends packets back out where they came in.
+
+The C side is bpf_c/xdp/xdp_lb.bpf.c, the rest is in bpfkit/net/lb: maglev.py makes the table,
+balancer.py has the maps and knows what a change moves, keeper.py looks after health and the
+backends file.  The demo (play.py): one of three backends dies and comes back, while connections to
+the others go on.
+"""
+
+from __future__ import annotations
+
+import time
+
+from bpfkit.app.base import output, port, positive
+from bpfkit.app.interface import XdpApp
+from bpfkit.core.errors import InputError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from collections.abc import Iterable
+    from typing import Any
+
+    from bpfkit.app.base import Row, Verdict
+    from bpfkit.core.object import Object
+    from bpfkit.core.program import Program
+    from bpfkit.net.links.lab import Lab
+    from bpfkit.xdp_lb.demo import LbPlay
+
+#: enum result of the C side.
+RESULTS = (
+    "sent",
+    "sent_fragment",
+    "sent_icmp",
+    "passed",
+    "passed_deep",
+    "passed_malformed",
+    "told_too_big",
+    "dropped_too_big",
+    "dropped_no_backend",
+    "dropped_no_room",
+)
+
+
+class XdpLb(XdpApp):
+    """A load balancer: Maglev over health-checked backends, by IP in IP; replies go directly."""
+
+    name = "xdp_lb"
+    source = "xdp/xdp_lb.bpf.c"
+    counters = ("flows", "packets", "bytes")
+    spot = "lb:eth0"
+    knows_l2_len = False
+    play: LbPlay
+    epilog = (
+        "The VIP is an address of this host, or routed to it. A backend has it on lo, with "
+        "arp_ignore=1 and arp_announce=2, answers from it (a UDP server must be bound to it), and "
+        "for --forward ipip takes the outer header off: by an ipip, ip6tnl or sit device, or by "
+        "`python -m bpfkit.xdp_decap` where the kernel has none. Lines of the backends file: "
+        "ADDRESS [weight=N] [# comment]; weight 0 drains. It is read again when it changes; with a "
+        "bad line, nothing of it counts."
+    )
+
+    @classmethod
+    def add_options(cls, parser: ArgumentParser) -> None:
+        from bpfkit.xdp_lb.options import table_size
+
+        super().add_options(parser)
+        add = parser.add_argument
+        add("--vip", metavar="A:PORT/PROTO", action="append", help="a service; again: more")
+        add("--backend", metavar="A[,weight=N]", action="append", help="a backend; again: more")
+        add("--backends", metavar="FILE", help="file with a backend a line; watched")
+        text = "to a backend: IP in IP, or the same packet with its MAC address (default: ipip)"
+        add("--forward", choices=("ipip", "l2"), default="ipip", help=text)
+        text = "are backends there? by TCP connections, or they are said to be (default: tcp)"
+        add("--health", choices=("tcp", "none"), default="tcp", help=text)
+        add("--health-port", metavar="P", type=port, help="default: that of the first TCP service")
+        text = "seconds between checks (default: 1); for an answer, at least 1"
+        add("--health-interval", metavar="S", type=float, default=1.0, help=text)
+        add("--rise", metavar="N", type=positive, default=2, help="good checks that bring one back")
+        add("--fall", metavar="N", type=positive, default=2, help="bad checks that take one out")
+        text = "slots of the Maglev table, a prime (default: 65537)"
+        add("--table", metavar="N", type=table_size, default=65537, help=text)
+        text = "flows that are remembered (default: 65536)"
+        add("--flows", metavar="N", type=positive, default=65536, help=text)
+
+    def check_options(self) -> None:
+        from bpfkit.xdp_lb.balancer import read_backends
+        from bpfkit.xdp_lb.options import (
+            parse_backends,
+            parse_services,
+            port_to_check,
+            refuse_own,
+        )
+
+        super().check_options()
+        options = self.options
+        if options.interface is None and options.pcap is None:
+            for given in ("vip", "backend", "backends"):
+                if getattr(options, given):
+                    raise UsageError(
+                        f"--{given} needs --interface", why="the demo has its own services"
+                    )
+            self._demo_options()
+        elif not options.vip or not (options.backend or options.backends):
+            where = "--interface" if options.interface else "--pcap"
+            raise UsageError(
+                f"{where} needs --vip, and --backend or --backends",
+                why="for what, and to whom, are packets sent?",
+            )
+        self.services = parse_services(options.vip)
+        self.given = parse_backends(options.backend or ())
+        if not 0 < options.health_interval <= 3600:  # refuses nan too
+            raise UsageError("--health-interval is not a time in seconds (up to 3600)")
+        more = read_backends(options.backends) if options.backends else {}
+        refuse_own(self.services, {*self.given, *more})
+        self.check_port = 0  # no checks
+        if options.health == "tcp" and options.pcap is None:
+            self.check_port = port_to_check(self.services, options.health_port)
+
+    def _demo_options(self) -> None:
+        from bpfkit.xdp_lb.lab import BACKENDS, PORT, VIP4, VIP6
+
+        options = self.options
+        options.vip = [f"{VIP4}:{PORT}/tcp", f"[{VIP6}]:{PORT}/tcp"]
+        options.backend = list(BACKENDS.values())
+        options.health_interval = min(options.health_interval, 0.1)
+
+    # -- life cycle
+
+    def make_lab(self) -> Lab:
+        from bpfkit.xdp_lb.demo import LbPlay
+
+        self.play = self.keep(LbPlay(self.options.forward == "ipip"))
+        return self.play.lab
+
+    def consts(self) -> dict[str, int]:
+        """The interface's MAC address and MTU."""
+        import sys
+
+        consts = {"slots": self.options.table, "encap": int(self.options.forward == "ipip")}
+        if self.options.pcap is None:
+            mac = bytes.fromhex(self.interface.lladdr().replace(":", ""))
+            consts["lladdr"] = int.from_bytes(mac + bytes(2), sys.byteorder)
+            consts["mtu"] = self.interface.mtu
+        return consts
+
+    def load_options(self) -> dict[str, Any]:
+        return {"max_entries": {"flows": self.options.flows}}
+
+    def enter(self) -> None:
+        super().enter()
+        name, link = self.interface.name, self.interface.link_name
+        if link != "Ethernet":
+            raise InputError(
+                f"{name} is no Ethernet interface ({link})", why="packets go back by MAC addresses"
+            )
+        if self.options.forward == "ipip" and self.interface.mtu < 1280 + 40:
+            six = any(":" in service.address for service in self.services)
+            if six:
+                self.note(f"the MTU of {name}, {self.interface.mtu}, leaves IPv6 less than 1280")
+
+    def prepare(self, loaded: Object) -> None:
+        """Services and backends; a first look at these, so that nobody dead gets a packet."""
+        from threading import Lock
+
+        from bpfkit.xdp_lb.balancer import Balancer, read_backends
+        from bpfkit.xdp_lb.health import Health
+        from bpfkit.xdp_lb.keeper import Keeper
+
+        options = self.options
+        self.changes: list[Row | str] = []
+        self.round = -1
+        self.lock = Lock()
+        self.balancer = Balancer(loaded, options.table)
+        for service in self.services:
+            self.balancer.add_service(service)
+        if options.pcap is not None:
+            more = read_backends(options.backends) if options.backends else {}
+            for backend in self.balancer.want({**more, **self.given}):
+                backend.ill, backend.mac = "", bytes(6)  # no wire, no neighbours
+            self.balancer.apply()
+            return
+        keeper = Keeper(
+            self.balancer,
+            self.interface,
+            self.given,
+            options.backends or "",
+            port=self.check_port,
+            on_link=options.forward == "l2",
+            interval=options.health_interval,
+            timeout=max(options.health_interval, 1.0),
+            health=Health(options.rise, options.fall),
+            tell=self.changes.append,
+            lock=self.lock,
+        )
+        self.keeper = self.keep(keeper)
+        keeper.start()
+
+    def attach(self, program: Program) -> None:
+        super().attach(program)
+        self._say_changes()
+
+    def look(self) -> None:
+        super().look()
+        self._say_changes()
+        if self.keeper.error is not None:
+            raise self.keeper.error
+
+    def _say_changes(self) -> None:
+        """What the keeper has to tell; by the main thread, so that lines stay whole."""
+        from bpfkit.xdp_lb.keeper import change_words
+
+        while self.changes:
+            row = self.changes.pop(0)
+            if isinstance(row, str):
+                self.note(row)
+                continue
+            if self.options.json:
+                from bpfkit.show.jsonl import json_lines
+
+                stamp = {"ts": round(time.time(), 6), "round": max(self.round, 0)}
+                output(json_lines([{**stamp, **row}]))
+            self.note(change_words(row))
+
+    # -- figures
+
+    def rows(self) -> list[Row]:
+        """A row per backend, and what became of all packets."""
+        self.round += 1
+        self._say_changes()
+        with self.lock:
+            rows: list[Row] = self.balancer.rows()
+        rows.append({"summary": True, **self.results()})
+        return rows
+
+    def results(self) -> dict[str, int]:
+        """Packets by what was done with them."""
+        sums = dict(self.object["results"].sums())
+        return {word: sums[i].packets for i, word in enumerate(RESULTS)}
+
+    def lines(self, rows: list[Row]) -> Iterable[str]:
+        return [*super().lines([row for row in rows if "summary" not in row]), *self.notes(rows)]
+
+    def notes(self, rows: list[Row]) -> list[str]:
+        """The summary in a line; in the demo, what became of the connections that stay open."""
+        sums = next((row for row in rows if "summary" in row), {})
+        words = [f"{word.replace('_', ' ')} {sums[word]}" for word in RESULTS if sums.get(word)]
+        notes = ["packets: " + (", ".join(words) or "none")] if sums else []
+        if self.lab is not None and self.play.lost:
+            others, lost = self.play.others, max(self.play.lost.values())
+            notes.append(f"{others} open connections to others than b2, {lost} requests lost")
+        return notes
+
+    # -- demo
+
+    def demo(self) -> None:
+        """The whole play, with time to look at each state of it."""
+        check, interval = self.options.check, self.options.interval
+        self.play.perform(self.balancer, self.lock, lambda: None if check else time.sleep(interval))
+
+    def verify(self) -> Iterable[Verdict]:
+        return self.play.verdicts(self.balancer, lambda: self.results()["told_too_big"])

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.xdp_redirect."""
+
+from bpfkit.app.base import main
+from bpfkit.xdp_redirect.program import XdpRedirect
+
+if __name__ == "__main__":
+    raise SystemExit(main(XdpRedirect))

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who gets what in a :func:`bpfkit.net.links.lab.star_lab`: captures at all hosts during traffic.
+
+::
+
+    with Star(lab) as star:
+        star.talk("h1", "h2")
+        star.send("h1", frame, {"h2", "h3"})     # frame: with a payload that no other one has
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from bpfkit.core.closing import Closing
+from bpfkit.net.packets.capture import Capture
+from bpfkit.net.packets.frames import send_frames
+from bpfkit.net.traffic.report import ping, tcp, udp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bpfkit.core.program import Program
+    from bpfkit.net.links.lab import Lab
+    from bpfkit.net.traffic.report import Report
+
+__all__ = ["Star", "addresses", "peers_pass"]
+
+_GRACE = 0.05  # seconds for what should not arrive
+
+
+def addresses(lab: Lab, host: str) -> list[str]:
+    """A host's addresses, IPv4 and IPv6, without prefix length."""
+    return [address.partition("/")[0] for address in lab.devices[host]["eth0"].addresses]
+
+
+def peers_pass(lab: Lab) -> Program:
+    """XDP_PASS at each host's end of its cable: a veth takes native redirects only then.
+
+    :returns: the program, to be closed.
+    """
+    from bpfkit.core.kernel.asm import assemble, exit_, mov, r0
+    from bpfkit.core.program import Program
+
+    code = assemble(mov(r0, 2), exit_())
+    program = Program.from_insns("XDP", code, name="pass", expected_attach_type=37)
+    for name, ns in lab.namespaces.items():
+        if name != "middle":
+            with ns.entered():
+                program.attach_xdp(lab.interface(f"{name}:eth0").index)
+    return program
+
+
+class Star(Closing):
+    """Captures of what arrives at each host, from now on."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.hosts = [name for name in lab if name != "middle"]
+        self.captures: dict[str, Capture] = {}
+        try:
+            for host in self.hosts:
+                self.captures[host] = Capture(
+                    "eth0", ns=lab[host], outgoing=False, promiscuous=True
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def talk(self, a: str, b: str, timeout: float = 2.0) -> list[Report]:
+        """Ping, TCP and UDP from ``a`` to ``b``, IPv4 and IPv6."""
+        made: list[Report] = []
+        ns = self.lab[a]
+        for host in addresses(self.lab, b):
+            made.append(ping(host, count=2, timeout=timeout, ns=ns))
+            made.append(tcp(host, up=3000, down=20000, ns=ns, server_ns=self.lab[b]))
+            made.append(udp(host, count=10, ns=ns, server_ns=self.lab[b]))
+        return made
+
+    @staticmethod
+    def mark() -> bytes:
+        """A payload that no other frame has."""
+        return b"bpfkit " + os.urandom(12).hex().encode()
+
+    def send(
+        self, by: str, frame: bytes, mark: bytes, expected: Iterable[str], timeout: float = 2.0
+    ) -> dict[str, bytes]:
+        """Send ``frame``, which has ``mark`` in it, from a host; where it arrives, and how.
+
+        :param expected: waits until it has arrived at these, or ``timeout`` seconds, and a moment
+            more for the others.
+        """
+        waiting = set(expected)
+        send_frames("eth0", [frame], ns=self.lab[by])
+        end = time.monotonic() + timeout
+        found: dict[str, bytes] = {}
+        while waiting - set(found) and time.monotonic() < end:
+            found = self.got(mark, len(frame))
+            time.sleep(0.002)
+        time.sleep(_GRACE)
+        return self.got(mark, len(frame))
+
+    def got(self, mark: bytes, size: int) -> dict[str, bytes]:
+        """The hosts at which a frame of ``size`` bytes with ``mark`` arrived, and the frame.
+
+        Errors that quote it are longer.
+        """
+        found = {}
+        for host, capture in self.captures.items():
+            for packet in capture.packets:
+                if mark in packet.data and len(packet.data) == size:
+                    found[host] = packet.data
+        return found
+
+    def overheard(self, by: str, a: str, b: str) -> int:
+        """How many frames between the addresses of ``a`` and ``b`` have arrived at ``by``."""
+        ends = {self._mac(a), self._mac(b)}
+        packets = self.captures[by].packets
+        return sum({p.data[:6], p.data[6:12]} == ends for p in packets)
+
+    def _mac(self, host: str) -> bytes:
+        return bytes.fromhex(self.lab.lladdr(f"{host}:eth0").replace(":", ""))
+
+    def close(self) -> None:
+        """End the captures."""
+        for capture in self.captures.values():
+            capture.close()
