@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import sys
 
-from bpfkit.app.base import App, Signals, guarded, output
+from bpfkit.app.base import App
+from bpfkit.app.lifecycle import guarded
+from bpfkit.app.signals import Signals, output
 from bpfkit.core.errors import BpfkitError, InputError
 
 TYPE_CHECKING = False

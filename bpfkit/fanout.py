@@ -7,7 +7,8 @@ sockex3's: it counts the flows that came there, without a packet being copied to
 
 from __future__ import annotations
 
-from bpfkit.app.base import main, positive
+from bpfkit.app.lifecycle import main
+from bpfkit.app.options import positive
 from bpfkit.app.tap import SocketApp
 from bpfkit.core.errors import UsageError
 from bpfkit.sockex3.flow_maps import fill_jump, read_flows
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.core.object import Object
+    from bpfkit.show.rows import Row, Verdict
 
 #: A kernel frees the programs of a process that ended all at once, in a work queue that has room
 #: for 1024; one of them may then wait for a work item that gets no place behind the others, and
@@ -34,7 +35,7 @@ class Fanout(SocketApp):
     source = "socket/fanout.bpf.c"
     counters = ("bytes", "packets")
     direction = "both"
-    judges_captures = False
+    takes_capture = False  # one packet has no share of the sockets
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from struct import pack
 
-from bpfkit.app.base import main
 from bpfkit.app.lab import LabApp
+from bpfkit.app.lifecycle import main
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
+    from bpfkit.show.rows import Row, Verdict
 
 KINDS = ("plain", "tunnel IPv4", "tunnel IPv6", "fragment", "left to the kernel")
 PROTOCOL = 253

@@ -7,14 +7,14 @@ counts what is forwarded, and drops UDP.
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
+from bpfkit.app.lifecycle import main
 from bpfkit.app.route import SERVERS, DropApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Verdict
+    from bpfkit.show.rows import Verdict
 
 
 class LwtIn(DropApp):

@@ -7,15 +7,15 @@ counts what is sent, and drops ICMP and ICMPv6.
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
+from bpfkit.app.lifecycle import main
 from bpfkit.app.route import DropApp, forwarding_client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Verdict
     from bpfkit.net.links.lab import Lab
+    from bpfkit.show.rows import Verdict
 
 
 class LwtOut(DropApp):

@@ -8,7 +8,7 @@ server shows what arrives.
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
+from bpfkit.app.lifecycle import main
 from bpfkit.app.route import RouteApp, forwarding_client
 from bpfkit.core.errors import InputError, UsageError
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Verdict
     from bpfkit.net.links.lab import Lab
+    from bpfkit.show.rows import Verdict
 
 #: The networks behind the server: the host that the demo sends to, the client's next hop.
 INNER = {"10.78.0.1": ("10.78.0.0/24", "10.77.1.254"), "fd78::1": ("fd78::/64", "fd77:1::fe")}

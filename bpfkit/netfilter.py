@@ -8,8 +8,8 @@ ICMP at one of them.  nftables chains before and after it, in the same hook, cou
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
 from bpfkit.app.lab import LabApp
+from bpfkit.app.lifecycle import main
 from bpfkit.core.errors import CompileError, InputError, UnsupportedError
 
 TYPE_CHECKING = False
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.net.links.lab import Lab
     from bpfkit.net.traffic.report import PingReport, UdpReport
+    from bpfkit.show.rows import Row, Verdict
 
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 FAMILIES = {4: 2, 6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6

@@ -8,15 +8,15 @@ outer packet off (End.DT6).  A capture at the server shows what arrives.
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
 from bpfkit.app.lab import LabApp
+from bpfkit.app.lifecycle import main
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.net.links.lab import Lab
+    from bpfkit.show.rows import Row, Verdict
 
 FUNCTIONS = ("end_tag", "end_dt6")
 #: The router's segments, and a last one behind End.DT6 (which wants segments left).

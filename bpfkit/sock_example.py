@@ -23,7 +23,7 @@ below it the header that was fetched last.  Needs Linux 5.7 (loops, __sk_buff.gs
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
+from bpfkit.app.lifecycle import main
 from bpfkit.app.tap import ProtocolApp
 from bpfkit.core.kernel.asm import (
     Code,

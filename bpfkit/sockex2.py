@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
+from bpfkit.app.lifecycle import main
 from bpfkit.app.tap import SocketApp, amount
 from bpfkit.show.address import address_text
 
@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
+    from bpfkit.show.rows import Row, Verdict
 
 
 class Sockex2(SocketApp):
@@ -20,13 +20,13 @@ class Sockex2(SocketApp):
     name = "sockex2"
     source = "socket/sockex2.bpf.c"
     counters = ("bytes", "packets")
-    told = False
+    _warned = False
 
     def rows(self) -> list[Row]:
         """The busiest destination first."""
         lost = self.object["totals"].sum(0).unattributed
-        if lost.packets and not self.told:
-            self.told = True
+        if lost.packets and not self._warned:
+            self._warned = True
             self.note("the table is full: packets to further addresses are not shown")
         found = [
             {"dst": address_text(addr[:4] if family == 4 else addr), "bytes": size, "packets": n}

@@ -8,16 +8,16 @@ ping never meets it.
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
 from bpfkit.app.lab import LabApp
+from bpfkit.app.lifecycle import main
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.net.traffic.report import PingReport, UdpReport
+    from bpfkit.show.rows import Row, Verdict
 
 #: The server's address -> the client's.
 SERVERS = {"10.77.0.2": "10.77.0.1", "fd77::2": "fd77::1"}

@@ -9,8 +9,8 @@ The C side is bpf_c/tc/tc_classifier.bpf.c.  Rules set marks and priorities, and
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
 from bpfkit.app.interface import TcApp
+from bpfkit.app.lifecycle import main
 from bpfkit.core.errors import BpfkitError, UsageError
 
 TYPE_CHECKING = False
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable, Sequence
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.core.attach.link import Link
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
+    from bpfkit.show.rows import Row, Verdict
 
 DIRECTIONS = ("ingress", "egress")
 #: #defines of the C side.

@@ -6,8 +6,8 @@ See also container_lab, where it stands beside xdp_drop_tcp.
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
 from bpfkit.app.interface import TcApp
+from bpfkit.app.lifecycle import main
 from bpfkit.xdp_drop_tcp import DropTcp
 
 TYPE_CHECKING = False

@@ -10,8 +10,8 @@ from __future__ import annotations
 import _socket
 import struct
 
-from bpfkit.app.base import main
 from bpfkit.app.interface import XdpApp
+from bpfkit.app.lifecycle import main
 from bpfkit.core.errors import UsageError
 
 TYPE_CHECKING = False
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.core.object import Object
     from bpfkit.net.links.lab import Lab
+    from bpfkit.show.rows import Row, Verdict
 
 VIPS = ("198.51.100.1", "2001:db8:51::1")
 CLIENTS = ("203.0.113.5", "2001:db8:113::5")

@@ -6,17 +6,17 @@ The demo: on lo of a namespace of its own, pings are lost while TCP and UDP go o
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
 from bpfkit.app.interface import XdpApp
+from bpfkit.app.lifecycle import main
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.net.links.lab import Lab
     from bpfkit.net.traffic.report import Report
+    from bpfkit.show.rows import Row, Verdict
 
 HOSTS = ("127.0.0.1", "::1")
 _NO_TYPE = 512

@@ -6,15 +6,15 @@ See also container_lab, where it stands beside tc_drop_tcp.
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
 from bpfkit.app.interface import HookApp, XdpApp
+from bpfkit.app.lifecycle import main
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.net.traffic.tagged_frames import TagPlay
+    from bpfkit.show.rows import Row, Verdict
 
 HOSTS = ("10.77.0.2", "fd77::2")
 #: enum drop_row -> (verdict, IP version, what).

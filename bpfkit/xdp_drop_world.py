@@ -7,15 +7,15 @@ the other end show it.
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
 from bpfkit.app.interface import XdpApp
+from bpfkit.app.lifecycle import main
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.net.links.lab import Lab
+    from bpfkit.show.rows import Row, Verdict
 
 HOSTS = ("10.77.0.2", "fd77::2")
 PINGS = 3
@@ -37,7 +37,6 @@ class XdpDropWorld(XdpApp):
 
     def setup(self) -> None:
         self.played: list[Row] = []
-        self._shown = 0
         super().setup()
 
     def demo(self) -> None:
@@ -71,19 +70,16 @@ class XdpDropWorld(XdpApp):
             return list(self.played)
         return [_row("on", None, None, *self.dropped())]
 
+    def rows_accumulate(self) -> bool:
+        """The demo's states stay; figures of an interface of the user's change."""
+        return self.lab is not None
+
     def lines(self, rows: list[Row]) -> Iterable[str]:
         from bpfkit.show.text import cell, table
 
-        fresh = rows[self._shown :] if self.lab is not None else rows
-        lines = []
-        if fresh:
-            titles = ["XDP", "pings sent", "answered", "packets dropped", "bytes dropped"]
-            body = [[cell(value) for value in row.values()] for row in fresh]
-            lines = table(titles, body, right=[False, True, True, True, True])
-        if self.lab is not None:
-            lines = lines[1 if self._shown else 0 :]
-            self._shown = len(rows)
-        return lines
+        titles = ["XDP", "pings sent", "answered", "packets dropped", "bytes dropped"]
+        body = [[cell(value) for value in row.values()] for row in rows]
+        return table(titles, body, right=[False, True, True, True, True])
 
     def verify(self) -> Iterable[Verdict]:
         while len(self.played) < 3:

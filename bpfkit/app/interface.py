@@ -17,9 +17,9 @@ Without ``-i`` a program works in a lab of its own and never touches the machine
 from __future__ import annotations
 
 import errno
-from time import time as unix_time
 
-from bpfkit.app.base import App, output
+from bpfkit.app.base import App
+from bpfkit.app.signals import output
 from bpfkit.core.errors import AttachError, BpfkitError, UnsupportedError, UsageError
 
 TYPE_CHECKING = False
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, ClassVar
 
-    from bpfkit.app.base import Row
     from bpfkit.core.attach.link import Link
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
     from bpfkit.net.links.interfaces import Interface
     from bpfkit.net.links.lab import Lab
+    from bpfkit.show.rows import Row
 
 __all__ = ["HookApp", "TcApp", "XdpApp"]
 
@@ -48,6 +48,7 @@ class HookApp(App):
 
     needs: tuple[str, ...] = ("NET_ADMIN", "BPF")
     demo_rounds = 3
+    takes_capture = takes_netns = True
     #: The function to attach; "" is the first of the source.
     entry = ""
     #: Return value -> the kernel's constant.
@@ -223,11 +224,11 @@ class HookApp(App):
             frame = frame[:12] + _PRIORITY_TAG + frame[12:]
         return frame
 
-    def judged_rows(self) -> list[Row]:
+    def capture_rows(self) -> list[Row]:
         """For people the figures as well; in JSON a capture has a row for each packet, no other."""
         return [] if self.options.json else self.rows()
 
-    def judge(self, path: str) -> None:
+    def run_capture(self, path: str) -> None:
         """Print the verdict on each packet of a capture; in constant memory."""
         from bpfkit.net.packets.pcap import PcapReader, to_ethernet
 
@@ -242,14 +243,14 @@ class HookApp(App):
                 signed = retval - (1 << 32) if retval >> 31 else retval
                 action = self.actions.get(retval) or self.actions.get(signed) or str(signed)
                 tally[action] = tally.get(action, 0) + 1
-                chunk.append({"index": self.judged, "action": action})
-                self.judged = record.number
+                chunk.append({"index": self.packets_run, "action": action})
+                self.packets_run = record.number
                 if len(chunk) == _CHUNK:
                     self._print(chunk)
             self._print(chunk)
         if not self.options.json:
             sums = ", ".join(f"{action} {count}" for action, count in sorted(tally.items()))
-            self.note(f"{self.judged} packets: {sums}" if sums else "no packets")
+            self.note(f"{self.packets_run} packets: {sums}" if sums else "no packets")
 
     def runner(self) -> Callable[[bytes, int], int]:
         """Loads the program; a function (frame, original length) -> return value."""
@@ -257,10 +258,9 @@ class HookApp(App):
 
     def _print(self, chunk: list[Row]) -> None:
         if self.options.json:
-            from bpfkit.show.jsonl import json_lines
+            from bpfkit.show.rows import json_rows
 
-            stamp = {"ts": round(unix_time(), 6), "round": 0}
-            output(json_lines([{**stamp, **row} for row in chunk]))
+            output(json_rows(chunk, 0))
         else:
             output("".join([f"{row['index']:>7} {row['action']}\n" for row in chunk]))
         chunk.clear()

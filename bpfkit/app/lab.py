@@ -26,6 +26,7 @@ class LabApp(App):
 
     needs = ("BPF", "NET_ADMIN", "NET_RAW", "SYS_ADMIN")
     demo_rounds = 2
+    takes_netns = True
     #: The lab, while there is one.
     lab: Lab | None = None
     object: Object

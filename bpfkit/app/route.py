@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.net.links.lab import Lab
     from bpfkit.net.traffic.report import Report
+    from bpfkit.show.rows import Row, Verdict
 
 __all__ = ["DropApp", "RouteApp", "forwarding_client"]
 

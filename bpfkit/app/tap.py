@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
     from bpfkit.net.links.interfaces import Interface
     from bpfkit.net.packets.packet_socket import PacketSocket
     from bpfkit.net.traffic.report import Report
+    from bpfkit.show.rows import Row, Verdict
 
 __all__ = ["ProtocolApp", "SocketApp", "amount"]
 
@@ -50,8 +50,8 @@ class SocketApp(App):
     direction = "out"
     #: False where a program has no choice of direction.
     has_direction = True
-    #: False where a program cannot say anything about a single packet.
-    judges_captures = True
+    takes_capture = True
+    takes_netns = True
     #: The function that the socket gets; "" is the first of the source.
     entry = ""
 
@@ -73,7 +73,7 @@ class SocketApp(App):
         add = parser.add_argument
         add("-i", "--interface", metavar="IF", help="interface to watch (default: lo, with a demo)")
         add("--netns", metavar="NS", help="network namespace: a name, a process id or a path")
-        if cls.judges_captures:
+        if cls.takes_capture:
             add("--pcap", metavar="FILE", help="judge a capture (pcap, pcapng, gzip)")
         if cls.has_direction:
             add(
@@ -85,7 +85,7 @@ class SocketApp(App):
     def check_options(self) -> None:
         """Captures exclude everything live; ``--check`` is for loopback only."""
         options = self.options
-        if getattr(options, "pcap", None) is not None:
+        if self.capture_path() is not None:
             for name in ("interface", "netns", "check"):
                 if getattr(options, name) not in (None, False):
                     raise UsageError(
@@ -165,7 +165,7 @@ class SocketApp(App):
 
     def directions(self) -> int:
         """The LOAD_CONST ``direction`` for the interface."""
-        wanted = getattr(self.options, "direction", None) or self.direction
+        wanted = (self.has_direction and self.options.direction) or self.direction
         if self.interface.is_loopback and wanted == "both":
             return OUTGOING  # lo shows every frame twice, on its way out and on its way in
         return _DIRECTIONS[wanted]
@@ -184,7 +184,7 @@ class SocketApp(App):
 
     # -- the interface while it is watched
 
-    def watch(self) -> list[int]:
+    def error_filenos(self) -> list[int]:
         """The packet socket: it has an error when its interface goes down or away."""
         return [self.socket.fileno()] if self.socket else []
 
@@ -208,7 +208,7 @@ class SocketApp(App):
 
     # -- captures
 
-    def judge(self, path: str) -> None:
+    def run_capture(self, path: str) -> None:
         """Every packet of a capture through the program; bytes follow the original length."""
         from bpfkit.net.packets.pcap import PcapReader, to_ethernet
 
@@ -218,7 +218,7 @@ class SocketApp(App):
             for record in records:
                 frame = record.data if record.linktype == _LINK_ETHERNET else to_ethernet(record)
                 run(frame, record.orig_len)
-                self.judged = record.number
+                self.packets_run = record.number
                 if progress and not record.number & 0xFFF:
                     progress.show(record.number)
             if progress:
@@ -316,7 +316,7 @@ def amount(packets: int, size: int) -> str:
 
 
 class _Progress:
-    """How many packets were judged, on a terminal's standard error."""
+    """How many packets were run, on a terminal's standard error."""
 
     def __init__(self, name: str) -> None:
         self._name = name

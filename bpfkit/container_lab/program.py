@@ -16,9 +16,10 @@ bpfkit/container_lab/scene.py, what is attached in bpfkit/container_lab/cable.py
 
 from __future__ import annotations
 
-from time import time as unix_time
-
-from bpfkit.app.base import App, output, port
+from bpfkit.app.base import App
+from bpfkit.app.lifecycle import conclude
+from bpfkit.app.options import port
+from bpfkit.app.signals import output
 from bpfkit.container_lab.scene import STATES, expected
 from bpfkit.core.errors import BpfkitError, UsageError
 
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import TypeVar
 
-    from bpfkit.app.base import Row, Signals, Verdict
+    from bpfkit.app.signals import Signals
     from bpfkit.container_lab.scene import Found
+    from bpfkit.show.rows import Row, Verdict
 
     T = TypeVar("T")
 
@@ -40,6 +42,7 @@ class ContainerLab(App):
     name = "container_lab"
     needs = ("NET_ADMIN", "NET_RAW", "SYS_ADMIN", "BPF")
     has_live_view = False
+    takes_netns = True
 
     @classmethod
     def types(cls) -> list[str]:
@@ -123,7 +126,7 @@ class ContainerLab(App):
                 raise
             raise BpfkitError(f"interface {device.name} was removed") from error
 
-    def conduct(self, signals: Signals) -> int:
+    def run(self, signals: Signals) -> int:
         return self._while_there(lambda: self._play(signals))
 
     def _play(self, signals: Signals) -> int:
@@ -145,7 +148,7 @@ class ContainerLab(App):
         if signals.asked:
             self.note("interrupted, nothing was verified")
             return 1
-        return self._conclude(verdicts)
+        return conclude(self, verdicts)
 
     def _switch(self, state: str) -> None:
         self.cable.switch(state)
@@ -223,21 +226,9 @@ class ContainerLab(App):
             yield good, f"stream: {text}"
 
     def _json(self, number: int, rows: Iterable[Row]) -> None:
-        from bpfkit.show.jsonl import json_lines
+        from bpfkit.show.rows import json_rows
 
-        stamp = {"ts": round(unix_time(), 6), "round": number}
-        output(json_lines({**stamp, **row} for row in rows))
-
-    def _conclude(self, verdicts: list[Verdict]) -> int:
-        good = sum(fine for fine, _ in verdicts)
-        failed = "" if good == len(verdicts) else ": FAILED"
-        report = [f"{'ok' if fine else 'FAILED':8}{text}" for fine, text in verdicts]
-        report.append(f"{self.name}: {good} of {len(verdicts)} verified{failed}")
-        if self.options.json:
-            self.note("\n".join(report))
-        else:
-            output("\n".join(report) + "\n")
-        return 1 if failed else 0
+        output(json_rows(rows, number))
 
 
 def _endpoint(text: str) -> tuple[str, int]:

@@ -18,10 +18,10 @@ from bpfkit.core.errors import UsageError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from typing import Any, TypeAlias
+    from typing import TypeAlias
 
-    Row: TypeAlias = dict[str, Any]
-    Verdict: TypeAlias = tuple[bool, str]
+    from bpfkit.show.rows import Row, Verdict
+
     #: Hook of a drop, tap beside it, namespace:device of both, microseconds by which the tap comes
     #: later (negative: earlier), and did the capture there see the dropped packet?
     Tapped: TypeAlias = tuple[str, str, str, float, bool]

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.hooks.journey import Journey, Sighting, Tapped
+    from bpfkit.show.rows import Row, Verdict
 
 
 class Hooks(App):
@@ -42,7 +42,8 @@ class Hooks(App):
     name = "hooks"
     source = "misc/hooks.bpf.c"
     needs = ("BPF", "NET_RAW", "NET_ADMIN", "SYS_ADMIN")
-    demo_rounds = 1
+    demo_rounds = check_rounds = 1
+    demo_in_background = False  # a packet for each round
     has_live_view = False
     epilog = (
         "hooks to drop at: " + ", ".join(DROPS) + "; HOOK@client, HOOK@router or HOOK@server "
@@ -79,7 +80,6 @@ class Hooks(App):
                 raise UsageError(f"no hook '{hook}'", why="there are " + ", ".join(DROPS))
             if at and place not in PLACES:
                 raise UsageError(f"no place '{place}'", why="there are " + ", ".join(PLACES))
-        options.count = options.count or self.demo_rounds
 
     def setup(self) -> None:
         self.found: list[Row] = []
@@ -90,10 +90,6 @@ class Hooks(App):
 
     def where(self) -> str:
         return "a lab of its own: client, router, server"
-
-    def wants_demo(self) -> bool:
-        """A round is a packet, sent when it is asked for: no thread that makes traffic."""
-        return False
 
     def demo(self) -> None:
         """One packet; with ``--drop-at`` a second one, which is dropped.
@@ -113,9 +109,7 @@ class Hooks(App):
             self.answers = [tap.seen_by(send(where), where) for where, tap in taps(whole)]
 
     def rows(self) -> list[Row]:
-        """See :func:`bpfkit.hooks.journey.rows_of`."""
-        if not self.options.check:
-            self.demo()
+        """The packet that was sent last: see :func:`bpfkit.hooks.journey.rows_of`."""
         return self.found
 
     def lines(self, rows: list[Row]) -> Iterable[str]:

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any, TypeAlias
 
+    from bpfkit.show.rows import Row
+
     Tunnel: TypeAlias = tuple[str, bytes, bytes, int | None]
     Outer: TypeAlias = tuple[list[int], list[Tunnel]]
     Flow: TypeAlias = tuple[bytes, bytes, int | None, int | None, int, Outer | None, int, int]
-    Row: TypeAlias = dict[str, Any]
 
 __all__ = ["SORTS", "Choice", "cells", "flow_row", "plain_lines", "prefix", "sort_flows"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from bpfkit.app.base import port, positive
+from bpfkit.app.options import port, positive
 from bpfkit.app.tap import SocketApp, amount
 from bpfkit.core.errors import UsageError
 from bpfkit.sockex3.flow_maps import fill_jump, read_flows
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.core.object import Object
+    from bpfkit.show.rows import Row, Verdict
 
 VXLAN_PORT = 4789
 
@@ -135,7 +135,7 @@ class Sockex3(SocketApp):
 
         return [*plain_lines(rows[:-1]), *self.notes(rows)]
 
-    def words(self, row: Row) -> dict[str, str]:
+    def text_cells(self, row: Row) -> dict[str, str]:
         from bpfkit.sockex3.flow_rows import cells
 
         return dict(zip(("source", "destination", "proto", "around"), cells(row), strict=True))

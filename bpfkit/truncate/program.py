@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
+    from bpfkit.show.rows import Row, Verdict
     from bpfkit.truncate.echo import Exchange
     from bpfkit.truncate.tcp_trace import Segment
 
@@ -41,6 +41,7 @@ class Truncate(App):
     needs = ("BPF", "NET_RAW", "SYS_ADMIN")
     demo_rounds = 1
     has_live_view = False
+    takes_netns = True
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:

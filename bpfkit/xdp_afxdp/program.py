@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
     from bpfkit.net.traffic.report import PingReport
+    from bpfkit.show.rows import Row, Verdict
     from bpfkit.xdp_afxdp.xsk import XskSocket
 
 DEMO = ("10.77.0.55", "fd77::55")

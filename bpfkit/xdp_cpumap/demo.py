@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     from bpfkit.net.links.lab import Lab
     from bpfkit.net.traffic.report import Report
-
-    Verdict = tuple[bool, str]
+    from bpfkit.show.rows import Verdict
 
 __all__ = ["DATAGRAMS", "CpumapPlay"]
 

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
     from bpfkit.net.links.lab import Lab
+    from bpfkit.show.rows import Row, Verdict
     from bpfkit.xdp_cpumap.demo import CpumapPlay
 
 _MOST = 16384  # the longest queue that the kernel makes

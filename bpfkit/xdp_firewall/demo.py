@@ -26,10 +26,11 @@ from bpfkit.net.traffic.report import ping, udp
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any
 
+    from bpfkit.app.events import Channel
+    from bpfkit.show.rows import Verdict
     from bpfkit.xdp_firewall.control import Firewall
-    from bpfkit.xdp_firewall.events import Events
+    from bpfkit.xdp_firewall.events import DropReader
 
 __all__ = ["Play", "firewall_lab"]
 
@@ -153,20 +154,20 @@ class Play:
             self._saw(what, wanted, any(mark in data for data in arrived))
 
     def verdicts(
-        self, firewall: Firewall, events: Events | None, options: Any
-    ) -> Iterable[tuple[bool, str]]:
+        self, firewall: Firewall, drops: DropReader | None, channel: Channel | None
+    ) -> Iterable[Verdict]:
         """What was seen, and what a second process changes."""
         for what, (wanted, tried, got) in self.seen.items():
             word = "got in" if wanted else "was dropped"
             count = got if wanted else tried - got
             yield count == tried, f"{what} {word}: {count} of {tried}"
-        if events is not None:
+        if drops is not None and channel is not None:
             totals = firewall.totals()
             dropped = sum(packets for packets, _ in totals[5:10])
             lost = totals[-1][0]
-            events.wait(lambda: events.seen + lost >= dropped)
-            text = f"{dropped} packets dropped: {events.seen} events, {lost} lost"
-            yield events.seen + lost == dropped, text
+            channel.wait(lambda: drops.seen + lost >= dropped)
+            text = f"{dropped} packets dropped: {drops.seen} events, {lost} lost"
+            yield drops.seen + lost == dropped, text
         client = self.lab["client"]
         for command, rule, wanted in (
             ("add", "10.77.0.1", False),

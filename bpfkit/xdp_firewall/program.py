@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import sys
 
-from bpfkit.app.base import main as run
-from bpfkit.app.base import positive
 from bpfkit.app.interface import XdpApp
+from bpfkit.app.lifecycle import main as run
+from bpfkit.app.options import positive
 from bpfkit.core.errors import UsageError
 
 TYPE_CHECKING = False
@@ -29,13 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
-    from bpfkit.app.base import Row, Verdict
+    from bpfkit.app.events import EventSource
     from bpfkit.core.attach.link import Link
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
     from bpfkit.net.links.lab import Lab
+    from bpfkit.show.rows import Event, Row, Verdict
     from bpfkit.xdp_firewall.control import Firewall
-    from bpfkit.xdp_firewall.events import Dropped, Events
+    from bpfkit.xdp_firewall.events import Dropped, DropReader
     from bpfkit.xdp_firewall.rules import RuleSet
 
 COMMANDS = ("add", "del", "list", "load")
@@ -69,7 +70,7 @@ class XdpFirewall(XdpApp):
         "can put them together. Live: python -m bpfkit.xdp_firewall add|del RULE, list, load FILE."
     )
     firewall: Firewall
-    events: Events | None = None
+    drops: DropReader | None = None
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
@@ -87,7 +88,7 @@ class XdpFirewall(XdpApp):
             "--events",
             choices=tuple(_EVENTS),
             default="ringbuf",
-            help="how dropped packets are told about (default: ringbuf)",
+            help="how dropped packets are reported (default: ringbuf)",
         )
         add("--snap", metavar="N", type=int, default=128, help="bytes of each (default: 128)")
         add("--write", metavar="FILE", help="write dropped packets to a pcapng file")
@@ -95,7 +96,7 @@ class XdpFirewall(XdpApp):
             "--front",
             choices=("bits", "bloom", "none"),
             default="bits",
-            help="what tells that there is no such prefix, before it is looked up (default: bits)",
+            help="pre-filter consulted before the prefix lookup (default: bits)",
         )
         add(
             "--bloom",
@@ -169,14 +170,15 @@ class XdpFirewall(XdpApp):
 
     def hook(self, program: Program) -> Link:
         """The events' reader first: no packet is dropped unseen."""
-        from bpfkit.xdp_firewall.events import Events
+        from bpfkit.xdp_firewall.events import DropReader
 
         options = self.options
-        if options.events != "none" and self.events is None:
+        if options.events != "none" and self.drops is None:
             buffer = self.object["ring" if options.events == "ringbuf" else "perf"].open()
-            self.events = self.keep(
-                Events(
+            self.drops = self.keep(
+                DropReader(
                     buffer,
+                    self._event,
                     write=options.write or "",
                     interface=self.interface.name,
                     linktype=1 if self.interface.l2_len else 101,
@@ -187,47 +189,70 @@ class XdpFirewall(XdpApp):
 
     def look(self) -> None:
         super().look()
-        if self.events is not None and self.events.error is not None:
-            raise self.events.error
+        if self.drops is not None and self.drops.error is not None:
+            raise self.drops.error
 
     # -- figures
 
     def rows(self) -> list[Row]:
-        """What passed and what was dropped on the interface, then each rule; and the events."""
+        """What passed and what was dropped on the interface, then each rule, then the sums."""
         from bpfkit.xdp_firewall.commands import interface_rows, rule_rows
 
-        rows = [] if self._is_live() else self._event_rows()
         totals = self.firewall.totals()
-        rows += interface_rows(self.firewall.interface, totals)
+        rows = interface_rows(self.firewall.interface, totals)
         count = self.firewall.count
         rows += rule_rows(self.firewall, skip=count > _SHOWN)
-        seen = self.events.seen if self.events else 0
+        seen = self.drops.seen if self.drops else 0
         lost = totals[-1][0]
         rows.append({"summary": True, "prefixes": count, "events": seen, "lost_events": lost})
         return rows
 
-    def _is_live(self) -> bool:
-        options = self.options
-        return not (options.json or options.check) and sys.stdout.isatty()
+    def lines(self, rows: list[Row]) -> Iterable[str]:
+        yield from super().lines([row for row in rows if "rule" in row])
+        yield from self.notes(rows)
 
-    def _event_rows(self) -> list[Row]:
-        if self.events is None:
-            return []
-        return [self._event_row(event) for event in self.events.take()]
+    def notes(self, rows: list[Row]) -> list[str]:
+        return [
+            f"{row['prefixes']} prefixes, {row['events']} events, {row['lost_events']} more lost"
+            for row in rows
+            if "summary" in row
+        ]
 
-    def _event_row(self, event: Dropped) -> Row:
+    # -- dropped packets
+
+    def events(self) -> EventSource | None:
+        return None if self.drops is None else self.drops.queue
+
+    def _event(self, packet: Dropped) -> Event:
         from bpfkit.show.protocols import protocol_name
+        from bpfkit.show.rows import Event
 
-        return {
-            "event": "drop",
-            "time": round(event.ts_ns / 1e9, 6),
+        fields = {
             "interface": self.interface.name,
-            "src": event.source,
-            "proto": protocol_name(event.proto) if event.address else None,
-            "length": event.length,
-            "rule": self._rule_of(event),
-            "payload": event.payload[:64].decode("latin-1"),
+            "src": packet.source,
+            "proto": protocol_name(packet.proto) if packet.address else None,
+            "length": packet.length,
+            "rule": self._rule_of(packet),
+            "payload": packet.payload[:64].decode("latin-1"),
         }
+        return Event("drop", packet.ts_ns / 1e9, fields)
+
+    def event_row(self, event: Event, round_: int) -> Row:
+        """Stamped like a row; ``time`` is when the packet was dropped."""
+        from bpfkit.show.rows import stamp
+
+        first = {"event": event.kind, "time": round(event.time, 6)}
+        return {**stamp(round_), **first, **event.fields}
+
+    def event_line(self, event: Event) -> str:
+        from time import localtime, strftime
+
+        row = event.fields
+        when = strftime("%H:%M:%S", localtime(event.time))
+        text = "".join(char if " " <= char <= "~" else "." for char in row["payload"][:32])
+        what = f"{row['proto']} from {row['src']}" if row["src"] else "a frame"
+        line = f"{when} dropped {what}, {row['length']} bytes, by {row['rule']}"
+        return f"{line}: {text}" if text.strip(".") else line
 
     def _rule_of(self, event: Dropped) -> str:
         from bpfkit.xdp_firewall.rules import Rule
@@ -242,24 +267,6 @@ class XdpFirewall(XdpApp):
             if rule is not None:
                 return str(rule)
         return event.why
-
-    def lines(self, rows: list[Row]) -> Iterable[str]:
-        """Events first, then the figures."""
-        for row in rows:
-            if "event" in row:
-                yield event_line(row)
-        yield from super().lines([row for row in rows if "rule" in row and "event" not in row])
-        yield from self.notes(rows)
-
-    def notes(self, rows: list[Row]) -> list[str]:
-        lines = []
-        if self._is_live() and self.events is not None:
-            lines = [event_line(self._event_row(event)) for event in self.events.take()[-8:]]
-        for row in rows:
-            if "summary" in row:
-                text = f"{row['prefixes']} prefixes, {row['events']} events"
-                lines.append(f"{text}, {row['lost_events']} more lost")
-        return lines
 
     # -- the demo
 
@@ -282,18 +289,7 @@ class XdpFirewall(XdpApp):
         self.play.round()
 
     def verify(self) -> Iterable[Verdict]:
-        yield from self.play.verdicts(self.firewall, self.events, self.options)
-
-
-def event_line(row: Row) -> str:
-    """A dropped packet, for people."""
-    from time import localtime, strftime
-
-    when = strftime("%H:%M:%S", localtime(row["time"]))
-    text = "".join(char if " " <= char <= "~" else "." for char in row["payload"][:32])
-    what = f"{row['proto']} from {row['src']}" if row["src"] else "a frame"
-    line = f"{when} dropped {what}, {row['length']} bytes, by {row['rule']}"
-    return f"{line}: {text}" if text.strip(".") else line
+        yield from self.play.verdicts(self.firewall, self.drops, self.channel)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

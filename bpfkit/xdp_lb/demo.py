@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from threading import Lock
 
+    from bpfkit.show.rows import Verdict
     from bpfkit.xdp_lb.balancer import Balancer
     from bpfkit.xdp_lb.lab import Conversation
-
-    Verdict = tuple[bool, str]
 
 __all__ = ["LbPlay"]
 

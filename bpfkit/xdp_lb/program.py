@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import time
 
-from bpfkit.app.base import output, port, positive
 from bpfkit.app.interface import XdpApp
+from bpfkit.app.options import port, positive
+from bpfkit.app.signals import output
 from bpfkit.core.errors import InputError, UsageError
 
 TYPE_CHECKING = False
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
     from bpfkit.net.links.lab import Lab
+    from bpfkit.show.rows import Row, Verdict
     from bpfkit.xdp_lb.demo import LbPlay
 
 #: enum result of the C side.
@@ -216,10 +217,9 @@ class XdpLb(XdpApp):
                 self.note(row)
                 continue
             if self.options.json:
-                from bpfkit.show.jsonl import json_lines
+                from bpfkit.show.rows import json_rows
 
-                stamp = {"ts": round(time.time(), 6), "round": max(self.round, 0)}
-                output(json_lines([{**stamp, **row}]))
+                output(json_rows([row], max(self.round, 0)))
             self.note(change_words(row))
 
     # -- figures

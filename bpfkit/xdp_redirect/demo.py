@@ -18,13 +18,10 @@ from bpfkit.xdp_redirect.star import Star, addresses
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Any
 
     from bpfkit.net.links.lab import Lab
     from bpfkit.net.traffic.report import Report
-
-    Row = dict[str, Any]
-    Verdict = tuple[bool, str]
+    from bpfkit.show.rows import Row, Verdict
 
 __all__ = ["RedirectPlay", "redirect_lab"]
 

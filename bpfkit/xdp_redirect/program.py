@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
     from bpfkit.net.links.lab import Lab
+    from bpfkit.show.rows import Row, Verdict
     from bpfkit.xdp_redirect.demo import RedirectPlay
 
 #: --how -> source, device map.

@@ -36,8 +36,8 @@ from corpus import (
 from headers_oracle import EXTENSIONS, VLAN, drops_icmp, drops_tcp, look
 
 import bpfkit
-from bpfkit.app.base import parser_of
 from bpfkit.app.interface import HookApp, TcApp
+from bpfkit.app.options import parser_of
 from bpfkit.core.object import Object
 from bpfkit.tc_classifier import TcClassifier
 from bpfkit.tc_drop_tcp import TcDropTcp
@@ -228,7 +228,7 @@ def judged(cls: type[HookApp], path: Path, *args: str) -> Iterator[Object]:
     try:
         app.check_options()
         with contextlib.redirect_stdout(io.StringIO()):
-            app.judge(str(path))
+            app.run_capture(str(path))
         yield app.object
     finally:
         app.close()

@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = '''
 import os, sys, time
-from bpfkit.app.base import App, main, positive
+from bpfkit.app.base import App
+from bpfkit.app.lifecycle import main
+from bpfkit.app.options import positive
 from bpfkit.core.errors import *
 
 WHAT = os.environ.get("WHAT", "")
@@ -372,7 +374,7 @@ def test_missing_privilege_is_77_and_named(program: Path) -> None:
             "import os, sys\n"
             f"sys.path.insert(0, {str(ROOT)!r})\n"
             f"text = open({str(program)!r}).read()\n"
-            "import bpfkit.app.base, argparse, gettext\n"
+            "import bpfkit.app.base, bpfkit.app.lifecycle, gettext\n"
             "os.setresuid(65534, 65534, 65534)\n"
             "exec(text)\n"
         )
@@ -393,8 +395,8 @@ def test_start_up_imports_nothing_heavy() -> None:
     heavy = "dataclasses typing pathlib subprocess hashlib json socket ipaddress inspect logging"
     heavy += " tempfile shutil numpy rich pyroute2 bcc"
     script = (
-        "import sys; import bpfkit.app.base, bpfkit.app.tap\n"
-        "from bpfkit.app.base import parser_of\n"
+        "import sys; import bpfkit.app.base, bpfkit.app.lifecycle, bpfkit.app.tap\n"
+        "from bpfkit.app.options import parser_of\n"
         "from bpfkit.app.tap import SocketApp; parser_of(SocketApp).parse_args([])\n"
         f"print(*[name for name in {heavy.split()!r} if name in sys.modules])"
     )

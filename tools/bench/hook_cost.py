@@ -127,7 +127,7 @@ def classes(wanted: list[str]) -> list[type[App]]:
 @contextmanager
 def as_for_pcap(cls: type[HookApp], options: list[str]) -> Generator[Program]:
     """The program that `--pcap` would run, loaded and its maps filled."""
-    from bpfkit.app.base import parser_of
+    from bpfkit.app.options import parser_of
 
     app = cls(parser_of(cls).parse_args(["--pcap", "-", *options]))
     app.note = lambda text: None  # type: ignore[method-assign]

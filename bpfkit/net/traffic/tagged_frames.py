@@ -30,9 +30,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
-    from bpfkit.app.base import Verdict
     from bpfkit.net.links.lab import Lab
     from bpfkit.net.packets.packet_socket import Packet
+    from bpfkit.show.rows import Verdict
 
 __all__ = ["PAIR", "AnswerPlay", "AskPlay", "TagPlay"]
 
