@@ -2,29 +2,37 @@
 """Ownership records: for what the kernel does not take down with the process.
 
 Links, unnamed namespaces and sockets vanish by themselves.  A cgroup directory and a filter on
-somebody's interface do not, so before making one bpfkit writes down who made it; the next start
+somebody's interface do not, so before making one bpfkit writes down what it makes; the next start
 and ``python -m bpfkit clean`` undo what belongs to a process that is gone.
 
 A record is written before the thing is made and removed after it is undone, so a ``kill -9`` in
-between leaves at worst a record of nothing.  The owner is a pid together with its start time: a
-pid that was given to another process is not mistaken for it.
+between leaves at worst a record of nothing.  Its owner keeps it locked (flock(2)) and the kernel
+drops the lock with the process, so a record that can be locked has no owner any more.  A process
+number would not tell: it means another process in another PID namespace, and none after a while.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 
+from bpfkit.core.errors import BpfkitError, errno_text
 from bpfkit.core.log import say
 from bpfkit.core.registry import undoers
+from bpfkit.core.trust import UntrustedError, open_trusted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import TracebackType
     from typing import Any
 
-__all__ = ["Record", "reap", "records_dir"]
+__all__ = ["Record", "locked", "open_records_dir", "reap", "records_dir"]
 
 _count = 0
+_LOCK_WAIT_S = 5.0
+_STALE_S = 60.0
 
 
 def records_dir() -> str:
@@ -33,41 +41,74 @@ def records_dir() -> str:
     return os.environ.get("BPFKIT_RUN") or "/run/bpfkit"
 
 
-def _start_time(pid: int) -> str:
-    """Field 22 of /proc/PID/stat, or an empty string for a process that is gone."""
+def open_records_dir(*, create: bool = False) -> int:
+    """A descriptor of :func:`records_dir`.
+
+    :raises BpfkitError: the directory cannot be used; says why.
+    """
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # The command's name may hold spaces and parentheses; fields count from the last ")".
-            return file.read().rsplit(b")", 1)[1].split()[19].decode()
-    except (OSError, IndexError):
-        return ""
+        return open_trusted(records_dir(), create=create)
+    except OSError as error:
+        raise _unusable(error) from None
+
+
+def _unusable(error: OSError) -> BpfkitError:
+    untrusted = isinstance(error, UntrustedError)
+    return BpfkitError(
+        f"cannot keep ownership records in {records_dir()}",
+        why=str(error.strerror) if untrusted else errno_text(error.errno or 0),
+        hint="BPFKIT_RUN names another directory",
+    )
 
 
 class Record:
     """A thing this process is about to make outside of itself."""
 
-    __slots__ = ("path",)
+    __slots__ = ("_fd", "path")
 
     def __init__(self, kind: str, data: Mapping[str, Any]) -> None:
         """Write it down.
 
-        :raises OSError: when that is impossible; then the thing must not be made.
+        :raises BpfkitError: when that is impossible; then the thing must not be made.
         """
         import json
 
         global _count
         _count += 1
-        directory = records_dir()
-        os.makedirs(directory, 0o700, exist_ok=True)
-        pid = os.getpid()
-        self.path = f"{directory}/{pid}-{_start_time(pid)}-{_count}"
-        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            json.dump({"kind": kind, "data": dict(data)}, file)
+        name = f"{os.getpid()}-{_count}-{os.urandom(4).hex()}"
+        self.path = f"{records_dir()}/{name}"
+        # Written and locked before it has a name: nobody finds it half done or without an owner.
+        hidden = f".{name}"
+        self._fd = -1
+        directory = open_records_dir(create=True)
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._fd = os.open(hidden, flags, 0o600, dir_fd=directory)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            text = json.dumps({"kind": kind, "data": dict(data)}).encode()
+            while text:
+                text = text[os.write(self._fd, text) :]
+            os.rename(hidden, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except OSError as error:
+            try:
+                os.unlink(hidden, dir_fd=directory)
+            except OSError:
+                pass
+            self._close()
+            raise _unusable(error) from None
+        finally:
+            os.close(directory)
 
     def done(self) -> None:
         """The thing is undone."""
-        _unlink(self.path)
+        if self._fd >= 0:
+            _unlink(self.path)
+            self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def _unlink(path: str) -> bool:
@@ -79,6 +120,38 @@ def _unlink(path: str) -> bool:
     return True
 
 
+class locked:
+    """``with locked():`` one bpfkit at a time changes what several share (clsact, a rule list).
+
+    Waits for up to five seconds; a holder that hangs for longer does not stop the others.
+    """
+
+    def __enter__(self) -> None:
+        from time import monotonic, sleep
+
+        self._fd = open_records_dir(create=True)
+        until = monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EINTR):
+                    return  # a file system without locks
+            if monotonic() > until:
+                say(f"{records_dir()} has been locked for {_LOCK_WAIT_S:.0f} s: going on without")
+                return
+            sleep(0.002)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._fd)
+
+
 def reap() -> list[str]:
     """Undo what dead processes left; returns a line about each thing.
 
@@ -86,45 +159,70 @@ def reap() -> list[str]:
     """
     directory = records_dir()
     try:
-        s = os.stat(directory)
-        names = os.listdir(directory) if s.st_uid == os.geteuid() else []
-    except OSError:
+        if not os.listdir(directory):
+            return []
+        fd = open_trusted(directory)
+    except OSError as error:
+        if isinstance(error, UntrustedError):
+            say(f"ownership records not read: {error.strerror}")
         return []
     undone: list[str] = []
-    for name in names:
-        pid, _, rest = name.partition("-")
-        started = rest.partition("-")[0]
-        if not pid.isdigit() or _start_time(int(pid)) == started:
-            continue
-        undone += _reap_one(f"{directory}/{name}")
+    try:
+        for name in sorted(os.listdir(fd)):
+            undone += _reap_one(fd, name)
+    finally:
+        os.close(fd)
     return undone
 
 
-def _reap_one(path: str) -> list[str]:
+def _reap_one(directory: int, name: str) -> list[str]:
     import json
+    from time import time
 
+    path = f"{records_dir()}/{name}"
     try:
-        with open(path) as file:
-            record = json.load(file)
-        handler = undoers.get(record["kind"])
-        if handler is None:
-            say(f"leftover of unknown kind {record['kind']} in {path}")
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        fd = os.open(name, flags, dir_fd=directory)
+    except OSError:
+        return []  # another start was faster, or it is no file
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return []  # its owner lives
+    try:
+        if os.fstat(fd).st_nlink == 0:
+            return []  # done, or undone by another start, since it was opened
+        with os.fdopen(os.dup(fd), "rb") as file:
+            text = file.read(1 << 20)
+        if name.startswith("."):
+            # The owner died before it made anything, or is about to lock and to write the record.
+            if text or time() - os.fstat(fd).st_mtime > _STALE_S:
+                _unlink(path)
             return []
-        handler(record["data"])
-    except ValueError:
-        say(f"{path} is no record; removed")
-        _unlink(path)
-        return []
-    except Exception as error:
-        if isinstance(error, FileNotFoundError) and error.filename == path:
-            return []  # another start was faster
-        # Whatever it is (an interpreter without pyroute2, a refusal of the kernel's): it must not
-        # keep a program from starting, and a later start may get on with it.
-        say(f"cannot undo {path}: {error}")
-        return []
-    if not _unlink(path):
-        return []
-    figures = ", ".join(f"{name} {value}" for name, value in record["data"].items())
-    text = f"{record['kind']} of a killed bpfkit ({figures})"
-    say(f"removed {text}")
-    return [text]
+        try:
+            record = json.loads(text)
+            kind, data = record["kind"], record["data"]
+        except (ValueError, TypeError, KeyError):
+            say(f"{path} is no record; removed")
+            _unlink(path)
+            return []
+        handler = undoers.get(kind)
+        if handler is None:
+            say(f"leftover of unknown kind {kind} in {path}")
+            return []
+        try:
+            handler(data)
+        except Exception as error:
+            # Whatever it is (an interpreter without pyroute2, a refusal of the kernel's): it must
+            # not keep a program from starting, and a later start may get on with it.
+            say(f"cannot undo {path}: {error}")
+            return []
+        if not _unlink(path):
+            return []
+        figures = ", ".join(f"{key} {value}" for key, value in data.items())
+        text_ = f"{kind} of a killed bpfkit ({figures})"
+        say(f"removed {text_}")
+        return [text_]
+    finally:
+        os.close(fd)

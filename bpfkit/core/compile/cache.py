@@ -3,8 +3,9 @@
 
 The cache holds code that root loads into the kernel, so nothing in it is believed:
 
-* the directory is 0700 and ours, opened once without following links, and every file is opened
-  relative to it; an entry owned by somebody else or writable by a group is not read;
+* nobody else can write to the directory or to one on the way to it (``bpfkit.core.trust``); it is
+  opened once without following links, and every file is opened relative to it; an entry owned by
+  somebody else or writable by a group is not read;
 * an entry starts with its own key and the SHA-256 of its body, so a truncated, corrupted or
   swapped file is noticed before a byte of it is unmarshalled;
 * the key covers what can change the result before anything is compiled (texts, flags, kernel,
@@ -33,6 +34,7 @@ except ImportError:
 from bpfkit.core.compile.artifact import FORMAT, check
 from bpfkit.core.errors import errno_text
 from bpfkit.core.log import say
+from bpfkit.core.trust import UntrustedError, open_trusted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -133,35 +135,17 @@ class Cache:
         self.bound = bound or _bound_of(os.environ.get("BPFKIT_CACHE_BYTES", ""))
 
     def _open_dir(self, create: bool) -> int | None:
-        """An fd of the directory once it is ours and nobody else's, else None."""
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        """An fd of the directory, if nobody else can change what is in it; else None."""
         try:
-            fd = os.open(self.path, flags)
+            return open_trusted(self.path, create=create)
         except FileNotFoundError:
-            if not create:
-                return None
-            try:
-                os.makedirs(self.path, 0o700, exist_ok=True)
-                fd = os.open(self.path, flags)
-            except OSError as error:
-                say(f"no cache at {self.path}: {errno_text(error.errno or 0)}")
-                return None
+            if create:
+                say(f"no cache at {self.path}: {errno_text(errno.ENOENT)}")
+        except UntrustedError as error:
+            say(f"cache {self.path} not used: {error.strerror}")
         except OSError as error:
             say(f"no cache at {self.path}: {errno_text(error.errno or 0)}")
-            return None
-        s = os.fstat(fd)
-        if s.st_uid != os.geteuid():
-            say(f"cache {self.path} belongs to uid {s.st_uid}: not used")
-            os.close(fd)
-            return None
-        if stat.S_IMODE(s.st_mode) != 0o700:
-            # Entries vouch for themselves (owner, mode, digest), so closing the door is enough.
-            try:
-                os.fchmod(fd, 0o700)
-            except OSError:
-                os.close(fd)
-                return None
-        return fd
+        return None
 
     def get(self, key: str) -> Artifact | None:
         """The artifact of ``key``, or None; with ``-v`` the reason is said."""
@@ -175,7 +159,9 @@ class Cache:
 
     def _get(self, directory: int, key: str) -> Artifact | None:
         try:
-            fd = os.open(key, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            # A FIFO must not make the open wait for a writer.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            fd = os.open(key, flags, dir_fd=directory)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -37,6 +37,7 @@ from bpfkit.core.compile.headertext import (
 from bpfkit.core.compile.vmlinux import SEEDS, WORD, Types, own_types
 from bpfkit.core.errors import InputError, UnsupportedError, errno_text
 from bpfkit.core.log import say
+from bpfkit.core.trust import UntrustedError, is_trusted, open_trusted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -596,7 +597,7 @@ def _kept(kind: str, identity: str, write: Callable[[str], None]) -> Tree:
 
     base = os.path.join(cache_dir(), "headers")
     path = os.path.join(base, f"{kind}-{identity}")
-    if _is_ours(base) and _is_ours(path):
+    if is_trusted(base) and _is_ours(path):
         try:
             os.utime(path)
         except OSError:
@@ -604,9 +605,10 @@ def _kept(kind: str, identity: str, write: Callable[[str], None]) -> Tree:
         return Tree(path, kind, True)
     temporary = ""
     try:
-        os.makedirs(base, 0o700, exist_ok=True)
-        if _is_ours(base):
-            temporary = tempfile.mkdtemp(prefix=".new-", dir=base)
+        os.close(open_trusted(base, create=True))
+        temporary = tempfile.mkdtemp(prefix=".new-", dir=base)
+    except UntrustedError as error:
+        say(f"header trees at {base} not used: {error.strerror}")
     except OSError as error:
         say(f"no header trees at {base}: {errno_text(error.errno or 0)}")
     if temporary:

@@ -21,7 +21,7 @@ import struct
 
 from bpfkit.core.attach.link import Link
 from bpfkit.core.errors import AttachError, InputError, UnsupportedError, errno_text
-from bpfkit.core.records import Record
+from bpfkit.core.records import Record, locked
 from bpfkit.net.links.rtnetlink import attribute, attributes, dump, request
 
 TYPE_CHECKING = False
@@ -41,6 +41,10 @@ _NLM_F_ACK, _NLM_F_EXCL, _NLM_F_CREATE = 4, 0x200, 0x400
 _TCA_KIND, _TCA_OPTIONS = 1, 2
 _TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS = 6, 7, 8
 _DIRECT_ACTION = 1
+_MAX_PRIORITY = 65535
+_TRIES = 20
+#: The kernel's answers where there is no clsact, no filter or no interface any more.
+_GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)
 _OURS = ".clsact"  # at the end of a filter's name: clsact came with bpfkit, too
 _TCMSG = struct.Struct("=B3xiIII")
 
@@ -50,47 +54,19 @@ def attach_clsact(
 ) -> Link:
     """Attach a SCHED_CLS program by clsact (kernel 4.5), in the caller's network namespace.
 
-    :param priority: the filter's preference; 0 takes the first one behind those there.
+    An ``ingress`` qdisc that is there already is used for ingress; it has no egress side.
+
+    :param priority: the filter's preference, 1 to 65535; 0 takes the first one behind those there,
+        or the last free one where preference 65535 is taken.
     :raises InputError: for an interface that does not exist.
-    :raises AttachError: when the kernel refuses.
+    :raises AttachError: when the kernel refuses, or another qdisc is in clsact's place.
     """
     what = f"cannot attach '{program.name}' to ifindex {ifindex} {direction} by clsact"
-    parent = _PARENT[direction]
     name = _name(ifindex)
     if name is None:
         raise InputError(what, why="there is no such interface")
-    there = _has_clsact(ifindex)
-    made = not there or _is_ours(ifindex)
-    if not priority:
-        priority = max((f[0] for f in _filters(ifindex, parent)), default=0) + 1
-    data = {
-        "netns": _netns_inode(),
-        "ifindex": ifindex,
-        "ifname": name,
-        "direction": direction,
-        "priority": priority,
-        "handle": handle,
-        # The mark of ownership, and what `tc filter show` prints.
-        "name": f"{program.name}/bpfkit.{os.getpid()}.{program.id}{_OURS * made}",
-        "made_qdisc": made,
-    }
-    record = Record("clsact", data)
-    try:
-        if not there:
-            _qdisc(_NEWQDISC, ifindex, _NLM_F_CREATE | _NLM_F_EXCL)
-        options = attribute(
-            _TCA_OPTIONS,
-            attribute(_TCA_BPF_FD, struct.pack("=I", program.fd)),
-            attribute(_TCA_BPF_NAME, str(data["name"]).encode() + b"\0"),
-            attribute(_TCA_BPF_FLAGS, struct.pack("=I", _DIRECT_ACTION)),
-        )
-        _filter(_NEWTFILTER, data, _NLM_F_CREATE | _NLM_F_EXCL, options)
-    except OSError as error:
-        _remove(data)
-        record.done()
-        number = error.errno or 0
-        kind = UnsupportedError if number == errno.ENOENT else AttachError
-        raise kind(what, why=errno_text(number)) from None
+    with locked():
+        data, record = _attach(program, ifindex, direction, priority, handle, what)
     netns = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
     def undo() -> None:
@@ -102,6 +78,74 @@ def attach_clsact(
         record.done()
 
     return Link(program, "clsact", f"{name} {direction}", undo=undo)
+
+
+def _attach(
+    program: Program, ifindex: int, direction: str, priority: int, handle: int, what: str
+) -> tuple[dict[str, Any], Record]:
+    """Add the filter.  Whoever is as quick as we are gets the next preference, not an error."""
+    for last in (False,) * _TRIES + (True,):
+        kind = _qdisc_kind(ifindex)
+        if kind and (kind != "clsact" and (kind, direction) != ("ingress", "ingress")):
+            raise AttachError(
+                what,
+                why=f"a qdisc of kind {kind} is in clsact's place",
+                hint=f"remove it (tc qdisc del dev {_name(ifindex)} {kind}), or attach by tcx",
+            )
+        made = not kind or _is_ours(ifindex)
+        data = {
+            "netns": _netns_inode(),
+            "ifindex": ifindex,
+            "ifname": _name(ifindex),
+            "direction": direction,
+            "priority": priority or _free_priority(ifindex, _PARENT[direction], what),
+            "handle": handle,
+            # The mark of ownership, and what `tc filter show` prints.
+            "name": f"{program.name}/bpfkit.{os.getpid()}.{program.id}{_OURS * made}",
+            "made_qdisc": made,
+        }
+        record = Record("clsact", data)
+        try:
+            if not kind:
+                _qdisc(_NEWQDISC, ifindex, _NLM_F_CREATE | _NLM_F_EXCL)
+            options = attribute(
+                _TCA_OPTIONS,
+                attribute(_TCA_BPF_FD, struct.pack("=I", program.fd)),
+                attribute(_TCA_BPF_NAME, str(data["name"]).encode() + b"\0"),
+                attribute(_TCA_BPF_FLAGS, struct.pack("=I", _DIRECT_ACTION)),
+            )
+            _filter(_NEWTFILTER, data, _NLM_F_CREATE | _NLM_F_EXCL, options)
+            return data, record
+        except OSError as error:
+            _remove_unlocked(data)
+            record.done()
+            number = error.errno or 0
+            # Somebody made or removed clsact, or took the preference, since it was looked at.
+            lost_race = number in (errno.EINVAL, errno.ENOENT, errno.EAGAIN) or (
+                number == errno.EEXIST and not (kind and priority)
+            )
+            if lost_race and not last and _qdisc_kind(ifindex) != kind:
+                continue
+            if number == errno.EEXIST and not priority and not last:
+                continue
+            refused = UnsupportedError if number == errno.ENOENT else AttachError
+            why = errno_text(number)
+            if number == errno.EEXIST:
+                why = f"there is a filter of preference {priority} and handle {handle}"
+            raise refused(what, why=why) from None
+    raise AssertionError("the last try returns or raises")
+
+
+def _free_priority(ifindex: int, parent: int, what: str) -> int:
+    """The first preference behind the filters there; else the last one that is free."""
+    taken = {f[0] for f in _filters(ifindex, parent)}
+    free = max(taken, default=0) + 1
+    if free <= _MAX_PRIORITY:
+        return free
+    for number in range(_MAX_PRIORITY, 0, -1):
+        if number not in taken:
+            return number
+    raise AttachError(what, why="every preference is taken")
 
 
 def _netns_inode() -> int:
@@ -128,13 +172,14 @@ def _filter(kind: int, data: dict[str, Any], flags: int = 0, options: bytes = b"
     request(kind, body + attribute(_TCA_KIND, b"bpf\0") + options, _NLM_F_ACK | flags)
 
 
-def _has_clsact(ifindex: int) -> bool:
+def _qdisc_kind(ifindex: int) -> str:
+    """What is in the place that clsact would take: ``clsact``, ``ingress``, or nothing."""
     for body in dump(_GETQDISC, _TCMSG.pack(0, ifindex, 0, 0, 0)):
-        if _TCMSG.unpack_from(body)[1] == ifindex:
+        _, index, _, parent, _ = _TCMSG.unpack_from(body)
+        if (index, parent) == (ifindex, _CLSACT):
             kinds = [value for kind, value in attributes(body[_TCMSG.size :]) if kind == _TCA_KIND]
-            if kinds == [b"clsact\0"]:
-                return True
-    return False
+            return kinds[0].rstrip(b"\0").decode() if kinds else "?"
+    return ""
 
 
 def _is_ours(ifindex: int) -> bool:
@@ -151,8 +196,10 @@ def _filters(ifindex: int, parent: int) -> list[tuple[int, int, str]]:
     found = []
     try:
         bodies = dump(_GETTFILTER, _TCMSG.pack(0, ifindex, 0, parent, 0))
-    except OSError:
-        return []  # no clsact yet
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
+        return []  # no clsact, or no interface
     for body in bodies:
         _, _, handle, _, info = _TCMSG.unpack_from(body)
         all_ = dict(attributes(body[_TCMSG.size :]))
@@ -164,11 +211,19 @@ def _filters(ifindex: int, parent: int) -> list[tuple[int, int, str]]:
 
 
 def _remove(data: dict[str, Any]) -> None:
-    """Take away our filter, and clsact if we brought it and nobody else moved in."""
-    ifindex = data["ifindex"]
-    if _name(ifindex) != data["ifname"]:
-        return  # the interface went, and the filter with it
-    parent = _PARENT[data["direction"]]
+    """Take away our filter, and clsact if we brought it and nobody else moved in.
+
+    The filter is known by its ifindex, preference, handle and name; the interface's name is for
+    people, and may have changed.
+
+    :raises OSError: the filter is still there.
+    """
+    with locked():
+        _remove_unlocked(data)
+
+
+def _remove_unlocked(data: dict[str, Any]) -> None:
+    ifindex, parent = data["ifindex"], _PARENT[data["direction"]]
     ours = (data["priority"], data["handle"], data["name"])
     try:
         if ours in _filters(ifindex, parent):
@@ -177,8 +232,16 @@ def _remove(data: dict[str, Any]) -> None:
         if data["made_qdisc"] and not left:
             _qdisc(_DELQDISC, ifindex)
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+        if error.errno not in _GONE:
             raise
+    if ours in _filters(ifindex, parent):
+        raise OSError(errno.EBUSY, f"filter {data['name']} is still on {_name(ifindex)}")
+
+
+def is_attached(data: dict[str, Any]) -> bool:
+    """Whether the filter is there, in the caller's network namespace."""
+    ours = (data["priority"], data["handle"], data["name"])
+    return ours in _filters(data["ifindex"], _PARENT[data["direction"]])
 
 
 def undo_clsact(data: dict[str, Any]) -> None:

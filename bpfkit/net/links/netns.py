@@ -426,11 +426,11 @@ class NetNS(Closing):
 def _path_of(inode: int) -> str:
     """A path that leads to the network namespace of this inode, or an empty string."""
     name = f"net:[{inode}]"
-    with open("/proc/self/mountinfo") as mounts:
+    with open("/proc/self/mountinfo", "rb") as mounts:
         for line in mounts:
             fields = line.split()
-            if fields[3] == name:
-                return fields[4].encode().decode("unicode_escape")
+            if fields[3] == name.encode():
+                return os.fsdecode(_unescaped(fields[4]))
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             if os.readlink(f"/proc/{pid}/ns/net") == name:
@@ -442,6 +442,12 @@ def _path_of(inode: int) -> str:
         except OSError:
             continue
     return ""
+
+
+def _unescaped(field: bytes) -> bytes:
+    """A field of mountinfo: blanks and backslashes in it are octal (proc(5))."""
+    first, *others = field.split(b"\\")
+    return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in others)
 
 
 class _NothingThere(InputError):
