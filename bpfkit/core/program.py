@@ -17,7 +17,7 @@ from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_
 from bpfkit.core.kernel import syscall
 from bpfkit.core.kernel.constants import SOCKET_FILTER, prog_type_name
 from bpfkit.core.kernel.sections import Section
-from bpfkit.core.registry import attachers
+from bpfkit.core.registry import ATTACHERS, attacher
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -378,10 +378,11 @@ class Program(Closing):
                 how = "clsact"
         if how == "tcx":
             return self.attach_tcx(ifindex, direction)
-        if how not in attachers:
+        if how not in ATTACHERS:
             raise InputError(f"no way '{how}' to attach to tc", why="there are clsact and tcx")
         word = "ingress" if self._direction(direction) == 46 else "egress"
-        return attachers[how](self, ifindex, word, **options)
+        link: Link = attacher(how)(self, ifindex, word, **options)
+        return link
 
     def _direction(self, direction: str) -> int:
         types = {"ingress": 46, "egress": 47}

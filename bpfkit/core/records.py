@@ -19,7 +19,7 @@ import os
 
 from bpfkit.core.errors import BpfkitError, errno_text
 from bpfkit.core.log import say
-from bpfkit.core.registry import undoers
+from bpfkit.core.registry import undoer
 from bpfkit.core.trust import UntrustedError, open_trusted
 
 TYPE_CHECKING = False
@@ -207,7 +207,7 @@ def _reap_one(directory: int, name: str) -> list[str]:
             say(f"{path} is no record; removed")
             _unlink(path)
             return []
-        handler = undoers.get(kind)
+        handler = undoer(kind)
         if handler is None:
             say(f"leftover of unknown kind {kind} in {path}")
             return []

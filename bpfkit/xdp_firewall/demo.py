@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
 from _socket import AF_INET, AF_INET6, inet_pton
 
 from bpfkit.core.errors import BpfkitError
@@ -184,11 +183,11 @@ class Play:
     def _edit(self, command: str, rule: str) -> None:
         import subprocess
 
+        from bpfkit.core.children import command as child
+
         netns = f"/proc/{os.getpid()}/fd/{self.lab['server'].fd}"
-        here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         done = subprocess.run(
-            [sys.executable, "-m", "bpfkit.xdp_firewall", command, rule, "--netns", netns],
-            env={**os.environ, "PYTHONPATH": here},
+            child("bpfkit.xdp_firewall", command, rule, "--netns", netns),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -55,7 +55,7 @@ def test_list_for_people() -> None:
 
 
 def test_the_types_come_from_the_source() -> None:
-    from bpfkit.__main__ import program
+    from bpfkit.commands.catalog import program
 
     assert program("sockex3").types() == ["BPF_PROG_TYPE_SOCKET_FILTER"]
     for name in set(PROGRAMS) - {"sock_example"}:  # which has no C source

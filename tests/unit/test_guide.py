@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bpfkit.__main__ import main, programs
+from bpfkit.__main__ import main
+from bpfkit.commands.catalog import programs
 from bpfkit.commands.guide import MAPS, PROGRAMS
 from bpfkit.core.features import programs as features
 from bpfkit.core.kernel.constants import ATTACH_TYPES, MAP_TYPES, PROG_TYPES

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from bpfkit.core import records
-from bpfkit.core.registry import undoers
 
 
 @pytest.fixture
@@ -25,13 +24,13 @@ def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_undone_once(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     undone: list[object] = []
-    monkeypatch.setitem(undoers, "test", undone.append)
+    monkeypatch.setattr(records, "undoer", {"test": undone.append}.get)
     assert records.reap() == ["test of a killed bpfkit (number 7)"]
     assert records.reap() == [] and undone == [{"number": 7}] and not left.exists()
 
 
 def test_two_starts_at_once(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(undoers, "test", lambda _: left.unlink())
+    monkeypatch.setattr(records, "undoer", {"test": lambda _: left.unlink()}.get)
     assert records.reap() == []
     listed = [left.name]
     monkeypatch.setattr(records.os, "listdir", lambda _: listed)
@@ -51,7 +50,7 @@ def _raises(error: Exception) -> Callable[[object], None]:
 def test_what_cannot_be_undone_stays_and_stops_nobody(
     left: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setitem(undoers, "test", _raises(error))
+    monkeypatch.setattr(records, "undoer", {"test": _raises(error)}.get)
     assert records.reap() == []
     assert left.exists()
 

@@ -112,7 +112,7 @@ class Cost(NamedTuple):
 
 def classes(wanted: list[str]) -> list[type[App]]:
     """The classes of the programs with XDP or tc functions in their source."""
-    from bpfkit.__main__ import programs
+    from bpfkit.commands.catalog import programs
     from bpfkit.core.errors import InputError
     from bpfkit.core.kernel.constants import prog_type_name
 
