@@ -11,7 +11,7 @@ import struct
 
 from bpfkit.net.packets.checksum import checksum
 
-__all__ = ["answer", "packed"]
+__all__ = ["answer"]
 
 _VLAN = (0x8100, 0x88A8, 0x9100)
 _ARP, _IPV4, _IPV6 = 0x0806, 0x0800, 0x86DD
@@ -19,20 +19,10 @@ _ICMP, _ICMPV6 = 1, 58
 _ALL_NODES = bytes.fromhex("ff020000000000000000000000000001")
 
 
-def packed(address: str) -> bytes:
-    """4 or 16 bytes, network order.
-
-    :raises ValueError: not an address.
-    """
-    from ipaddress import ip_address
-
-    return ip_address(address).packed
-
-
 def answer(frame: bytes, addresses: set[bytes], mac: bytes) -> tuple[str, bytes] | None:
     """What a host with these addresses says to ``frame``.
 
-    :param addresses: as :func:`packed` gives them.
+    :param addresses: as :func:`bpfkit.net.packets.addresses.packed` returns them.
     :param mac: the host's MAC address, 6 bytes.
     :returns: what was answered (``arp``, ``nd``, ``ping``, ``ping6``) and the frame; None: nothing.
         Broken packets, fragments and packets with options or extension headers get no answer.

@@ -51,7 +51,7 @@ class XdpAfxdp(XdpApp):
 
     def check_options(self) -> None:
         super().check_options()
-        from bpfkit.xdp_afxdp.answers import packed
+        from bpfkit.net.packets.addresses import packed
 
         options = self.options
         self.addresses = list(options.address or DEMO)

@@ -7,10 +7,10 @@ new table takes the old one's place in one step, those that leave become unknown
 
 from __future__ import annotations
 
-import _socket
 import struct
 
 from bpfkit.core.errors import InputError
+from bpfkit.net.packets.addresses import host_address, mapped
 from bpfkit.xdp_lb import maglev
 
 TYPE_CHECKING = False
@@ -37,29 +37,6 @@ MAX_WEIGHT = 100
 _GONE, _UP, _DRAIN = 0, 1, 2
 _REMOVED = "removed"
 _MASK = 0xFFFFFFFF
-
-
-def address(text: str) -> str:
-    """An IPv4 or IPv6 address of one host, in its one form.
-
-    :raises ValueError: it is none.
-    """
-    from ipaddress import ip_address
-
-    try:
-        found = ip_address(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not an IPv4 or IPv6 address") from None
-    if found.is_multicast or found.is_unspecified or found.is_link_local:
-        raise ValueError(f"{text} is not an address that others can reach one host by")
-    return str(found)
-
-
-def packed(text: str) -> bytes:
-    """16 bytes, IPv4 as ::ffff:a.b.c.d."""
-    if ":" in text:
-        return _socket.inet_pton(_socket.AF_INET6, text)
-    return bytes(10) + b"\xff\xff" + _socket.inet_pton(_socket.AF_INET, text)
 
 
 class Service:
@@ -89,12 +66,12 @@ class Service:
             raise ValueError(f"{proto!r} is none of {', '.join(PROTOCOLS)}")
         if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
             raise ValueError(f"{port!r} is not a port (1 to 65535)")
-        return cls(address(host.strip("[]")), int(port), proto or "tcp")
+        return cls(host_address(host.strip("[]")), int(port), proto or "tcp")
 
     def key(self, port: int) -> bytes:
         """struct service_key."""
         proto = PROTOCOLS[self.proto]
-        return packed(self.address) + struct.pack("!HBx", port, proto)
+        return mapped(self.address) + struct.pack("!HBx", port, proto)
 
     def __str__(self) -> str:
         host = f"[{self.address}]" if ":" in self.address else self.address
@@ -117,7 +94,7 @@ def parse_backend(text: str) -> tuple[str, int]:
         if not (value.isascii() and value.isdigit() and int(value) <= MAX_WEIGHT):
             raise ValueError(f"{value!r} is not a weight (0 to {MAX_WEIGHT}; 0: drained)")
         weight = int(value)
-    return address(words[0]), weight
+    return host_address(words[0]), weight
 
 
 def read_backends(path: str) -> dict[str, int]:
@@ -148,7 +125,7 @@ def read_backends(path: str) -> dict[str, int]:
 
 def flow_hash(source: str, sport: int, destination: str, dport: int, proto: int) -> int:
     """tuple_hash() of bpf_c/include/bpfkit/tuple.h, seed 0: what chooses a slot of the table."""
-    words = struct.unpack("=8I", packed(source) + packed(destination))
+    words = struct.unpack("=8I", mapped(source) + mapped(destination))
     first, second = struct.unpack("=HH", struct.pack("!HH", sport, dport))
     seed = proto
     if ":" in destination:
@@ -218,7 +195,7 @@ class Backend:
     def value(self, state: int) -> bytes:
         """struct backend."""
         family = 6 if ":" in self.address else 4
-        ends = packed(self.address) + packed(self.source)
+        ends = mapped(self.address) + mapped(self.source)
         mac = self.mac or bytes(6)
         return ends + mac + struct.pack("=BBII", family, state, self.serial, 0)
 
@@ -361,7 +338,7 @@ class Balancer:
         served = dict(self.maps["served"].sums())
         slots = maglev.shares(self.table)
         rows = []
-        for one in sorted(self.backends.values(), key=lambda one: packed(one.address)):
+        for one in sorted(self.backends.values(), key=lambda one: mapped(one.address)):
             sums = served[one.number]
             rows.append(
                 {

@@ -19,7 +19,7 @@ import _socket
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, errno_text
 from bpfkit.net.links.lab import Lab
-from bpfkit.xdp_lb.balancer import packed
+from bpfkit.net.packets.addresses import mapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ class BackendLab(Closing):
         loaded = load("xdp/xdp_decap.bpf.c")
         self._objects.append(loaded)
         for balancer, own in zip(BALANCER, self.addresses(name), strict=True):
-            loaded["tunnels"][packed(balancer) + packed(own)] = 1
+            loaded["tunnels"][mapped(balancer) + mapped(own)] = 1
         with self.lab[name].entered():
             loaded.programs["xdp_decap"].attach_xdp(self.lab.interface(f"{name}:eth0").index)
 

@@ -20,7 +20,7 @@ from bpfkit.net.packets.frames import (
     PRIORITY,
     echo_packet,
     ethernet,
-    neighbour_question,
+    neighbour_request,
     send_frames,
     syn_packet,
     udp_packet,
@@ -148,7 +148,7 @@ class TagPlay:
         if kind == "UDP":
             return udp_packet(source, destination, ports=(self._number, 9))
         if kind == "ARP/ND":
-            return neighbour_question(self.macs[1], source, destination)
+            return neighbour_request(self.macs[1], source, destination)
         return echo_packet(source, destination, self._number)
 
 
