@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from bpfkit.app.base import Row, Verdict
-    from bpfkit.net.traffic.report import PingReport, UdpReport
+    from bpfkit.net.traffic.ping import PingReport
+    from bpfkit.net.traffic.udp import UdpReport
 
 #: The server's address -> the client's.
 SERVERS = {"10.77.0.2": "10.77.0.1", "fd77::2": "fd77::1"}
@@ -57,8 +58,9 @@ class TcAction(LabApp):
 
     def demo(self) -> None:
         """Ping, UDP, and UDP in priority-tagged frames, over both IP versions."""
-        from bpfkit.net.traffic.report import ping, udp
+        from bpfkit.net.traffic.ping import ping
         from bpfkit.net.traffic.tagged import tagged_udp
+        from bpfkit.net.traffic.udp import udp
 
         assert self.lab is not None
         client, server = self.lab["client"], self.lab["server"]

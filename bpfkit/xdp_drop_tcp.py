@@ -49,8 +49,8 @@ class DropTcp(HookApp):
 
     def ask(self, host: str) -> tuple[bool, bool]:
         """(a TCP connection to the server comes about, it answers a ping)."""
+        from bpfkit.net.traffic.ping import ping
         from bpfkit.net.traffic.probes import tcp_answers
-        from bpfkit.net.traffic.report import ping
 
         assert self.lab is not None
         client = self.lab["client"]

@@ -42,7 +42,7 @@ class XdpDropWorld(XdpApp):
 
     def demo(self) -> None:
         """One state: pings over IPv4 and IPv6; then the other state."""
-        from bpfkit.net.traffic.report import ping
+        from bpfkit.net.traffic.ping import ping
 
         assert self.lab is not None
         before = self.dropped()

@@ -121,8 +121,8 @@ class Scene(Closing):
         """Ask everything at once, and see what a capture saw."""
         from threading import Thread
 
+        from bpfkit.container_lab.probes import free_ports
         from bpfkit.net.packets.capture import Capture
-        from bpfkit.net.traffic.probes import free_ports
 
         family = 10 if self.version == 6 else 2
         free = free_ports(self.container, self.host, family=family, count=len(PROBES))
@@ -156,8 +156,9 @@ class Scene(Closing):
 
     def _questions(self, state: str, ports: dict[str, int]) -> dict[str, Callable[[], bool]]:
         """Probe -> a function that asks; TCP comes from its port, a ping has it as identifier."""
-        from bpfkit.net.traffic.probes import SynProber, http_answers, tcp_answers
-        from bpfkit.net.traffic.report import ping
+        from bpfkit.container_lab.probes import SynProber, http_answers
+        from bpfkit.net.traffic.ping import ping
+        from bpfkit.net.traffic.probes import tcp_answers
 
         def tcp(probe: str, host: str, port: int, ns: NetNS) -> bool:
             limit = _PATIENCE_S if expected(state, probe)[0] else _LOST_S
@@ -169,7 +170,7 @@ class Scene(Closing):
             prober = SynProber(self.inside, self.web.port, ns=self.host)
             try:
                 prober.sport = ports[probe]
-                return prober.answers(limit)
+                return prober.probe(limit)
             finally:
                 prober.close()
 
@@ -208,7 +209,7 @@ class Scene(Closing):
         :param switch: called with the state, :param asked: says that it shall end.
         :param seconds: of each part: off, on, off again.
         """
-        from bpfkit.net.traffic.probes import SynProber
+        from bpfkit.container_lab.probes import SynProber
 
         prober = SynProber(self.inside, self.web.port, ns=self.host)
         prober.sport = 40000

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bpfkit.app.base import Row, Verdict
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
-    from bpfkit.net.traffic.report import PingReport
+    from bpfkit.net.traffic.ping import PingReport
     from bpfkit.xdp_afxdp.xsk import XskSocket
 
 DEMO = ("10.77.0.55", "fd77::55")
@@ -123,7 +123,7 @@ class XdpAfxdp(XdpApp):
 
     def demo(self) -> None:
         """Ping the addresses, from the other end of the cable."""
-        from bpfkit.net.traffic.report import ping
+        from bpfkit.net.traffic.ping import ping
 
         assert self.lab is not None
         for address in self.addresses:
@@ -141,7 +141,7 @@ class XdpAfxdp(XdpApp):
         ]
 
     def verify(self) -> Iterable[Verdict]:
-        from bpfkit.net.traffic.report import ping
+        from bpfkit.net.traffic.ping import ping
         from bpfkit.net.traffic.tagged_frames import AskPlay
 
         assert self.lab is not None

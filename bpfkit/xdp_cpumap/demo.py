@@ -12,7 +12,8 @@ import os
 from bpfkit.core.errors import BpfkitError
 from bpfkit.net.packets.capture import Capture
 from bpfkit.net.packets.frames import send_frames, udp_frame
-from bpfkit.net.traffic.report import PingReport, TcpReport, ping, tcp
+from bpfkit.net.traffic.ping import PingReport, ping
+from bpfkit.net.traffic.tcp import TcpReport, tcp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from bpfkit.core.errors import BpfkitError
 from bpfkit.net.links.lab import Lab, pair_lab
 from bpfkit.net.packets.capture import Capture
 from bpfkit.net.packets.frames import ethernet, ip_packet, send_frames, tag, udp_packet
+from bpfkit.net.traffic.ping import ping
 from bpfkit.net.traffic.probes import Listener, tcp_answers
-from bpfkit.net.traffic.report import ping, udp
+from bpfkit.net.traffic.udp import udp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,9 +10,11 @@ from time import sleep
 
 from bpfkit.net.links.lab import star_lab
 from bpfkit.net.packets.frames import BROADCAST, udp_frame
-from bpfkit.net.traffic.probes import hop, path_mtu
-from bpfkit.net.traffic.report import PingReport, TcpReport, UdpReport, ping
+from bpfkit.net.traffic.ping import PingReport, ping
+from bpfkit.net.traffic.tcp import TcpReport
+from bpfkit.net.traffic.udp import UdpReport
 from bpfkit.xdp_redirect.forwarding import forwarded
+from bpfkit.xdp_redirect.path import hop, path_mtu
 from bpfkit.xdp_redirect.star import Star, addresses
 
 TYPE_CHECKING = False
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     Row = dict[str, Any]
     Verdict = tuple[bool, str]
 
-__all__ = ["RedirectPlay", "redirect_lab"]
+__all__ = ["RedirectDemo", "redirect_lab"]
 
 MTU = 1400  # of the third port, where the middle is a router
 
@@ -84,7 +86,7 @@ def settled(rows: Callable[[], list[Row]], ports: int) -> Figures:
     return figures
 
 
-class RedirectPlay:
+class RedirectDemo:
     """The play.
 
     :param lab: :func:`redirect_lab`'s.

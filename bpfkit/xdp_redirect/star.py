@@ -16,7 +16,9 @@ import time
 from bpfkit.core.closing import Closing
 from bpfkit.net.packets.capture import Capture
 from bpfkit.net.packets.frames import send_frames
-from bpfkit.net.traffic.report import ping, tcp, udp
+from bpfkit.net.traffic.ping import ping
+from bpfkit.net.traffic.tcp import tcp
+from bpfkit.net.traffic.udp import udp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 from running import run
 
-from bpfkit.hooks.probes import PacketPath, expected
+from bpfkit.hooks.journey import expected
+from bpfkit.hooks.probes import PacketPath
 
 
 @pytest.fixture(scope="module")

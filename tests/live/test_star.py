@@ -16,8 +16,8 @@ from bpfkit.core.errors import BpfkitError, InputError
 from bpfkit.net.links.lab import Lab, star_lab
 from bpfkit.net.links.offloads import driver
 from bpfkit.net.packets.frames import BROADCAST, send_frames, udp_frame
-from bpfkit.net.traffic.probes import hop, path_mtu
-from bpfkit.net.traffic.report import ping
+from bpfkit.net.traffic.ping import ping
+from bpfkit.xdp_redirect.path import hop, path_mtu
 from bpfkit.xdp_redirect.star import Star, addresses, peers_pass
 
 A, B = "02:00:00:00:00:01", "02:00:00:00:00:02"

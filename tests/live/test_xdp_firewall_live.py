@@ -17,7 +17,8 @@ import pytest
 
 from bpfkit.core.kernel import syscall as sc
 from bpfkit.net.links.lab import Lab
-from bpfkit.net.traffic.report import Traffic, ping
+from bpfkit.net.traffic.background import Traffic
+from bpfkit.net.traffic.ping import ping
 from bpfkit.xdp_firewall.demo import firewall_lab
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,8 +17,9 @@ from bpfkit.core.cpus import online
 from bpfkit.net.links.lab import Lab, pair_lab, star_lab
 from bpfkit.net.packets.capture import Capture
 from bpfkit.net.packets.frames import BROADCAST, send_frames
+from bpfkit.net.traffic.ping import ping
 from bpfkit.net.traffic.probes import Listener
-from bpfkit.net.traffic.report import ping, tcp
+from bpfkit.net.traffic.tcp import tcp
 from bpfkit.xdp_redirect.star import peers_pass
 
 PORTS = ["-i", "p1", "--to", "p2", "--to", "p3"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+from bpfkit.hooks.journey import HOOKS, PATHS, expected
 from bpfkit.hooks.ladder import journey, ladder, taps
-from bpfkit.hooks.probes import HOOKS, PATHS, expected
 
 
 def row(us, hook, namespace, device, **more):

@@ -23,7 +23,9 @@ import time
 
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError
-from bpfkit.net.links.interfaces import IFF_RUNNING, IFF_UP, Interface
+from bpfkit.net.links.device import Device
+from bpfkit.net.links.interfaces import Interface
+from bpfkit.net.links.ioctl import IFF_RUNNING, IFF_UP
 from bpfkit.net.links.netlink import with_iproute
 from bpfkit.net.links.netns import NetNS
 
@@ -44,20 +46,6 @@ _CONFIG = {"veth": "CONFIG_VETH", "bridge": "CONFIG_BRIDGE", "vlan": "CONFIG_VLA
 _NO_OFFLOADS = dict.fromkeys(
     ("tx", "sg", "tso", "gso", "gso_tunnels", "gso_udp", "gso_list", "gro"), False
 )
-
-
-class Device:
-    """A network device of a lab, as it was made; for the drawing."""
-
-    __slots__ = ("addresses", "kind", "master", "name", "notes", "peer")
-
-    def __init__(self, name: str, kind: str) -> None:
-        self.name = name
-        self.kind = kind
-        self.addresses: list[str] = []
-        self.master = ""
-        self.peer: tuple[str, str] | None = None
-        self.notes: list[str] = []
 
 
 class Lab(Closing):
@@ -338,7 +326,7 @@ class Lab(Closing):
         """The lab as a drawing: namespaces, devices, addresses, cables, programs."""
         from bpfkit.net.links.drawing import draw
 
-        return draw(self, ascii=ascii)
+        return draw(self.title, self.devices, self.routes, ascii=ascii)
 
     def __repr__(self) -> str:
         return f"<Lab {self.title}: {', '.join(self.namespaces) or 'closed'}>"

@@ -16,11 +16,11 @@ Only what a running program needs at start-up is imported here: no netlink, no s
 from __future__ import annotations
 
 import _socket
-import _thread
 import ctypes
 import errno
 import fcntl
 import os
+import threading
 
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import (
@@ -30,7 +30,7 @@ from bpfkit.core.errors import (
     UnsupportedError,
     errno_text,
 )
-from bpfkit.net.links.interfaces import Interface
+from bpfkit.net.links import ioctl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -153,8 +153,6 @@ class NetNS(Closing):
         :raises UnsupportedError: the kernel has no CONFIG_NET_NS, or allows no more of them.
         """
         box: list[int | BaseException] = []
-        done = _thread.allocate_lock()
-        done.acquire()
 
         def body() -> None:
             # unshare(2) moves the calling thread: this one, which ends right after.
@@ -166,22 +164,25 @@ class NetNS(Closing):
                 try:
                     _ipv6_defaults(dad)
                     if lo:
-                        # It gets 127.0.0.1 and ::1 by itself.
-                        Interface.find("lo").set_up()
+                        # The kernel then gives it 127.0.0.1 and ::1.
+                        sock = ioctl.open_socket()
+                        try:
+                            ioctl.set_up(sock, "lo")
+                        finally:
+                            sock.close()
                 except BaseException:
                     os.close(fd)
                     raise
                 box.append(fd)
             except BaseException as error:
                 box.append(error)
-            finally:
-                done.release()
 
-        _thread.start_new_thread(body, ())
+        thread = threading.Thread(target=body, name="bpfkit-netns")
+        thread.start()
         try:
-            done.acquire()
+            thread.join()
         except BaseException:  # KeyboardInterrupt: wait for the thread, keep nothing
-            done.acquire()
+            thread.join()
             if isinstance(box[0], int):
                 os.close(box[0])
             raise

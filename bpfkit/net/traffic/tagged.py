@@ -13,7 +13,7 @@ import select
 from time import monotonic
 
 from bpfkit.net.packets.frames import PRIORITY, send_frames, udp_frame
-from bpfkit.net.traffic.report import UdpReport
+from bpfkit.net.traffic.udp import UdpReport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
