@@ -91,7 +91,7 @@ class XdpDropIcmp(XdpApp):
 
     def verify(self) -> Iterable[Verdict]:
         from bpfkit.net.traffic.ping import PingReport, ping
-        from bpfkit.net.traffic.tagged_frames import TagPlay
+        from bpfkit.net.traffic.tagged_frames import TaggedFrames
         from bpfkit.net.traffic.tcp import TcpReport
         from bpfkit.net.traffic.udp import UdpReport
 
@@ -113,7 +113,7 @@ class XdpDropIcmp(XdpApp):
         seen = counted.get((None, None), 0)
         yield seen == passed, f"{seen} packets passed, TCP and UDP had {passed}"
         ends = [(host, host) for host in HOSTS]
-        tagged = TagPlay(self.lab, self.spot, self.spot, ends, ("ping", "UDP"))
+        tagged = TaggedFrames(self.lab, self.spot, self.spot, ends, ("ping", "UDP"))
         yield from tagged.verdicts({"ping"})
         self.detach()
         yield from tagged.verdicts(when="without the program ")

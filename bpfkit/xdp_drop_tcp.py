@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from bpfkit.app.base import Row, Verdict
-    from bpfkit.net.traffic.tagged_frames import TagPlay
+    from bpfkit.net.traffic.tagged_frames import TaggedFrames
 
 HOSTS = ("10.77.0.2", "fd77::2")
 #: enum drop_row -> (verdict, IP version, what).
@@ -57,12 +57,12 @@ class DropTcp(HookApp):
         answered = tcp_answers(host, self.server.port, ns=client, timeout=0.3)
         return answered, ping(host, timeout=2, ns=client).received == 1
 
-    def tag_play(self) -> TagPlay:
+    def tag_play(self) -> TaggedFrames:
         """TCP and something else in tagged frames, past the program."""
-        from bpfkit.net.traffic.tagged_frames import PAIR, TagPlay
+        from bpfkit.net.traffic.tagged_frames import PAIR, TaggedFrames
 
         assert self.lab is not None
-        return TagPlay(self.lab, "client:eth0", "server:eth0", PAIR, ("TCP", "UDP"))
+        return TaggedFrames(self.lab, "client:eth0", "server:eth0", PAIR, ("TCP", "UDP"))
 
     def rows(self) -> list[Row]:
         """What was dropped and what passed."""

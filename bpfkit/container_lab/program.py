@@ -177,13 +177,13 @@ class ContainerLab(App):
 
     def _tagged(self, state: str) -> Iterator[Verdict]:
         """Tagged frames on the cable, both ways: which come out of it at the other end?"""
-        from bpfkit.net.traffic.tagged_frames import TagPlay
+        from bpfkit.net.traffic.tagged_frames import TaggedFrames
 
         ends = [one[:2] for one in self.scene.addresses.values()]
         back = [(there, here) for here, there in ends]
         inside, device, kinds = "container:eth0", "host:c0", ("TCP", "UDP")
-        coming = TagPlay(self.lab, inside, device, ends, kinds, to="host:br0")
-        going = TagPlay(self.lab, device, inside, back, kinds)
+        coming = TaggedFrames(self.lab, inside, device, ends, kinds, to="host:br0")
+        going = TaggedFrames(self.lab, device, inside, back, kinds)
         yield from coming.verdicts(("TCP",) * ("xdp" in state), when=f"{state}: to the host, ")
         yield from going.verdicts(("TCP",) * ("tc" in state), when=f"{state}: to the container, ")
 

@@ -142,7 +142,7 @@ class XdpAfxdp(XdpApp):
 
     def verify(self) -> Iterable[Verdict]:
         from bpfkit.net.traffic.ping import ping
-        from bpfkit.net.traffic.tagged_frames import AskPlay
+        from bpfkit.net.traffic.tagged_frames import TaggedRequests
 
         assert self.lab is not None
         client = self.lab["client"]
@@ -170,7 +170,7 @@ class XdpAfxdp(XdpApp):
             )
         kinds = ("ARP/ND", "ping")
         ends = [(_CLIENT[":" in address], address) for address in self.addresses]
-        tagged = AskPlay(self.lab, "client:eth0", "client:eth0", ends, kinds, to=self.spot)
+        tagged = TaggedRequests(self.lab, "client:eth0", "client:eth0", ends, kinds, to=self.spot)
         yield from tagged.verdicts()
         self.detach()
         # what is answered behind them: they were there

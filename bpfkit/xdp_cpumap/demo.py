@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Verdict = tuple[bool, str]
 
-__all__ = ["DATAGRAMS", "CpumapPlay"]
+__all__ = ["DATAGRAMS", "CpumapDemo"]
 
 _CLIENT = {"10.77.0.2": "10.77.0.1", "fd77::2": "fd77::1"}
 SERVERS = tuple(_CLIENT)
@@ -32,7 +32,7 @@ FLOWS, DATAGRAMS = 16, 3  # of each address, in a round of the demo
 _SO_INCOMING_CPU = 49
 
 
-class CpumapPlay:
+class CpumapDemo:
     """The play.
 
     :param lab: a pair_lab, without offloads.

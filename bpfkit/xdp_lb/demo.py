@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Verdict = tuple[bool, str]
 
-__all__ = ["LbPlay"]
+__all__ = ["BalancerDemo"]
 
 VIPS = (VIP4, VIP6)
 _ASKED = 30  # connections to each VIP, in each state
@@ -32,7 +32,7 @@ _TALKS = 6  # that stay open, to each VIP
 _VICTIM = "b2"
 
 
-class LbPlay(BackendLab):
+class BalancerDemo(BackendLab):
     """The lab, and the play in it.
 
     :param tunnel: packets come to the backends in an IP header.

@@ -3,9 +3,9 @@
 
 ::
 
-    leaves ──▶ [program] ──▶ a capture: the frame itself (TagPlay)
-    leaves ──▶ [program] ──▶ a host; a capture where it left: its answer (AnswerPlay)
-    leaves ──▶ [program, which answers]; a capture where it left: an answer with tags (AskPlay)
+    leaves ──▶ [program] ──▶ a capture: the frame itself (TaggedFrames)
+    leaves ──▶ [program] ──▶ a host; a capture where it left: its answer (PriorityTaggedFrames)
+    leaves ──▶ [program, which answers]; a capture where it left: an answer with tags (TaggedRequests)
 
 The frames are made by hand, so no VLAN device is needed.  Nothing is waited for by a fixed time:
 frames that pass are sent last, and when they are there, the others were there or are lost.
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from bpfkit.net.links.lab import Lab
     from bpfkit.net.packets.packet_socket import Packet
 
-__all__ = ["PAIR", "AnswerPlay", "AskPlay", "TagPlay"]
+__all__ = ["PAIR", "PriorityTaggedFrames", "TaggedFrames", "TaggedRequests"]
 
-#: (source, destination) for :class:`TagPlay`, of the two ends of a pair_lab.
+#: (source, destination) for :class:`TaggedFrames`, of the two ends of a pair_lab.
 PAIR = (("10.77.0.1", "10.77.0.2"), ("fd77::1", "fd77::2"))
 _PATIENCE_S = 2.0
 
 
-class TagPlay:
+class TaggedFrames:
     """Tagged frames over IPv4 and IPv6, from one device of a lab to another.
 
     :param leaves, arrives: where they are sent and where a capture looks for them, or for what
@@ -152,7 +152,7 @@ class TagPlay:
         return echo_packet(source, destination, self._number)
 
 
-class AnswerPlay(TagPlay):
+class PriorityTaggedFrames(TaggedFrames):
     """The same with priority tags, which every kernel takes off, so that the host answers.
 
     For programs behind the tap: there a capture sees what they drop.  ``arrives`` is where the
@@ -175,7 +175,7 @@ class AnswerPlay(TagPlay):
         return is_reply and body[4:6] == number.to_bytes(2, "big")
 
 
-class AskPlay(TagPlay):
+class TaggedRequests(TaggedFrames):
     """Questions, ``ARP/ND`` and ``ping``, and answers that come back in the same tags."""
 
     passes = "is answered in the same tags"
