@@ -121,10 +121,8 @@ class Interface:
         sock = ioctl_socket(self.ns)
         try:
             request = struct.pack("16xi20x", self.index)
-            name = (
-                fcntl.ioctl(sock.fileno(), ioctl.SIOCGIFNAME, request)[:16].rstrip(b"\0").decode()
-            )
-            return ioctl.get(sock, ioctl.SIOCGIFFLAGS, name, "=H")
+            raw = fcntl.ioctl(sock.fileno(), ioctl.SIOCGIFNAME, request)[:16]
+            return ioctl.get(sock, ioctl.SIOCGIFFLAGS, raw.rstrip(b"\0").decode(), "=H")
         except OSError as error:
             if error.errno == errno.ENODEV:
                 return None

@@ -25,22 +25,22 @@ __all__ = ["Traffic"]
 
 
 class Traffic:
-    """A maker in the background: ``Traffic(udp, "10.77.0.2", count=None, rate=100, ns=…)``.
+    """A traffic function in a thread: ``Traffic(udp, "10.77.0.2", count=None, rate=100, ns=…)``.
 
-    The maker gets ``stop``; leaving the with-block stops it.
+    The function is given ``stop``; leaving the with-block stops it.
 
-    :ivar report: what the maker returned, once it has ended.
+    :ivar report: the function's report, once it has ended.
     """
 
-    def __init__(self, maker: Callable[..., Report], *args: Any, **kwargs: Any) -> None:
+    def __init__(self, function: Callable[..., Report], *args: Any, **kwargs: Any) -> None:
         self.report: Any = None
         self._error: BaseException | None = None
         self._stop = False
-        self._maker, self._args, self._kwargs = maker, args, kwargs
+        self._function, self._args, self._kwargs = function, args, kwargs
         self._thread: threading.Thread | None = None
 
     def start(self) -> Traffic:
-        """Begin."""
+        """Start the thread."""
         import threading
 
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -49,32 +49,33 @@ class Traffic:
 
     def _run(self) -> None:
         try:
-            self.report = self._maker(*self._args, stop=lambda: self._stop, **self._kwargs)
+            self.report = self._function(*self._args, stop=lambda: self._stop, **self._kwargs)
         except BaseException as error:
             self._error = error
 
     @property
     def running(self) -> bool:
-        """Whether the maker is still at it."""
+        """Whether the function is still running."""
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self, timeout: float | None = None) -> Any:
-        """Wait until the maker has ended by itself; its report.
+        """Wait until the function has returned; its report.
 
-        :raises BpfkitError: what the maker raised, or no end within ``timeout`` seconds.
+        :raises BpfkitError: raised by the function, or it has not returned within ``timeout``
+            seconds.
         """
         if self._thread is None:
             raise BpfkitError("traffic was not started")
         self._thread.join(timeout)
         if self._thread.is_alive():
-            raise BpfkitError(f"{self._maker.__name__} has not ended within {timeout} s")
+            raise BpfkitError(f"{self._function.__name__} has not ended within {timeout} s")
         if self._error is not None:
             error, self._error = self._error, None
             raise error
         return self.report
 
     def stop(self) -> Any:
-        """Stop the maker and wait for it; its report."""
+        """Stop the function and wait for it; its report."""
         self._stop = True
         return self.wait(60)
 

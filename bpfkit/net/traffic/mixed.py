@@ -23,10 +23,10 @@ def mixed(
     requests: int = 3,
     datagrams: int = 5,
 ) -> list[Report]:
-    """Some of everything to each address (default: 127.0.0.1 and ::1): ping, TCP, UDP.
+    """Ping, TCP and UDP to each address (default: 127.0.0.1 and ::1).
 
-    :returns: the reports; ``sum(r.packets for r in reports if r.proto == "udp")`` and the like
-        say what must have crossed the wire.
+    :returns: the reports; ``sum(r.packets for r in reports if r.proto == "udp")``, for example, is
+        the number of UDP packets that must have crossed the wire.
     """
     reports: list[Report] = []
     for host in hosts or ("127.0.0.1", "::1"):

@@ -25,7 +25,7 @@ _ICMP6_FILTER = 1
 
 
 class PingReport(Report):
-    """:func:`ping`'s.
+    """What :func:`ping` returns.
 
     :ivar sent: echo requests sent.
     :ivar received: answers.
@@ -59,7 +59,7 @@ class PingReport(Report):
 
     @property
     def wire_bytes(self) -> int:
-        """Bytes on an Ethernet or on lo, both ways, without a checksum."""
+        """Bytes as Ethernet frames (on lo too), both ways, FCS not included."""
         return self.packets * (14 + (40 if self.family == 6 else 20) + 8 + self.size)
 
     def __repr__(self) -> str:
@@ -82,14 +82,14 @@ def ping(
 ) -> PingReport:
     """Send ICMP or ICMPv6 echo requests and wait for the answers.
 
-    :param count: how many; None: until ``stop`` says so.
-    :param interval: seconds from one request to the next; 0: each when its predecessor is answered.
+    :param count: number of requests; None: until ``stop`` returns True.
+    :param interval: seconds from one request to the next; 0: send each when its predecessor is
+        answered.
     :param size: bytes of payload.
-    :param timeout: how long to wait for an answer.
-    :param source: address to send from.
-    :param identifier: of the requests, 16 bits; None: any.
-    :raises BpfkitError: the kernel refused to send for another reason than that a filter drops or
-        nothing answers.
+    :param timeout: seconds to wait for an answer.
+    :param source: source address; "": the kernel's choice.
+    :param identifier: identifier of the requests, 16 bits; None: a random one.
+    :raises BpfkitError: the kernel refused to send; a drop by a filter is not an error.
     :raises PrivilegeError: without CAP_NET_RAW.
     """
     family, address = resolve(ns, host)
@@ -115,14 +115,14 @@ def ping(
                 raise failure(f"cannot ping {host}", error) from error
 
     def receive(until: float, everything: bool) -> None:
-        """Take answers until ``until``; stop early when nothing (or not this one) is missing."""
+        """Receive answers until ``until``; with ``everything``, only until none is missing."""
         while waiting or not everything:
             left = until - time.perf_counter()
             if not select.select([sock], [], [], max(left, 0))[0]:
                 return
             try:
                 packet = sock.recv(65536)
-            except OSError:  # an ICMP error about one of ours; it is missing anyway
+            except OSError:  # an ICMP error about a request, which then counts as lost
                 continue
             now = time.perf_counter()
             if not six:

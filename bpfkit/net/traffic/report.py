@@ -25,11 +25,11 @@ __all__ = ["Report"]
 
 
 class Report:
-    """What a maker did; the base of the others.
+    """What was sent and received: the base of the reports.
 
     :ivar family: 4 or 6.
     :ivar started: UNIX time in seconds.
-    :ivar seconds: how long it took.
+    :ivar seconds: duration.
     """
 
     def __init__(self, family: int) -> None:
@@ -42,7 +42,7 @@ class Report:
 
     @property
     def what(self) -> str:
-        """What it was, for people: :attr:`proto`, and what is special about the frames."""
+        """A description: :attr:`proto`, and what is special about the frames."""
         return self.proto
 
     @property
@@ -56,5 +56,5 @@ class Report:
         raise NotImplementedError
 
     def finish(self) -> None:
-        """All was sent, and what had to come has come."""
+        """Set :attr:`seconds`: everything was sent and received."""
         self.seconds = time.time() - self.started

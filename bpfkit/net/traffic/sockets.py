@@ -41,7 +41,8 @@ def resolve(ns: NetNS | None, host: str, port: int = 0) -> tuple[int, Any]:
         )
     except (OSError, UnicodeError) as error:
         raise InputError(
-            f"not an IP address: {host!r}", hint="give 10.0.0.1, fd00::1 or fe80::1%eth0"
+            f"not an IP address: {host!r}",
+            hint="examples: 10.0.0.1, fd00::1, fe80::1%eth0",
         ) from error
     return found[0][0], found[0][4]
 

@@ -38,9 +38,9 @@ _TCP_INFO_FIELDS = (
 
 
 class TcpInfo:
-    """What a TCP socket reports about itself (TCP_INFO): the kernel's names without ``tcpi_``.
+    """A TCP socket's TCP_INFO; the attributes are the kernel's names without ``tcpi_``.
 
-    Fields that the kernel is too old to have are 0.  ``segs_out`` and ``segs_in`` count segments,
+    Fields that this kernel does not have are 0.  ``segs_out`` and ``segs_in`` count segments,
     not super-frames.  The accepting side's do not count the handshake before its socket existed:
     see :attr:`TcpReport.packets`.
     """
@@ -74,15 +74,15 @@ class TcpInfo:
 
 
 def tcp_info(sock: _socket.socket) -> TcpInfo:
-    """TCP_INFO of a socket (also of one whose connection has ended, until it is closed)."""
+    """TCP_INFO of a socket; also after its connection has ended, until it is closed."""
     return TcpInfo(sock.getsockopt(_socket.IPPROTO_TCP, _TCP_INFO, 512))
 
 
 class TcpConnection:
-    """One connection of :func:`tcp`, after its end.
+    """One finished connection of :func:`tcp`.
 
-    :ivar client, server: the two sockets' last :class:`TcpInfo`.
-    :ivar client_port, server_port: its ports.
+    :ivar client, server: the last :class:`TcpInfo` of the two sockets.
+    :ivar client_port, server_port: the ports.
     :ivar requests: requests that were answered.
     """
 
@@ -94,16 +94,16 @@ class TcpConnection:
 
     @property
     def packets(self) -> tuple[int, int]:
-        """Segments (client → server, server → client): what each side sent.
+        """Segments sent (client → server, server → client).
 
-        The client's socket counts everything it sent.  The server's exists only from the
-        handshake's last step on: the SYN-ACK, sent before, is one more than it counts.
+        The client's socket counts all of its segments.  The server's socket exists from the end of
+        the handshake on and does not count the SYN-ACK, which is added here.
         """
         return self.client.segs_out, self.server.segs_out + 1
 
     @property
     def clean(self) -> bool:
-        """Nothing was sent again or came out of order: no segment carries a SACK block."""
+        """Whether nothing was retransmitted or reordered: then no segment has a SACK block."""
         return not any(
             info.total_retrans or info.dsack_dups or info.rcv_ooopack
             for info in (self.client, self.server)
@@ -113,8 +113,8 @@ class TcpConnection:
     def header_and_payload(self) -> tuple[int, int]:
         """Bytes of TCP header and payload (client → server, server → client), retransmissions too.
 
-        Exact while the connection is :attr:`clean` and its options are Linux's own: 20 bytes on
-        a SYN, timestamps on the rest.
+        Exact if the connection is :attr:`clean` and has Linux's options: 20 bytes on a SYN,
+        timestamps on the other segments.
         """
         sizes = []
         for info, segments in zip((self.client, self.server), self.packets, strict=True):
@@ -124,9 +124,9 @@ class TcpConnection:
 
 
 class TcpReport(Report):
-    """:func:`tcp`'s.
+    """What :func:`tcp` returns.
 
-    :ivar connections: one :class:`TcpConnection` each.
+    :ivar connections: the finished connections.
     :ivar bytes_up, bytes_down: payload.
     """
 
@@ -145,7 +145,7 @@ class TcpReport(Report):
 
     @property
     def wire_bytes(self) -> int:
-        """Bytes on an Ethernet or on lo, both ways (see TcpConnection.header_and_payload)."""
+        """Bytes as Ethernet frames, both ways (see :attr:`TcpConnection.header_and_payload`)."""
         link = 14 + (40 if self.family == 6 else 20)
         return self.packets * link + sum(sum(c.header_and_payload) for c in self.connections)
 
@@ -157,7 +157,7 @@ class TcpReport(Report):
 
 
 def _read(sock: _socket.socket, size: int, buffer: bytearray) -> int:
-    """Read ``size`` bytes, or up to the end; how many."""
+    """Read ``size`` bytes or up to the end; the number of bytes read."""
     view = memoryview(buffer)
     done = 0
     while done < size:
@@ -169,7 +169,7 @@ def _read(sock: _socket.socket, size: int, buffer: bytearray) -> int:
 
 
 def _serve(listener: _socket.socket, up: int, down: int, timeout: float, out: list[Any]) -> None:
-    """The server's side of one connection: read ``up`` bytes, answer ``down``, until the end."""
+    """Serve one connection: read ``up`` bytes and answer with ``down``, until it ends."""
     try:
         fd, _ = listener._accept()  # type: ignore[attr-defined]
         sock = _socket.socket(fileno=fd)
@@ -200,16 +200,16 @@ def tcp(
     server_ns: NetNS | None = None,
     stop: Stop | None = None,
 ) -> TcpReport:
-    """TCP request and response: a server on ``host`` and a client that talks to it.
+    """TCP requests and responses between a server on ``host`` and a client.
 
-    Each connection ends by the client's FIN; then both sockets say what they have counted.
+    The client ends each connection with a FIN; then both sockets' counters are read.
 
     :param host: the server's address, in ``server_ns`` (default: ``ns``).
     :param port: the server's port; 0: any.
-    :param connections: one after the other; None: until ``stop`` says so.
-    :param requests: per connection; the client sends ``up`` bytes (at least 1), the server answers
-        with ``down`` bytes.
-    :param timeout: how long to wait for the other side, in seconds.
+    :param connections: number of consecutive connections; None: until ``stop`` returns True.
+    :param requests: requests per connection; the client sends ``up`` bytes (at least 1), the server
+        answers with ``down`` bytes.
+    :param timeout: seconds to wait for the peer.
     :raises BpfkitError: refused, unreachable, or no progress within ``timeout``.
     """
     import threading
@@ -254,7 +254,7 @@ def tcp(
                     got = _read(client, down, buffer)
                     report.bytes_down += got
                     if got < down:
-                        raise BpfkitError(what, why=f"answer ends after {got} of {down} bytes")
+                        raise BpfkitError(what, why=f"the answer ended after {got} of {down} bytes")
                     answered += 1
                 client.shutdown(_socket.SHUT_WR)
                 _read(client, 1, buffer)
@@ -266,7 +266,7 @@ def tcp(
                     TcpConnection(_last_info(client), _last_info(out[0]), ports, answered)
                 )
             except BaseException:
-                listener.shutdown(_socket.SHUT_RDWR)  # nobody comes: wake accept(2)
+                listener.shutdown(_socket.SHUT_RDWR)  # no client will connect: wake accept(2)
                 raise
             finally:
                 client.close()
@@ -284,7 +284,7 @@ def tcp(
 
 
 def _last_info(sock: _socket.socket) -> TcpInfo:
-    """The figures when the last acknowledgement is through (at most a second later)."""
+    """TCP_INFO once the last acknowledgement has arrived, or after a second."""
     deadline = time.monotonic() + 1
     while (info := tcp_info(sock)).state != _TCP_CLOSE and time.monotonic() < deadline:
         time.sleep(0.001)

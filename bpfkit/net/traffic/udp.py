@@ -23,12 +23,12 @@ _UDP_SEGMENT = 103
 
 
 class UdpReport(Report):
-    """:func:`udp`'s.
+    """What :func:`udp` returns.
 
     :ivar sent, received: datagrams.
     :ivar bytes_sent, bytes_received: payload.
-    :ivar size: payload bytes of one.
-    :ivar source_port, port: its ports.
+    :ivar size: payload bytes of a datagram.
+    :ivar source_port, port: source and destination port.
     """
 
     proto = "udp"
@@ -46,7 +46,7 @@ class UdpReport(Report):
 
     @property
     def wire_bytes(self) -> int:
-        """Bytes sent, as frames on an Ethernet or on lo, without a checksum (no fragments)."""
+        """Bytes sent as Ethernet frames (on lo too), FCS not included; without fragmentation."""
         return self.bytes_sent + self.sent * (14 + (40 if self.family == 6 else 20) + 8)
 
     def __repr__(self) -> str:
@@ -70,12 +70,12 @@ def udp(
     """A one-way stream of UDP datagrams, received by a socket on ``host``.
 
     :param port: the receiver's port; 0: any.
-    :param count: datagrams; None: until ``stop`` says so.
-    :param size: bytes of payload each.
-    :param rate: datagrams a second; None: as fast as it goes.
-    :param segment: hand up to 40 datagrams to the kernel at once as one super-frame (UDP_SEGMENT,
-        Linux 4.18): on the wire they are single packets.
-    :param timeout: how long after the last one to wait for those still missing, in seconds.
+    :param count: number of datagrams; None: until ``stop`` returns True.
+    :param size: payload bytes of each.
+    :param rate: datagrams per second; None: as fast as possible.
+    :param segment: pass up to 40 datagrams to the kernel at once as one super-frame (UDP_SEGMENT,
+        Linux 4.18); on the wire they are single packets.
+    :param timeout: seconds to wait for missing datagrams after the last was sent.
     :raises BpfkitError: unreachable, or larger than the path allows.
     """
     server_ns = server_ns or ns
@@ -87,7 +87,7 @@ def udp(
     buffer = bytearray(1 << 16)
 
     def drain(wait: float) -> bool:
-        """Take what is there, waiting for the first; whether there was anything."""
+        """Receive what has arrived, after up to ``wait`` seconds; whether anything had."""
         if wait and not select.select([receiver], [], [], wait)[0]:
             return False
         before = report.received
@@ -128,7 +128,7 @@ def udp(
                 report.sent += n
                 report.bytes_sent += size * n
             except OSError as error:
-                # An ICMP error about an earlier one, or a drop on the way out by a filter.
+                # An ICMP error about an earlier datagram, or a drop on the way out by a filter.
                 if error.errno == errno.EPERM:
                     report.sent += n
                     report.bytes_sent += size * n
