@@ -176,8 +176,8 @@ class XdpLb(XdpApp):
             self.balancer.add_service(service)
         if options.pcap is not None:
             more = read_backends(options.backends) if options.backends else {}
-            for backend in self.balancer.want({**more, **self.given}):
-                backend.ill, backend.mac = "", bytes(6)  # no wire, no neighbours
+            for backend in self.balancer.set_backends({**more, **self.given}):
+                backend.down_reason, backend.mac = "", bytes(6)  # no wire, no neighbours
             self.balancer.apply()
             return
         keeper = Keeper(

@@ -39,20 +39,13 @@ def addresses(lab: Lab, host: str) -> list[str]:
 
 
 def peers_pass(lab: Lab) -> Program:
-    """XDP_PASS at each host's end of its cable: a veth takes native redirects only then.
+    """Attach XDP_PASS to every host's device, so that middle's ports take redirected frames.
 
-    :returns: the program, to be closed.
+    :returns: the program, to be closed by the caller.
     """
-    from bpfkit.core.kernel.asm import assemble, exit_, mov, r0
-    from bpfkit.core.program import Program
+    from bpfkit.net.links.peers import attach_pass
 
-    code = assemble(mov(r0, 2), exit_())
-    program = Program.from_insns("XDP", code, name="pass", expected_attach_type=37)
-    for name, ns in lab.namespaces.items():
-        if name != "middle":
-            with ns.entered():
-                program.attach_xdp(lab.interface(f"{name}:eth0").index)
-    return program
+    return attach_pass(lab, [f"{name}:eth0" for name in lab if name != "middle"])
 
 
 class Star(Closing):

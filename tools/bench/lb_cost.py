@@ -64,8 +64,8 @@ def loaded(backends: int, encap: int) -> tuple[Object, Balancer]:
 def want(balancer: Balancer, count: int, without: int = -1) -> dict[str, int]:
     """So many backends, all well, but one."""
     names = [f"10.0.{i >> 8}.{i & 255}" for i in range(1, count + 1) if i != without]
-    for one in balancer.want(dict.fromkeys(names, 1)):
-        one.ill, one.mac = "", bytes(5) + b"\1"
+    for one in balancer.set_backends(dict.fromkeys(names, 1)):
+        one.down_reason, one.mac = "", bytes(5) + b"\1"
     return balancer.apply()
 
 

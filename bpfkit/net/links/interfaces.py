@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network interfaces, read and set by ioctls (netdevice(7)): no netlink, no ``/sys``.
+"""One network interface, asked about by ioctls (netdevice(7)): no netlink, no ``/sys``.
 
 ``/sys/class/net`` shows the namespace it was mounted in, not the caller's; an ioctl on a socket
 shows the namespace of the socket.
@@ -13,13 +13,23 @@ import fcntl
 import struct
 
 from bpfkit.core.errors import BpfkitError, InputError, errno_text
-from bpfkit.net.links import ioctl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bpfkit.net.links.netns import NetNS
 
 __all__ = ["Interface"]
+
+_SIOCGIFNAME = 0x8910
+_SIOCGIFFLAGS = 0x8913
+_SIOCGIFMTU = 0x8921
+_SIOCGIFHWADDR = 0x8927
+_SIOCGIFINDEX = 0x8933
+
+IFF_UP = 0x1
+IFF_LOOPBACK = 0x8
+IFF_RUNNING = 0x40
+IFF_PROMISC = 0x100
 
 # ARPHRD_* (include/uapi/linux/if_arp.h) -> bytes of link header in front of the network header,
 # as an AF_PACKET SOCK_RAW socket and XDP/tc programs see them.
@@ -38,18 +48,27 @@ _LINK_HEADER = {
 
 
 def ioctl_socket(ns: NetNS | None) -> _socket.socket:
-    """A socket for ioctls about the interfaces of ``ns`` (default: of the thread's namespace)."""
-    return ioctl.open_socket() if ns is None else ns.run(ioctl.open_socket)
+    """A socket to ask the namespace about its interfaces with."""
+    if ns is not None:
+        return ns.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    return _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+
+
+def _ask(sock: _socket.socket, request: int, name: str, form: str) -> int:
+    """The number that ioctl ``request`` gives about ``name``, read as struct ``form``."""
+    answer = fcntl.ioctl(sock.fileno(), request, struct.pack("16s24x", name.encode()))
+    number: int = struct.unpack_from(form, answer, 16)[0]
+    return number
 
 
 class Interface:
-    """An interface as it was when it was looked up; the methods read or set its current state.
+    """What programs need to know about an interface; a snapshot, except for the ``is_…`` methods.
 
-    :ivar name: its name at that time.
-    :ivar index: its ifindex, never 0; it survives renaming and is not soon reused.
-    :ivar ns: its namespace; None: the calling thread's.
+    :ivar name: its name when it was looked up.
+    :ivar index: its ifindex, never 0; stays the same under renaming and is not reused soon.
+    :ivar ns: the namespace it is in; None: the one of the thread that asks.
     :ivar link_type: ARPHRD_* number.
-    :ivar link_name: the name of the link type.
+    :ivar link_name: the same in words.
     :ivar l2_len: bytes of link header before the network header: 14 or 0.
     :ivar mtu: bytes of network header and payload.
     :ivar flags: IFF_* bits.
@@ -70,29 +89,29 @@ class Interface:
     def find(cls, name: str, ns: NetNS | None = None) -> Interface:
         """Look ``name`` up in ``ns`` (default: the calling thread's namespace).
 
-        :raises InputError: no interface has that name (the message lists those that exist), or
-            the programs cannot parse its link type.
+        :raises InputError: there is none of that name (the message lists those that exist), or
+            its link type is one that the programs cannot parse.
         """
         what = f"no network interface named {name!r}"
         try:
             raw = name.encode()
         except UnicodeEncodeError:
             raw = b""
-        # IFNAMSIZ includes the NUL: a longer name would be cut and could match another interface.
+        # IFNAMSIZ with its NUL: a longer name would be cut, and could then match another one.
         # ioctls take "eth0:1", an address label, for eth0.
         if not 0 < len(raw) < 16 or b"\0" in raw or b":" in raw:
             raise InputError(what, why=_existing(ns))
         sock = ioctl_socket(ns)
         try:
-            index = ioctl.get(sock, ioctl.SIOCGIFINDEX, name, "=i")
-            flags = ioctl.get(sock, ioctl.SIOCGIFFLAGS, name, "=H")
-            link_type = ioctl.get(sock, ioctl.SIOCGIFHWADDR, name, "=H")
-            mtu = ioctl.get(sock, ioctl.SIOCGIFMTU, name, "=i")
+            index = _ask(sock, _SIOCGIFINDEX, name, "=i")
+            flags = _ask(sock, _SIOCGIFFLAGS, name, "=H")
+            link_type = _ask(sock, _SIOCGIFHWADDR, name, "=H")
+            mtu = _ask(sock, _SIOCGIFMTU, name, "=i")
         except OSError as error:
             if error.errno == errno.ENODEV:
                 raise InputError(what, why=_existing(ns)) from error
             raise BpfkitError(
-                f"cannot read network interface {name!r}", why=errno_text(error.errno or 0)
+                f"cannot look at network interface {name!r}", why=errno_text(error.errno or 0)
             ) from error
         finally:
             sock.close()
@@ -113,16 +132,16 @@ class Interface:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is ``lo``, where every frame is seen twice: outgoing, then incoming."""
-        return bool(self.flags & ioctl.IFF_LOOPBACK)
+        """lo shows every frame twice: once outgoing, once incoming."""
+        return bool(self.flags & IFF_LOOPBACK)
 
     def current_flags(self) -> int | None:
-        """The IFF_* bits now; None if the interface no longer exists.  Follows renaming."""
+        """The IFF_* bits now; None when the interface is gone.  Follows renaming."""
         sock = ioctl_socket(self.ns)
         try:
             request = struct.pack("16xi20x", self.index)
-            raw = fcntl.ioctl(sock.fileno(), ioctl.SIOCGIFNAME, request)[:16]
-            return ioctl.get(sock, ioctl.SIOCGIFFLAGS, raw.rstrip(b"\0").decode(), "=H")
+            name = fcntl.ioctl(sock.fileno(), _SIOCGIFNAME, request)[:16].rstrip(b"\0").decode()
+            return _ask(sock, _SIOCGIFFLAGS, name, "=H")
         except OSError as error:
             if error.errno == errno.ENODEV:
                 return None
@@ -131,31 +150,34 @@ class Interface:
             sock.close()
 
     def still_there(self) -> bool:
-        """Whether this interface, not another one of its name, still exists."""
+        """Whether the interface (this one, not a new one of the same name) still exists."""
         return self.current_flags() is not None
 
     def is_up(self) -> bool:
         """Whether it exists and is administratively up."""
-        return bool((self.current_flags() or 0) & ioctl.IFF_UP)
+        return bool((self.current_flags() or 0) & IFF_UP)
 
     def lladdr(self) -> str:
         """The MAC address, ``02:00:00:00:00:01``."""
         sock = ioctl_socket(self.ns)
         try:
-            return ioctl.get_raw(sock, ioctl.SIOCGIFHWADDR, self.name)[2:8].hex(":")
+            request = struct.pack("16s24x", self.name.encode())
+            return fcntl.ioctl(sock.fileno(), _SIOCGIFHWADDR, request)[18:24].hex(":")
         finally:
             sock.close()
 
     def set_up(self, up: bool = True) -> None:
         """``ip link set NAME up|down``."""
+        from bpfkit.net.links.ioctl import set_up
+
         sock = ioctl_socket(self.ns)
         try:
-            self.flags = ioctl.set_up(sock, self.name, up)
+            self.flags = set_up(sock, self.name, up)
         finally:
             sock.close()
 
     def __repr__(self) -> str:
-        state = "up" if self.flags & ioctl.IFF_UP else "down"
+        state = "up" if self.flags & IFF_UP else "down"
         return f"<Interface {self.index} {self.name} {self.link_name} mtu {self.mtu} {state}>"
 
 

@@ -9,8 +9,8 @@
 
 A :class:`Lab` is built from namespaces, veth pairs, bridges, addresses and routes; five ready-made
 ones are :func:`loopback_lab`, :func:`pair_lab`, :func:`router_lab`, :func:`bridge_lab` and
-:func:`star_lab`.  The namespaces have no names in the system and are held by file descriptors, so the
-kernel removes everything when the block ends or the process is killed.
+:func:`star_lab`.  The namespaces have no names in the system and are held by file descriptors, so
+the kernel removes everything when the block ends or the process is killed.
 
 Devices are written ``namespace:device``.  Making the first device imports pyroute2.
 """
@@ -24,8 +24,7 @@ import time
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError
 from bpfkit.net.links.device import Device
-from bpfkit.net.links.interfaces import Interface
-from bpfkit.net.links.ioctl import IFF_RUNNING, IFF_UP
+from bpfkit.net.links.interfaces import IFF_RUNNING, IFF_UP, Interface
 from bpfkit.net.links.netlink import with_iproute
 from bpfkit.net.links.netns import NetNS
 
@@ -91,7 +90,7 @@ class Lab(Closing):
         mtu: int = 1500,
         offloads: bool = True,
     ) -> None:
-        """A veth pair: ``lab.veth("client:eth0", "server:eth0", addresses=(["10.0.0.1/24"], [...]))``.
+        """A veth pair: ``lab.veth("client:eth0", "server:eth0", addresses=(["10.0.0.1/24"], []))``.
 
         :param addresses: of each end, ``address/prefix length``.
         :param mtu: MTU of both ends.
@@ -237,7 +236,7 @@ class Lab(Closing):
         )
 
     def neighbours(self, a: str, b: str) -> None:
-        """Permanent neighbour entries on both ends of a veth pair: no ARP, no neighbour discovery."""
+        """Permanent neighbour entries at both ends of a veth pair: no ARP, no ND."""
         for one, other in ((a, b), (b, a)):
             ns, dev = self._known(other)
             for address in self.devices[ns][dev].addresses:
@@ -352,9 +351,7 @@ class Lab(Closing):
     def _split(self, device: str) -> tuple[str, str]:
         ns, colon, dev = device.partition(":")
         if not colon or not dev:
-            raise InputError(
-                f"not a device: {device!r}", why="a device is written namespace:device"
-            )
+            raise InputError(f"not a device: {device!r}", why="the form is namespace:device")
         self[ns]
         return ns, dev
 

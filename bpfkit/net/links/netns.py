@@ -77,7 +77,7 @@ def _write(path: str, text: str) -> None:
 
 
 def _ipv6_defaults(dad: bool) -> None:
-    """Enable IPv6 regardless of the host's setting, without router solicitations; DAD if ``dad``."""
+    """Enable IPv6 whatever the host's setting is, without router solicitations; DAD if ``dad``."""
     wanted = [("disable_ipv6", "0"), ("accept_ra", "0"), ("router_solicitations", "0")]
     if not dad:
         wanted.append(("accept_dad", "0"))
