@@ -11,7 +11,7 @@ import errno
 import struct
 import time
 
-from bpfkit.core.errors import BpfkitError
+from bpfkit.core.errors import BpfkitError, errno_text
 from bpfkit.net.links.rtnetlink import attribute, attributes, dump, request
 from bpfkit.net.packets.addresses import family_of, packed
 from bpfkit.show.address import address_text
