@@ -109,7 +109,7 @@ class ContainerLab(App):
         web = scene.web
         self.note(f"web server in the container: {web.software}{f' ({web.why})' * bool(web.why)}")
         if options.container is not None:
-            self._while_there(scene.rehearse)
+            self._while_there(scene.probe_unfiltered)
             for probe, why in scene.left_out.items():
                 self.note(f"left out {probe}: {why}")
 
@@ -135,7 +135,7 @@ class ContainerLab(App):
                 verdicts += self._matrix(signals, number)
             if options.check:  # the other IP version is only judged
                 for version in list(self.scene.addresses)[1:]:
-                    self.scene.speak(version)
+                    self.scene.use_ip_version(version)
                     verdicts += self._matrix(signals)
         if options.stream or options.check or not options.json:
             verdicts += self._stream(signals)
@@ -159,7 +159,7 @@ class ContainerLab(App):
                 return
             self._switch(state)
             view = self.cable.view()
-            found = self.scene.ask(state)
+            found = self.scene.probe_all(state)
             if number is not None:
                 self._show(number, state, found, view)
             for probe, was in found.items():

@@ -191,7 +191,7 @@ BAD = [
     (["-i", "p1", "--to", "lo"], "lo cannot be a port"),
     (["-i", "p1", "--to", "p2", "--to", "p3", "--how", "patch"], "two ends"),
     (["-i", "p1", "--to", "p2", "--vlan", "p3=1"], "no port 'p3': there are p1, p2"),
-    (["-i", "p1", "--to", "p2", "--vlan", "p1=4095"], "'4095' is no VLAN id"),
+    (["-i", "p1", "--to", "p2", "--vlan", "p1=4095"], "'4095' is neither a VLAN id"),
     (["-i", "p1", "--to", "p2", "--vlan", "p1"], "PORT=ID"),
     (["-i", "p1", "--to", "p2", "--check"], "--check makes a lab of its own"),
 ]

@@ -95,7 +95,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read"):
         read_backends(str(path))
     path.write_bytes(b"\xff\xfe\0")
-    with pytest.raises(InputError, match="not text"):
+    with pytest.raises(InputError, match="not a text file"):
         read_backends(str(path))
 
 
