@@ -11,8 +11,7 @@ from bpfkit.app.lifecycle import main
 from bpfkit.app.options import positive
 from bpfkit.app.tap import SocketApp
 from bpfkit.core.errors import UsageError
-from bpfkit.sockex3.flow_maps import fill_jump, read_flows
-from bpfkit.sockex3.program import Sockex3
+from bpfkit.net.packets.flows import ENTRY, SOURCE, fill_jump, read_flows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,14 +67,14 @@ class Fanout(SocketApp):
         cache = not self.options.no_cache
         self.counted: list[Object] = []
         for _ in range(count):
-            loaded = self.keep(load(Sockex3.source, consts=consts, cache=cache))
+            loaded = self.keep(load(SOURCE, consts=consts, cache=cache))
             fill_jump(loaded)
             self.counted.append(loaded)
         group = Group(
             interface,
             count,
             program=spread.programs["fanout"],
-            filters=[loaded.programs[Sockex3.entry] for loaded in self.counted],
+            filters=[loaded.programs[ENTRY] for loaded in self.counted],
             promiscuous=self.options.promisc,
             counting=True,
         )

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from bpfkit.net.links.lab import Lab
-    from bpfkit.net.traffic.report import PingReport, UdpReport
+    from bpfkit.net.traffic.ping import PingReport
+    from bpfkit.net.traffic.udp import UdpReport
     from bpfkit.show.rows import Row, Verdict
 
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
@@ -124,8 +125,9 @@ class Netfilter(LabApp):
 
     def demo(self) -> None:
         """Ping and UDP, in frames with a priority tag too, through the router."""
-        from bpfkit.net.traffic.report import ping, udp
+        from bpfkit.net.traffic.ping import ping
         from bpfkit.net.traffic.tagged import tagged_udp
+        from bpfkit.net.traffic.udp import udp
 
         assert self.lab is not None
         client, server = self.lab["client"], self.lab["server"]

@@ -145,26 +145,28 @@ class Seg6Local(LabApp):
 
 
 def steered(frame: bytes, mode: str, segments: str) -> bytes:
-    """``frame``, of IPv6, as the client's route steers it: with a segment routing header.
+    """``frame``, IPv6 from SOURCE to SERVER, with the segment routing header of the client's route.
 
-    :param mode: ``inline``: a header more, before the last segment, its destination; ``encap``:
-        an outer packet.
-    :param segments: the last one first, as for the route.
+    :param mode: ``inline``: the header is inserted, with the destination as its last segment;
+        ``encap``: the packet gets an outer IPv6 header and the segment routing header.
+    :param segments: the last segment first, as for the route.
     """
     from struct import pack
 
-    from bpfkit.xdp_afxdp.answers import packed
+    from bpfkit.net.packets.addresses import packed
+    from bpfkit.net.packets.frames import ip_packet
 
-    ip = frame[14:]
-    ends = [packed(segment) for segment in segments.split(",")]
-    inside, following = (41, ip) if mode == "encap" else (ip[6], ip[40:])
+    packet = frame[14:]
+    hops = segments.split(",")
+    following = packet
+    inside = 41
     if mode == "inline":
-        ends.insert(0, ip[24:40])
-    left = len(ends) - 1
-    header = pack("!BBBBBBH", inside, 2 * len(ends), 4, left, left, 0, 0) + b"".join(ends)
-    size = len(header) + len(following)
-    outer = pack("!IHBB", 6 << 28, size, 43, 64) + ip[8:24] + ends[left]
-    return frame[:14] + outer + header + following
+        hops.insert(0, SERVER)
+        inside, following = packet[6], packet[40:]
+    left = len(hops) - 1
+    header = pack("!BBBBBBH", inside, 2 * len(hops), 4, left, left, 0, 0)
+    body = header + b"".join(map(packed, hops)) + following
+    return frame[:14] + ip_packet(SOURCE, hops[left], 43, body)
 
 
 if __name__ == "__main__":

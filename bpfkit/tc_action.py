@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.net.traffic.report import PingReport, UdpReport
+    from bpfkit.net.traffic.ping import PingReport
+    from bpfkit.net.traffic.udp import UdpReport
     from bpfkit.show.rows import Row, Verdict
 
 #: The server's address -> the client's.
@@ -57,8 +58,9 @@ class TcAction(LabApp):
 
     def demo(self) -> None:
         """Ping, UDP, and UDP in priority-tagged frames, over both IP versions."""
-        from bpfkit.net.traffic.report import ping, udp
+        from bpfkit.net.traffic.ping import ping
         from bpfkit.net.traffic.tagged import tagged_udp
+        from bpfkit.net.traffic.udp import udp
 
         assert self.lab is not None
         client, server = self.lab["client"], self.lab["server"]

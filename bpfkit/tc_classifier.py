@@ -234,7 +234,7 @@ class TcClassifier(TcApp):
 
     def _tagged(self, direction: str, leaves: str, arrives: str) -> Verdict:
         """Tagged SYNs, the only TCP here: a tag's bytes count, in the frame or kept beside it."""
-        from bpfkit.net.traffic.tagged_frames import PAIR, TagPlay
+        from bpfkit.net.traffic.tagged_frames import PAIR, TaggedFrames
 
         def counted() -> tuple[int, int]:
             key = (direction, "tcp")
@@ -243,7 +243,7 @@ class TcClassifier(TcApp):
 
         assert self.lab is not None
         ends = PAIR if direction == "egress" else [(there, here) for here, there in PAIR]
-        play = TagPlay(self.lab, leaves, arrives, ends, ("TCP",))
+        play = TaggedFrames(self.lab, leaves, arrives, ends, ("TCP",))
         found = play.round(settled=lambda sent: counted()[0] >= sent)
         wanted = len(play.sent), sum(map(len, play.sent))
         packets, size = counted()

@@ -12,7 +12,7 @@ from bpfkit.xdp_drop_tcp import DropTcp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bpfkit.net.traffic.tagged_frames import TagPlay
+    from bpfkit.net.traffic.tagged_frames import TaggedFrames
 
 
 class TcDropTcp(DropTcp, TcApp):
@@ -21,17 +21,19 @@ class TcDropTcp(DropTcp, TcApp):
     name = "tc_drop_tcp"
     source = "tc/tc_drop_tcp.bpf.c"
 
-    def tag_play(self) -> TagPlay:
+    def tag_play(self) -> TaggedFrames:
         """Egress: frames to the client, captured there.  Ingress is behind the tap: answers."""
-        from bpfkit.net.traffic.tagged_frames import PAIR, AnswerPlay, TagPlay
+        from bpfkit.net.traffic.tagged_frames import PAIR, PriorityTaggedFrames, TaggedFrames
 
         assert self.lab is not None
         client, server = "client:eth0", "server:eth0"
         if self.options.direction == "egress":
             ends = [(there, here) for here, there in PAIR]
-            return TagPlay(self.lab, server, client, ends, ("TCP", "UDP"))
+            return TaggedFrames(self.lab, server, client, ends, ("TCP", "UDP"))
         port = self.server.port
-        return AnswerPlay(self.lab, client, client, PAIR, ("TCP", "ping"), to=server, port=port)
+        return PriorityTaggedFrames(
+            self.lab, client, client, PAIR, ("TCP", "ping"), to=server, port=port
+        )
 
 
 if __name__ == "__main__":

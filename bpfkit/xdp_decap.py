@@ -47,7 +47,7 @@ class XdpDecap(XdpApp):
         parser.add_argument("--tunnel", metavar="A,B", action="append", help=text)
 
     def check_options(self) -> None:
-        from bpfkit.xdp_lb.balancer import address, packed
+        from bpfkit.net.packets.addresses import host_address, mapped
 
         super().check_options()
         options = self.options
@@ -60,13 +60,13 @@ class XdpDecap(XdpApp):
         self.tunnels: list[bytes] = []
         for text in options.tunnel:
             try:
-                first, second = map(address, text.split(","))
+                first, second = map(host_address, text.split(","))
                 if (":" in first) != (":" in second):
                     raise ValueError("the addresses are of different families")
             except ValueError as error:
                 why = str(error) if "unpack" not in str(error) else "it is written BALANCER,OWN"
                 raise UsageError(f"--tunnel {text}: {why}") from None
-            self.tunnels.append(packed(first) + packed(second))
+            self.tunnels.append(mapped(first) + mapped(second))
 
     def make_lab(self) -> Lab:
         from bpfkit.net.links.lab import pair_lab

@@ -73,7 +73,9 @@ class XdpDropIcmp(XdpApp):
 
     def demo(self) -> None:
         """Pings, which are lost, and TCP and UDP, which are not; over IPv4 and IPv6."""
-        from bpfkit.net.traffic.report import ping, tcp, udp
+        from bpfkit.net.traffic.ping import ping
+        from bpfkit.net.traffic.tcp import tcp
+        from bpfkit.net.traffic.udp import udp
 
         for host in HOSTS:
             self.lost.append(ping(host, count=2, interval=0.01, timeout=0.1))
@@ -88,8 +90,10 @@ class XdpDropIcmp(XdpApp):
         return rows
 
     def verify(self) -> Iterable[Verdict]:
-        from bpfkit.net.traffic.report import PingReport, TcpReport, UdpReport, ping
-        from bpfkit.net.traffic.tagged_frames import TagPlay
+        from bpfkit.net.traffic.ping import PingReport, ping
+        from bpfkit.net.traffic.tagged_frames import TaggedFrames
+        from bpfkit.net.traffic.tcp import TcpReport
+        from bpfkit.net.traffic.udp import UdpReport
 
         assert self.lab is not None
         counted = {(row["proto"], row["type"]): row["packets"] for row in self.rows()}
@@ -109,7 +113,7 @@ class XdpDropIcmp(XdpApp):
         seen = counted.get((None, None), 0)
         yield seen == passed, f"{seen} packets passed, TCP and UDP had {passed}"
         ends = [(host, host) for host in HOSTS]
-        tagged = TagPlay(self.lab, self.spot, self.spot, ends, ("ping", "UDP"))
+        tagged = TaggedFrames(self.lab, self.spot, self.spot, ends, ("ping", "UDP"))
         yield from tagged.verdicts({"ping"})
         self.detach()
         yield from tagged.verdicts(when="without the program ")

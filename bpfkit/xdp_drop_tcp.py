@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.net.traffic.tagged_frames import TagPlay
+    from bpfkit.net.traffic.tagged_frames import TaggedFrames
     from bpfkit.show.rows import Row, Verdict
 
 HOSTS = ("10.77.0.2", "fd77::2")
@@ -49,20 +49,20 @@ class DropTcp(HookApp):
 
     def ask(self, host: str) -> tuple[bool, bool]:
         """(a TCP connection to the server comes about, it answers a ping)."""
+        from bpfkit.net.traffic.ping import ping
         from bpfkit.net.traffic.probes import tcp_answers
-        from bpfkit.net.traffic.report import ping
 
         assert self.lab is not None
         client = self.lab["client"]
         answered = tcp_answers(host, self.server.port, ns=client, timeout=0.3)
         return answered, ping(host, timeout=2, ns=client).received == 1
 
-    def tag_play(self) -> TagPlay:
+    def tag_play(self) -> TaggedFrames:
         """TCP and something else in tagged frames, past the program."""
-        from bpfkit.net.traffic.tagged_frames import PAIR, TagPlay
+        from bpfkit.net.traffic.tagged_frames import PAIR, TaggedFrames
 
         assert self.lab is not None
-        return TagPlay(self.lab, "client:eth0", "server:eth0", PAIR, ("TCP", "UDP"))
+        return TaggedFrames(self.lab, "client:eth0", "server:eth0", PAIR, ("TCP", "UDP"))
 
     def rows(self) -> list[Row]:
         """What was dropped and what passed."""

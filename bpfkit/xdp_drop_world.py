@@ -41,7 +41,7 @@ class XdpDropWorld(XdpApp):
 
     def demo(self) -> None:
         """One state: pings over IPv4 and IPv6; then the other state."""
-        from bpfkit.net.traffic.report import ping
+        from bpfkit.net.traffic.ping import ping
 
         assert self.lab is not None
         before = self.dropped()
@@ -96,10 +96,10 @@ class XdpDropWorld(XdpApp):
 
     def _tagged(self) -> Iterable[Verdict]:
         """Tagged frames do not get as far as a capture on the interface."""
-        from bpfkit.net.traffic.tagged_frames import PAIR, TagPlay
+        from bpfkit.net.traffic.tagged_frames import PAIR, TaggedFrames
 
         assert self.lab is not None
-        play = TagPlay(self.lab, "client:eth0", self.spot, PAIR, ("TCP", "UDP"))
+        play = TaggedFrames(self.lab, "client:eth0", self.spot, PAIR, ("TCP", "UDP"))
         before = self.dropped()[0]
         yield from play.verdicts(("TCP", "UDP"), lambda sent: self.dropped()[0] >= before + sent)
         self.detach()

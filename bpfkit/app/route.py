@@ -132,8 +132,10 @@ class DropApp(RouteApp):
 
     def demo(self) -> None:
         """Ping, TCP and UDP (tagged too) to the server; what is dropped is not waited for."""
-        from bpfkit.net.traffic.report import ping, tcp, udp
+        from bpfkit.net.traffic.ping import ping
         from bpfkit.net.traffic.tagged import tagged_udp
+        from bpfkit.net.traffic.tcp import tcp
+        from bpfkit.net.traffic.udp import udp
 
         assert self.lab is not None
         client, server = self.lab["client"], self.lab["server"]
@@ -148,8 +150,10 @@ class DropApp(RouteApp):
 
     def verify_drops(self) -> Iterable[Verdict]:
         """The dropped protocol arrives nowhere, the others whole; the program counted both."""
-        from bpfkit.net.traffic.report import PingReport, TcpReport, UdpReport
+        from bpfkit.net.traffic.ping import PingReport
         from bpfkit.net.traffic.tagged import TaggedReport
+        from bpfkit.net.traffic.tcp import TcpReport
+        from bpfkit.net.traffic.udp import UdpReport
 
         counted = {row["proto"]: row for row in self.rows()}
         drop = self.options.drop

@@ -228,7 +228,7 @@ class SocketApp(App):
 
     def demo(self) -> None:
         """Ping, TCP request and response, UDP, over IPv4 and IPv6, through lo."""
-        from bpfkit.net.traffic.report import mixed
+        from bpfkit.net.traffic.mixed import mixed
 
         for host in self.hosts():
             self.made += mixed(host)
@@ -265,7 +265,8 @@ class SocketApp(App):
 
     def made_by_flow(self) -> dict[tuple[str, int | None, int | None, str], tuple[int, int]]:
         """Packets and bytes by (address, source port, destination port, protocol)."""
-        from bpfkit.net.traffic.report import TcpReport, UdpReport
+        from bpfkit.net.traffic.tcp import TcpReport
+        from bpfkit.net.traffic.udp import UdpReport
 
         sums: dict[tuple[str, int | None, int | None, str], tuple[int, int]] = {}
 

@@ -112,7 +112,7 @@ class ContainerLab(App):
         web = scene.web
         self.note(f"web server in the container: {web.software}{f' ({web.why})' * bool(web.why)}")
         if options.container is not None:
-            self._while_there(scene.rehearse)
+            self._while_there(scene.probe_unfiltered)
             for probe, why in scene.left_out.items():
                 self.note(f"left out {probe}: {why}")
 
@@ -138,7 +138,7 @@ class ContainerLab(App):
                 verdicts += self._matrix(signals, number)
             if options.check:  # the other IP version is only judged
                 for version in list(self.scene.addresses)[1:]:
-                    self.scene.speak(version)
+                    self.scene.use_ip_version(version)
                     verdicts += self._matrix(signals)
         if options.stream or options.check or not options.json:
             verdicts += self._stream(signals)
@@ -162,7 +162,7 @@ class ContainerLab(App):
                 return
             self._switch(state)
             view = self.cable.view()
-            found = self.scene.ask(state)
+            found = self.scene.probe_all(state)
             if number is not None:
                 self._show(number, state, found, view)
             for probe, was in found.items():
@@ -180,13 +180,13 @@ class ContainerLab(App):
 
     def _tagged(self, state: str) -> Iterator[Verdict]:
         """Tagged frames on the cable, both ways: which come out of it at the other end?"""
-        from bpfkit.net.traffic.tagged_frames import TagPlay
+        from bpfkit.net.traffic.tagged_frames import TaggedFrames
 
         ends = [one[:2] for one in self.scene.addresses.values()]
         back = [(there, here) for here, there in ends]
         inside, device, kinds = "container:eth0", "host:c0", ("TCP", "UDP")
-        coming = TagPlay(self.lab, inside, device, ends, kinds, to="host:br0")
-        going = TagPlay(self.lab, device, inside, back, kinds)
+        coming = TaggedFrames(self.lab, inside, device, ends, kinds, to="host:br0")
+        going = TaggedFrames(self.lab, device, inside, back, kinds)
         yield from coming.verdicts(("TCP",) * ("xdp" in state), when=f"{state}: to the host, ")
         yield from going.verdicts(("TCP",) * ("tc" in state), when=f"{state}: to the container, ")
 

@@ -106,7 +106,7 @@ class Hooks(App):
         dropped = None if options.drop_at is None else send(find(whole, options.drop_at))
         self.found = rows_of(whole, dropped)
         if options.drop_at is None and not options.json and not options.check:
-            self.answers = [tap.seen_by(send(where), where) for where, tap in taps(whole)]
+            self.answers = [tap.tap_result(send(where), where) for where, tap in taps(whole)]
 
     def rows(self) -> list[Row]:
         """The packet that was sent last: see :func:`bpfkit.hooks.journey.rows_of`."""

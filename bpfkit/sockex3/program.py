@@ -8,7 +8,7 @@ import os
 from bpfkit.app.options import port, positive
 from bpfkit.app.tap import SocketApp, amount
 from bpfkit.core.errors import UsageError
-from bpfkit.sockex3.flow_maps import fill_jump, read_flows
+from bpfkit.net.packets.flows import ENTRY, SOURCE, fill_jump, read_flows
 
 __all__ = ["Sockex3"]
 
@@ -45,10 +45,10 @@ class Sockex3(SocketApp):
     """Who talks to whom: bytes and packets per flow, through VLANs, MPLS and tunnels."""
 
     name = "sockex3"
-    source = "socket/sockex3.bpf.c"
+    source = SOURCE
     counters = ("bytes", "packets")
     direction = "both"
-    entry = "sockex3"
+    entry = ENTRY
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:

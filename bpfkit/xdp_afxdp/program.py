@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
-    from bpfkit.net.traffic.report import PingReport
+    from bpfkit.net.traffic.ping import PingReport
     from bpfkit.show.rows import Row, Verdict
     from bpfkit.xdp_afxdp.xsk import XskSocket
 
@@ -51,7 +51,7 @@ class XdpAfxdp(XdpApp):
 
     def check_options(self) -> None:
         super().check_options()
-        from bpfkit.xdp_afxdp.answers import packed
+        from bpfkit.net.packets.addresses import packed
 
         options = self.options
         self.addresses = list(options.address or DEMO)
@@ -123,7 +123,7 @@ class XdpAfxdp(XdpApp):
 
     def demo(self) -> None:
         """Ping the addresses, from the other end of the cable."""
-        from bpfkit.net.traffic.report import ping
+        from bpfkit.net.traffic.ping import ping
 
         assert self.lab is not None
         for address in self.addresses:
@@ -141,8 +141,8 @@ class XdpAfxdp(XdpApp):
         ]
 
     def verify(self) -> Iterable[Verdict]:
-        from bpfkit.net.traffic.report import ping
-        from bpfkit.net.traffic.tagged_frames import AskPlay
+        from bpfkit.net.traffic.ping import ping
+        from bpfkit.net.traffic.tagged_frames import TaggedRequests
 
         assert self.lab is not None
         client = self.lab["client"]
@@ -170,7 +170,7 @@ class XdpAfxdp(XdpApp):
             )
         kinds = ("ARP/ND", "ping")
         ends = [(_CLIENT[":" in address], address) for address in self.addresses]
-        tagged = AskPlay(self.lab, "client:eth0", "client:eth0", ends, kinds, to=self.spot)
+        tagged = TaggedRequests(self.lab, "client:eth0", "client:eth0", ends, kinds, to=self.spot)
         yield from tagged.verdicts()
         self.detach()
         # what is answered behind them: they were there

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bpfkit.core.program import Program
     from bpfkit.net.links.lab import Lab
     from bpfkit.show.rows import Row, Verdict
-    from bpfkit.xdp_cpumap.demo import CpumapPlay
+    from bpfkit.xdp_cpumap.demo import CpumapDemo
 
 _MOST = 16384  # the longest queue that the kernel makes
 
@@ -47,7 +47,7 @@ class XdpCpumap(XdpApp):
         "what is spread."
     )
 
-    play: CpumapPlay
+    play: CpumapDemo
     losses: Object | None = None
 
     @classmethod
@@ -100,9 +100,9 @@ class XdpCpumap(XdpApp):
     def setup(self) -> None:
         super().setup()
         if self.lab is not None:
-            from bpfkit.xdp_cpumap.demo import CpumapPlay
+            from bpfkit.xdp_cpumap.demo import CpumapDemo
 
-            self.play = CpumapPlay(self.lab)
+            self.play = CpumapDemo(self.lab)
 
     def attach(self, program: Program) -> None:
         """The tracepoints first."""

@@ -281,11 +281,11 @@ class XdpFirewall(XdpApp):
 
     def demo(self) -> None:
         """Pings, TCP and UDP from sources and to ports that are denied, allowed, or neither."""
-        from bpfkit.xdp_firewall.demo import Play
+        from bpfkit.xdp_firewall.demo import FirewallDemo
 
         assert self.lab is not None
         if self.play is None:
-            self.play = self.keep(Play(self.lab))
+            self.play = self.keep(FirewallDemo(self.lab))
         self.play.round()
 
     def verify(self) -> Iterable[Verdict]:

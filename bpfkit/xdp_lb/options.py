@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What xdp_lb is told on the command line: services, backends, the table's size, what is checked.
+"""Parses xdp_lb's options: services, backends, table size, health check port.
 
-All raise UsageError, with the option's name.
+Errors are UsageErrors that name the option.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["parse_backends", "parse_services", "port_to_check", "refuse_own", "t
 
 
 def parse_services(texts: Iterable[str]) -> list[Service]:
-    """Those of ``--vip``."""
+    """The services of ``--vip``."""
     services: list[Service] = []
     for text in texts:
         try:
@@ -28,13 +28,13 @@ def parse_services(texts: Iterable[str]) -> list[Service]:
 
 
 def parse_backends(texts: Iterable[str]) -> dict[str, int]:
-    """Address -> weight of those of ``--backend``."""
+    """Address -> weight of ``--backend``."""
     given: dict[str, int] = {}
     for text in texts:
         try:
             name, weight = parse_backend(text)
             if name in given:
-                raise ValueError("it is given twice")
+                raise ValueError("given twice")
         except ValueError as error:
             raise UsageError(f"--backend {text}: {error}") from None
         given[name] = weight
@@ -42,7 +42,10 @@ def parse_backends(texts: Iterable[str]) -> dict[str, int]:
 
 
 def refuse_own(services: list[Service], backends: set[str]) -> None:
-    """No service is a backend, or there twice."""
+    """Check that no service is a backend, and that none is given twice.
+
+    :raises UsageError: one is.
+    """
     for service in services:
         if service.address in backends:
             raise UsageError(
@@ -53,9 +56,9 @@ def refuse_own(services: list[Service], backends: set[str]) -> None:
 
 
 def port_to_check(services: list[Service], asked: int | None) -> int:
-    """Where backends are connected to: ``--health-port``, or the first TCP service."""
+    """The port of health checks: ``--health-port``, or that of the first TCP service."""
     if asked == 0:
-        raise UsageError("--health-port 0 cannot be connected to")
+        raise UsageError("--health-port 0 is not a port to connect to")
     if asked is not None:
         return asked
     for service in services:
@@ -63,13 +66,13 @@ def port_to_check(services: list[Service], asked: int | None) -> int:
             return service.port
     raise UsageError(
         "--health tcp needs --health-port",
-        why="none of the services is a TCP one",
-        hint="or take --health none",
+        why="no service uses TCP",
+        hint="or use --health none",
     )
 
 
 def table_size(text: str) -> int:
-    """``--table``, for argparse."""
+    """The value of ``--table`` (argparse type)."""
     from argparse import ArgumentTypeError
 
     from bpfkit.xdp_lb.maglev import SIZES, is_prime
@@ -77,4 +80,4 @@ def table_size(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) <= SIZES[-1] and is_prime(int(text)):
         return int(text)
     sizes = ", ".join(map(str, SIZES))
-    raise ArgumentTypeError(f"{text!r} is not a prime up to {SIZES[-1]} (good ones: {sizes})")
+    raise ArgumentTypeError(f"{text!r} is not a prime up to {SIZES[-1]} (recommended: {sizes})")

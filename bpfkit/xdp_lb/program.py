@@ -3,7 +3,7 @@
 
 The C side is bpf_c/xdp/xdp_lb.bpf.c, the rest is in bpfkit/net/lb: maglev.py makes the table,
 balancer.py has the maps and knows what a change moves, keeper.py looks after health and the
-backends file.  The demo (play.py): one of three backends dies and comes back, while connections to
+backends file.  The demo (demo.py): one of three backends dies and comes back, while connections to
 the others go on.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bpfkit.core.program import Program
     from bpfkit.net.links.lab import Lab
     from bpfkit.show.rows import Row, Verdict
-    from bpfkit.xdp_lb.demo import LbPlay
+    from bpfkit.xdp_lb.demo import BalancerDemo
 
 #: enum result of the C side.
 RESULTS = (
@@ -51,7 +51,7 @@ class XdpLb(XdpApp):
     counters = ("flows", "packets", "bytes")
     spot = "lb:eth0"
     knows_l2_len = False
-    play: LbPlay
+    play: BalancerDemo
     epilog = (
         "The VIP is an address of this host, or routed to it. A backend has it on lo, with "
         "arp_ignore=1 and arp_announce=2, answers from it (a UDP server must be bound to it), and "
@@ -129,9 +129,9 @@ class XdpLb(XdpApp):
     # -- life cycle
 
     def make_lab(self) -> Lab:
-        from bpfkit.xdp_lb.demo import LbPlay
+        from bpfkit.xdp_lb.demo import BalancerDemo
 
-        self.play = self.keep(LbPlay(self.options.forward == "ipip"))
+        self.play = self.keep(BalancerDemo(self.options.forward == "ipip"))
         return self.play.lab
 
     def consts(self) -> dict[str, int]:
@@ -177,8 +177,8 @@ class XdpLb(XdpApp):
             self.balancer.add_service(service)
         if options.pcap is not None:
             more = read_backends(options.backends) if options.backends else {}
-            for backend in self.balancer.want({**more, **self.given}):
-                backend.ill, backend.mac = "", bytes(6)  # no wire, no neighbours
+            for backend in self.balancer.set_backends({**more, **self.given}):
+                backend.down_reason, backend.mac = "", bytes(6)  # no wire, no neighbours
             self.balancer.apply()
             return
         keeper = Keeper(

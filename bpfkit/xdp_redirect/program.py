@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bpfkit.core.program import Program
     from bpfkit.net.links.lab import Lab
     from bpfkit.show.rows import Row, Verdict
-    from bpfkit.xdp_redirect.demo import RedirectPlay
+    from bpfkit.xdp_redirect.demo import RedirectDemo
 
 #: --how -> source, device map.
 HOW = {
@@ -65,7 +65,7 @@ class XdpRedirect(PortApp):
     name = "xdp_redirect"
     source = "xdp/xdp_redirect.bpf.c"
     counters = ("packets", "bytes", "lost")
-    play: RedirectPlay
+    play: RedirectDemo
     epilog = (
         "A port receives nothing of what is redirected. VLAN tags must be in the frames: ethtool "
         "-K DEV rxvlan off. --pcap: as if all frames came in by one port. Wire and hub redirect "
@@ -140,9 +140,9 @@ class XdpRedirect(PortApp):
             for version, name, key in not_forwarding(port.name for port in self.ports):
                 self.note(f"{version} is not forwarded from {name}: sysctl -w {key}=1")
         if self.lab is not None:
-            from bpfkit.xdp_redirect.demo import RedirectPlay
+            from bpfkit.xdp_redirect.demo import RedirectDemo
 
-            self.play = RedirectPlay(self.lab, self.options.how)
+            self.play = RedirectDemo(self.lab, self.options.how)
 
     def left(self) -> list[str]:
         names = super().left()

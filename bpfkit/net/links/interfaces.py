@@ -22,7 +22,6 @@ __all__ = ["Interface"]
 
 _SIOCGIFNAME = 0x8910
 _SIOCGIFFLAGS = 0x8913
-_SIOCSIFFLAGS = 0x8914
 _SIOCGIFMTU = 0x8921
 _SIOCGIFHWADDR = 0x8927
 _SIOCGIFINDEX = 0x8933
@@ -169,13 +168,11 @@ class Interface:
 
     def set_up(self, up: bool = True) -> None:
         """``ip link set NAME up|down``."""
+        from bpfkit.net.links.ioctl import set_up
+
         sock = ioctl_socket(self.ns)
         try:
-            flags = _ask(sock, _SIOCGIFFLAGS, self.name, "=H")
-            flags = flags | IFF_UP if up else flags & ~IFF_UP
-            request = struct.pack("16sH22x", self.name.encode(), flags)
-            fcntl.ioctl(sock.fileno(), _SIOCSIFFLAGS, request)
-            self.flags = flags
+            self.flags = set_up(sock, self.name, up)
         finally:
             sock.close()
 
