@@ -248,6 +248,8 @@ class HookApp(App):
                 if len(chunk) == _CHUNK:
                     self._print(chunk)
             self._print(chunk)
+            for remark in records.remarks():
+                self.note(remark)
         if not self.options.json:
             sums = ", ".join(f"{action} {count}" for action, count in sorted(tally.items()))
             self.note(f"{self.packets_run} packets: {sums}" if sums else "no packets")

@@ -223,6 +223,8 @@ class SocketApp(App):
                     progress.show(record.number)
             if progress:
                 progress.end()
+            for remark in records.remarks():
+                self.note(remark)
 
     # -- demo
 
