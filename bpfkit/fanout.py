@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bpfkit.app.lifecycle import main
 from bpfkit.app.options import positive
-from bpfkit.app.tap import SocketApp
+from bpfkit.app.tap import TapApp
 from bpfkit.core.errors import UsageError
 from bpfkit.net.packets.flows import ENTRY, SOURCE, fill_jump, read_flows
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MOST_SOCKETS = 32
 
 
-class Fanout(SocketApp):
+class Fanout(TapApp):
     """Packet sockets share an interface; a program gives each flow to one of them."""
 
     name = "fanout"
@@ -79,7 +79,7 @@ class Fanout(SocketApp):
             counting=True,
         )
         self.keep(group)
-        self.observe(group.sockets[0])
+        self.start_watch(group.sockets[0])
 
     def rows(self) -> list[Row]:
         rows = []

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from struct import pack
 
-from bpfkit.app.lab import LabApp
 from bpfkit.app.lifecycle import main
+from bpfkit.app.namespace import NamespaceApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ VLAN = 42
 ENDS = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
 
 
-class FlowDissector(LabApp):
+class FlowDissector(NamespaceApp):
     """A flow dissector of one's own: a tunnel's inner flows spread over packet sockets."""
 
     name = "flow_dissector"
@@ -39,7 +39,7 @@ class FlowDissector(LabApp):
     def setup(self) -> None:
         self.object = self.load(protocol=PROTOCOL)
         self.splits: list[Row] = []
-        if self.lab is None:
+        if not self.place.has_lab:
             self.attach()
 
     def attach(self) -> None:
@@ -74,7 +74,6 @@ class FlowDissector(LabApp):
 
         from bpfkit.net.packets.packet_socket import Fanout, PacketSocket
 
-        assert self.lab is not None
         there, here = self.lab.interface("client:eth0"), self.lab.interface("server:eth0")
         got = [0] * SOCKETS
         group = Fanout(here, SOCKETS, "hash", ignore_outgoing=True)
@@ -93,7 +92,7 @@ class FlowDissector(LabApp):
         return got
 
     def rows(self) -> list[Row]:
-        return self.splits if self.lab is not None else self.counted()
+        return self.splits if self.place.has_lab else self.counted()
 
     def counted(self) -> list[Row]:
         """Packets by what the program made of them."""

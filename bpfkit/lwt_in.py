@@ -22,7 +22,7 @@ class LwtIn(DropApp):
 
     name = "lwt_in"
     source = "lwt/lwt_in.bpf.c"
-    place = "router"
+    lab_namespace = "router"
     drops = "udp"
 
     def routes(self) -> list[tuple[str, str, str]]:

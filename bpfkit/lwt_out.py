@@ -23,12 +23,12 @@ class LwtOut(DropApp):
 
     name = "lwt_out"
     source = "lwt/lwt_out.bpf.c"
-    place = "client"
+    lab_namespace = "client"
     drops = "icmp"
     tagged = ("router:left", "client:eth0")
 
-    def build(self) -> Lab:
-        return forwarding_client(super().build())
+    def build_lab(self) -> Lab:
+        return forwarding_client(super().build_lab())
 
     def verify(self) -> Iterable[Verdict]:
         yield from self.verify_drops()

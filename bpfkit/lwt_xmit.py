@@ -32,7 +32,7 @@ class LwtXmit(RouteApp):
 
     name = "lwt_xmit"
     source = "lwt/lwt_xmit.bpf.c"
-    place = "client"
+    lab_namespace = "client"
     acted = "encapsulated"
     headroom = 40
 
@@ -47,20 +47,20 @@ class LwtXmit(RouteApp):
         if (self.options.netns is None) != (self.options.tunnel is None):
             raise UsageError("--netns and --tunnel belong together", why="where should it lead?")
 
-    def build(self) -> Lab:
-        return forwarding_client(super().build())
+    def build_lab(self) -> Lab:
+        return forwarding_client(super().build_lab())
 
     def setup(self) -> None:
         self.object = self.load()
         self.arrived: dict[tuple[int, int], list[bytes]] = {}
         self.round = 0
-        self.aim(*(self.options.tunnel or OUTER[0]))
-        self.attach()
+        self.set_tunnel_ends(*(self.options.tunnel or OUTER[0]))
+        self.attach_routes()
 
     def routes(self) -> list[tuple[str, str, str]]:
         return [(prefix, "eth0", via) for prefix, via in INNER.values()]
 
-    def aim(self, src: str, dst: str) -> None:
+    def set_tunnel_ends(self, src: str, dst: str) -> None:
         """Lead the tunnel from ``src`` to ``dst``; from the next packet on."""
         from ipaddress import ip_address
 
@@ -77,10 +77,9 @@ class LwtXmit(RouteApp):
         """Datagrams to both networks, by the one tunnel and the next time by the other."""
         from bpfkit.net.packets.capture import Capture
 
-        assert self.lab is not None
         outer = self.round % 2
         self.round += 1
-        self.aim(*OUTER[outer])
+        self.set_tunnel_ends(*OUTER[outer])
         version = 6 if outer else 4
         with Capture("eth0", ns=self.lab["server"], outgoing=False) as capture:
             for host in INNER:
@@ -98,7 +97,6 @@ class LwtXmit(RouteApp):
         """Some datagrams; nobody listens."""
         import _socket
 
-        assert self.lab is not None
         family = _socket.AF_INET6 if ":" in host else _socket.AF_INET
         sock = self.lab["client"].socket(family, _socket.SOCK_DGRAM)
         try:
@@ -111,7 +109,6 @@ class LwtXmit(RouteApp):
         """As many in frames with a priority tag, for the client to forward into the tunnel."""
         from bpfkit.net.packets.frames import PRIORITY, send_frames, udp_frame
 
-        assert self.lab is not None
         ends = self.lab.lladdr("client:eth0"), self.lab.lladdr("router:left")
         source = "fd77:1::77" if ":" in host else "10.77.1.77"
         frame = udp_frame(*ends, source, host, HELLO, vlans=[PRIORITY])

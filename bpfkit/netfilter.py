@@ -8,8 +8,8 @@ ICMP at one of them.  nftables chains before and after it, in the same hook, cou
 
 from __future__ import annotations
 
-from bpfkit.app.lab import LabApp
 from bpfkit.app.lifecycle import main
+from bpfkit.app.namespace import NamespaceApp
 from bpfkit.core.errors import CompileError, InputError, UnsupportedError
 
 TYPE_CHECKING = False
@@ -57,13 +57,13 @@ def _priority(text: str) -> int:
     return number
 
 
-class Netfilter(LabApp):
+class Netfilter(NamespaceApp):
     """A program at each netfilter hook, by priority beside nftables rules."""
 
     name = "netfilter"
     source = "misc/netfilter.bpf.c"
     counters = ("packets", "bytes", "dropped")
-    place = "router"
+    lab_namespace = "router"
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
@@ -76,7 +76,7 @@ class Netfilter(LabApp):
             "--priority", metavar="N", type=_priority, default=0, help="of the program (default: 0)"
         )
 
-    def build(self) -> Lab:
+    def build_lab(self) -> Lab:
         from bpfkit.net.links.lab import router_lab
 
         return router_lab()
@@ -84,7 +84,7 @@ class Netfilter(LabApp):
     def setup(self) -> None:
         options = self.options
         if options.drop is None:
-            options.drop = "none" if self.lab is None else "icmp"
+            options.drop = "none" if not self.place.has_lab else "icmp"
         drop = {"icmp": 1, "tcp": 6, "udp": 17, "none": 255}[options.drop]
         try:
             self.object = self.load(drop=drop, drop_at=HOOKS.index(options.hook))
@@ -98,7 +98,7 @@ class Netfilter(LabApp):
                     self.keep(program.attach_netfilter(family, hook, options.priority))
         self.made: list[PingReport | UdpReport] = []
         self.with_nft = False
-        if self.lab is not None:
+        if self.place.has_lab:
             self.add_rules()
 
     def require(self) -> None:
@@ -129,7 +129,6 @@ class Netfilter(LabApp):
         from bpfkit.net.traffic.tagged import tagged_udp
         from bpfkit.net.traffic.udp import udp
 
-        assert self.lab is not None
         client, server = self.lab["client"], self.lab["server"]
         for host in SERVERS:
             self.made.append(ping(host, count=3, interval=0.02, timeout=0.3, ns=client))

@@ -8,8 +8,8 @@ outer packet off (End.DT6).  A capture at the server shows what arrives.
 
 from __future__ import annotations
 
-from bpfkit.app.lab import LabApp
 from bpfkit.app.lifecycle import main
+from bpfkit.app.namespace import NamespaceApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ SOURCE = "fd77:1::1"
 DATAGRAMS = 3
 
 
-class Seg6Local(LabApp):
+class Seg6Local(NamespaceApp):
     """SRv6 segments as programs (End.BPF): a tag rewritten, End.DT6 decapsulation."""
 
     name = "seg6local"
     source = "lwt/seg6local.bpf.c"
     has_live_view = False
-    place = "router"
+    lab_namespace = "router"
 
     def check_options(self) -> None:
         super().check_options()
@@ -42,7 +42,7 @@ class Seg6Local(LabApp):
 
             raise UsageError("seg6local works in its own lab only", why="it needs its segments")
 
-    def build(self) -> Lab:
+    def build_lab(self) -> Lab:
         from bpfkit.net.links.lab import router_lab
 
         lab = router_lab()
@@ -54,7 +54,6 @@ class Seg6Local(LabApp):
     def setup(self) -> None:
         from bpfkit.net.attach.route import attach_route
 
-        assert self.lab is not None
         self.object = self.load()
         self.arrived: dict[str, list[bytes]] = {name: [] for name in FUNCTIONS}
         self.sent = 0
@@ -73,7 +72,6 @@ class Seg6Local(LabApp):
         from bpfkit.net.packets.capture import Capture
         from bpfkit.net.packets.frames import PRIORITY, send_frames, tag, udp_frame
 
-        assert self.lab is not None
         client = self.lab["client"]
         ends = self.lab.lladdr("router:left"), self.lab.lladdr("client:eth0")
         sender = client.socket(_socket.AF_INET6, _socket.SOCK_DGRAM)
@@ -106,7 +104,6 @@ class Seg6Local(LabApp):
         """The client's route to the server leads through the segments."""
         from bpfkit.net.links.netlink import with_iproute
 
-        assert self.lab is not None
         route = {
             "dst": f"{SERVER}/128",
             "gateway": CLIENT_HOP,

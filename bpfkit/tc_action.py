@@ -8,8 +8,8 @@ ping never meets it.
 
 from __future__ import annotations
 
-from bpfkit.app.lab import LabApp
 from bpfkit.app.lifecycle import main
+from bpfkit.app.namespace import NamespaceApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SERVERS = {"10.77.0.2": "10.77.0.1", "fd77::2": "fd77::1"}
 
 
-class TcAction(LabApp):
+class TcAction(NamespaceApp):
     """A program as the action behind a tc filter's match: every second UDP packet is dropped."""
 
     name = "tc_action"
@@ -47,7 +47,6 @@ class TcAction(LabApp):
     def setup(self) -> None:
         from bpfkit.net.attach.action import add_action
 
-        assert self.lab is not None
         self.object = self.load(one_in=2)
         self.made: list[PingReport | UdpReport] = []
         program = self.object.programs["tc_action"]
@@ -62,7 +61,6 @@ class TcAction(LabApp):
         from bpfkit.net.traffic.tagged import tagged_udp
         from bpfkit.net.traffic.udp import udp
 
-        assert self.lab is not None
         client, server = self.lab["client"], self.lab["server"]
         for host, source in SERVERS.items():
             self.made.append(ping(host, count=3, interval=0.02, ns=client))

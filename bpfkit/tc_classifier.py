@@ -9,8 +9,8 @@ The C side is bpf_c/tc/tc_classifier.bpf.c.  Rules set marks and priorities, and
 
 from __future__ import annotations
 
-from bpfkit.app.interface import TcApp
 from bpfkit.app.lifecycle import main
+from bpfkit.app.tc import TcApp
 from bpfkit.core.errors import BpfkitError, UsageError
 
 TYPE_CHECKING = False
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bpfkit.core.attach.link import Link
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
+    from bpfkit.net.links.interfaces import Interface
     from bpfkit.show.rows import Row, Verdict
 
 DIRECTIONS = ("ingress", "egress")
@@ -143,7 +144,7 @@ class TcClassifier(TcApp):
     name = "tc_classifier"
     source = "tc/tc_classifier.bpf.c"
     counters = ("packets", "bytes", "policed_packets", "policed_bytes")
-    spot = "client:eth0"
+    lab_device = "client:eth0"
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
@@ -173,18 +174,13 @@ class TcClassifier(TcApp):
         if self.options.pcap is not None:
             self.entry = f"tc_classifier_{'in' if self.options.direction == 'ingress' else 'out'}"
 
-    def hook(self, program: Program) -> Link:
-        """Both directions; the link that is returned is the ingress one."""
-        links = []
-        for direction, one in zip(DIRECTIONS, self.object.programs.values(), strict=True):
-            how, priority = self.options.attach, self.options.priority
-            more = {"priority": priority} if how == "clsact" else {}
-            links.append(one.attach_tc(self.interface.index, direction, how, **more))
-        self.keep(links[1])
-        return links[0]
+    def attach_program(self, program: Program) -> list[tuple[Interface, Link]]:
+        """Both directions; only the ingress link is watched."""
+        both = zip(DIRECTIONS, self.object.programs.values(), strict=True)
+        return [(self.interface, self.attach_direction(one, way)) for way, one in both]
 
-    def how(self) -> str:
-        kind = self.link.kind if self.link else self.options.attach
+    def attach_mode(self) -> str:
+        kind = self.links[0].kind if self.links else self.options.attach
         return f"tc ingress and egress by {kind}"
 
     def rows(self) -> list[Row]:
@@ -205,7 +201,6 @@ class TcClassifier(TcApp):
         """DSCP 46 (marked), DSCP 8 (policed) and DSCP 0, by UDP to the server, IPv4 and IPv6."""
         import _socket
 
-        assert self.lab is not None
         self.sent = getattr(self, "sent", 0) + 1
         for family, host in ((_socket.AF_INET, "10.77.0.2"), (_socket.AF_INET6, "fd77::2")):
             for dscp in (46, 8, 0):
@@ -229,8 +224,8 @@ class TcClassifier(TcApp):
             yield seen["packets"] == sent, f"DSCP {dscp}: {sent} sent, {seen['packets']} counted"
             dropped = seen["policed_packets"]
             yield (dropped > 0) == (dscp == 8), f"DSCP {dscp}: {dropped} dropped by the policer"
-        yield self._tagged("egress", self.spot, "server:eth0")
-        yield self._tagged("ingress", "server:eth0", self.spot)
+        yield self._tagged("egress", self.lab_device, "server:eth0")
+        yield self._tagged("ingress", "server:eth0", self.lab_device)
 
     def _tagged(self, direction: str, leaves: str, arrives: str) -> Verdict:
         """Tagged SYNs, the only TCP here: a tag's bytes count, in the frame or kept beside it."""
@@ -241,7 +236,6 @@ class TcClassifier(TcApp):
             rows = [r for r in self.rows() if (r["direction"], r["proto"]) == key]
             return sum(r["packets"] for r in rows), sum(r["bytes"] for r in rows)
 
-        assert self.lab is not None
         ends = PAIR if direction == "egress" else [(there, here) for here, there in PAIR]
         play = TaggedFrames(self.lab, leaves, arrives, ends, ("TCP",))
         found = play.round(settled=lambda sent: counted()[0] >= sent)

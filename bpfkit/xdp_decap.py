@@ -10,8 +10,8 @@ from __future__ import annotations
 import _socket
 import struct
 
-from bpfkit.app.interface import XdpApp
 from bpfkit.app.lifecycle import main
+from bpfkit.app.xdp import XdpApp
 from bpfkit.core.errors import UsageError
 
 TYPE_CHECKING = False
@@ -68,7 +68,7 @@ class XdpDecap(XdpApp):
                 raise UsageError(f"--tunnel {text}: {why}") from None
             self.tunnels.append(mapped(first) + mapped(second))
 
-    def make_lab(self) -> Lab:
+    def build_lab(self) -> Lab:
         from bpfkit.net.links.lab import pair_lab
 
         lab = pair_lab(offloads=False)
@@ -97,7 +97,6 @@ class XdpDecap(XdpApp):
 
         from bpfkit.net.packets.frames import send_frames
 
-        assert self.lab is not None
         if not hasattr(self, "arrived"):
             #: (inner family, outer family, from a stranger) -> [sent, arrived]
             self.arrived: dict[tuple[int, int, bool], list[int]] = {}
@@ -121,7 +120,6 @@ class XdpDecap(XdpApp):
     def _frame(self, inner: int, outer: int, strange: bool, body: bytes, *vlans: int) -> bytes:
         from bpfkit.net.packets.frames import ethernet, ip_packet
 
-        assert self.lab is not None
         to, by = self.lab.lladdr("server:eth0"), self.lab.lladdr("client:eth0")
         balancer, own = ENDS[outer]
         source = STRANGERS[outer] if strange else balancer
@@ -132,7 +130,6 @@ class XdpDecap(XdpApp):
         from bpfkit.net.packets.capture import Capture
         from bpfkit.net.packets.frames import send_frames
 
-        assert self.lab is not None
         for (inner, outer, strange), (sent, arrived) in self.arrived.items():
             words = f"IPv{6 if inner else 4} in IPv{6 if outer else 4}"
             if strange:

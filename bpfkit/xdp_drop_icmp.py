@@ -6,8 +6,8 @@ The demo: on lo of a namespace of its own, pings are lost while TCP and UDP go o
 
 from __future__ import annotations
 
-from bpfkit.app.interface import XdpApp
 from bpfkit.app.lifecycle import main
+from bpfkit.app.xdp import XdpApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class XdpDropIcmp(XdpApp):
     name = "xdp_drop_icmp"
     source = "xdp/xdp_drop_icmp.bpf.c"
     counters = ("bytes", "packets")
-    spot = "host:lo"
+    lab_device = "host:lo"
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
@@ -61,7 +61,7 @@ class XdpDropIcmp(XdpApp):
     def consts(self) -> dict[str, int]:
         return {"keep_nd": int(self.options.keep_nd)}
 
-    def make_lab(self) -> Lab:
+    def build_lab(self) -> Lab:
         from bpfkit.net.links.lab import loopback_lab
 
         return loopback_lab()
@@ -95,7 +95,6 @@ class XdpDropIcmp(XdpApp):
         from bpfkit.net.traffic.tcp import TcpReport
         from bpfkit.net.traffic.udp import UdpReport
 
-        assert self.lab is not None
         counted = {(row["proto"], row["type"]): row["packets"] for row in self.rows()}
         for proto, request in (("icmp", 8), ("ipv6-icmp", 128)):
             pings = [r for r in self.lost if isinstance(r, PingReport) and r.proto == proto]
@@ -113,7 +112,7 @@ class XdpDropIcmp(XdpApp):
         seen = counted.get((None, None), 0)
         yield seen == passed, f"{seen} packets passed, TCP and UDP had {passed}"
         ends = [(host, host) for host in HOSTS]
-        tagged = TaggedFrames(self.lab, self.spot, self.spot, ends, ("ping", "UDP"))
+        tagged = TaggedFrames(self.lab, self.lab_device, self.lab_device, ends, ("ping", "UDP"))
         yield from tagged.verdicts({"ping"})
         self.detach()
         yield from tagged.verdicts(when="without the program ")

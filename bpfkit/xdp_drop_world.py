@@ -7,8 +7,8 @@ the other end show it.
 
 from __future__ import annotations
 
-from bpfkit.app.interface import XdpApp
 from bpfkit.app.lifecycle import main
+from bpfkit.app.xdp import XdpApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ class XdpDropWorld(XdpApp):
     knows_l2_len = False
     has_live_view = False
 
-    def make_lab(self) -> Lab:
+    def build_lab(self) -> Lab:
         # Neighbours are known: what is lost is pings, not the question for a MAC address.
-        lab = super().make_lab()
+        lab = super().build_lab()
         lab.neighbours("client:eth0", "server:eth0")
         return lab
 
@@ -43,14 +43,13 @@ class XdpDropWorld(XdpApp):
         """One state: pings over IPv4 and IPv6; then the other state."""
         from bpfkit.net.traffic.ping import ping
 
-        assert self.lab is not None
         before = self.dropped()
         if self.played:
-            if self.link is None:
-                self.attach(next(iter(self.object.programs.values())))
-            else:
+            if self.links:
                 self.detach()
-        state = "on" if self.link else "off"
+            else:
+                self.attach(next(iter(self.object.programs.values())))
+        state = "on" if self.links else "off"
         client = self.lab["client"]
         reports = [ping(host, count=PINGS, interval=0.02, timeout=0.2, ns=client) for host in HOSTS]
         packets, size = (now - was for now, was in zip(self.dropped(), before, strict=True))
@@ -66,13 +65,13 @@ class XdpDropWorld(XdpApp):
 
     def rows(self) -> list[Row]:
         """The demo's states so far; on an interface of the user's, what was dropped."""
-        if self.lab is not None:
+        if self.place.has_lab:
             return list(self.played)
         return [_row("on", None, None, *self.dropped())]
 
     def rows_accumulate(self) -> bool:
         """The demo's states stay; figures of an interface of the user's change."""
-        return self.lab is not None
+        return self.place.has_lab
 
     def lines(self, rows: list[Row]) -> Iterable[str]:
         from bpfkit.show.text import cell, table
@@ -98,8 +97,7 @@ class XdpDropWorld(XdpApp):
         """Tagged frames do not get as far as a capture on the interface."""
         from bpfkit.net.traffic.tagged_frames import PAIR, TaggedFrames
 
-        assert self.lab is not None
-        play = TaggedFrames(self.lab, "client:eth0", self.spot, PAIR, ("TCP", "UDP"))
+        play = TaggedFrames(self.lab, "client:eth0", self.lab_device, PAIR, ("TCP", "UDP"))
         before = self.dropped()[0]
         yield from play.verdicts(("TCP", "UDP"), lambda sent: self.dropped()[0] >= before + sent)
         self.detach()

@@ -19,6 +19,7 @@ from __future__ import annotations
 from bpfkit.app.base import App
 from bpfkit.app.lifecycle import conclude
 from bpfkit.app.options import port
+from bpfkit.app.place import add_netns
 from bpfkit.app.signals import output
 from bpfkit.container_lab.scene import STATES, expected
 from bpfkit.core.errors import BpfkitError, UsageError
@@ -61,8 +62,7 @@ class ContainerLab(App):
         add("--container", metavar="PID", help=text)
         text = "with --container: ask this TCP server beyond the host, too ([ADDRESS]:PORT, IPv6)"
         add("--outside", metavar="ADDRESS:PORT", type=_endpoint, help=text)
-        text = "with --container: the host's network namespace (default: this one)"
-        add("--netns", metavar="NS", help=text)
+        add_netns(parser, "with --container: the host's network namespace", default="this one")
 
     def check_options(self) -> None:
         options = self.options
@@ -82,13 +82,14 @@ class ContainerLab(App):
         from bpfkit.net.links.lab import bridge_lab
         from bpfkit.net.links.netns import NetNS
 
-        spec, host = self.options.container, self.options.netns
+        spec = self.options.container
         if spec is None:
-            self.lab = self.keep(bridge_lab())
+            self.place.use_lab(self.keep(bridge_lab()))
             self.enter_namespace(self.lab["host"].dup())
             return
+        host = self.place.open_namespace()
         if host is not None:
-            self.enter_namespace(NetNS.open(host))
+            self.enter_namespace(host)
         self.container = self.keep(Container(spec, self.keep(NetNS.current("host"))))
         self.note(f"{self.container}; while programs are on it, its TCP is interrupted")
 

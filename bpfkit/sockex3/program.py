@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from bpfkit.app.options import port, positive
-from bpfkit.app.tap import SocketApp, amount
+from bpfkit.app.tap import TapApp, amount
 from bpfkit.core.errors import UsageError
 from bpfkit.net.packets.flows import ENTRY, SOURCE, fill_jump, read_flows
 
@@ -41,7 +41,7 @@ def fits(flows: int) -> None:
                     )
 
 
-class Sockex3(SocketApp):
+class Sockex3(TapApp):
     """Who talks to whom: bytes and packets per flow, through VLANs, MPLS and tunnels."""
 
     name = "sockex3"

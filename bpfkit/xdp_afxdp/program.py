@@ -7,7 +7,7 @@ answers.py.  The demo: two addresses that no interface has answer to ping.
 
 from __future__ import annotations
 
-from bpfkit.app.interface import XdpApp
+from bpfkit.app.xdp import XdpApp
 from bpfkit.core.errors import UsageError
 
 TYPE_CHECKING = False
@@ -119,13 +119,12 @@ class XdpAfxdp(XdpApp):
                     if replies:
                         by_fd[fd].send(replies)
                 except BpfkitError:
-                    return  # the interface is down or gone: look() says so
+                    return  # the interface is down or gone: the watch reports it
 
     def demo(self) -> None:
         """Ping the addresses, from the other end of the cable."""
         from bpfkit.net.traffic.ping import ping
 
-        assert self.lab is not None
         for address in self.addresses:
             self.pings.append(ping(address, count=3, ns=self.lab["client"]))
 
@@ -144,7 +143,6 @@ class XdpAfxdp(XdpApp):
         from bpfkit.net.traffic.ping import ping
         from bpfkit.net.traffic.tagged_frames import TaggedRequests
 
-        assert self.lab is not None
         client = self.lab["client"]
         for address in self.addresses:
             yield not self._kernel_has(address), f"{address} is no address of the kernel's"
@@ -170,7 +168,9 @@ class XdpAfxdp(XdpApp):
             )
         kinds = ("ARP/ND", "ping")
         ends = [(_CLIENT[":" in address], address) for address in self.addresses]
-        tagged = TaggedRequests(self.lab, "client:eth0", "client:eth0", ends, kinds, to=self.spot)
+        tagged = TaggedRequests(
+            self.lab, "client:eth0", "client:eth0", ends, kinds, to=self.lab_device
+        )
         yield from tagged.verdicts()
         self.detach()
         # what is answered behind them: they were there

@@ -7,7 +7,7 @@ socket is asked which CPU the kernel handled its datagrams on (SO_INCOMING_CPU).
 
 from __future__ import annotations
 
-from bpfkit.app.interface import XdpApp
+from bpfkit.app.xdp import XdpApp
 from bpfkit.core.errors import InputError
 
 TYPE_CHECKING = False
@@ -92,14 +92,14 @@ class XdpCpumap(XdpApp):
             loaded["chosen"][slot] = cpu
             loaded["cpus"][cpu] = (self.options.queue, there)
 
-    def make_lab(self) -> Lab:
+    def build_lab(self) -> Lab:
         from bpfkit.net.links.lab import pair_lab
 
         return pair_lab(offloads=False)
 
     def setup(self) -> None:
         super().setup()
-        if self.lab is not None:
+        if self.place.has_lab:
             from bpfkit.xdp_cpumap.demo import CpumapDemo
 
             self.play = CpumapDemo(self.lab)
@@ -115,7 +115,7 @@ class XdpCpumap(XdpApp):
             max_entries={"lost": possible_cpus()},
         )
         super().attach(program)
-        if self.lab is None and driver(self.interface) == "veth":
+        if not self.place.has_lab and driver(self.interface) == "veth":
             self.note(
                 f"{self.interface.name} is a veth: `ethtool -K DEV tx off` on its other end, or "
                 "what comes with unfinished checksums is lost"

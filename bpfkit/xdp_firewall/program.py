@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import sys
 
-from bpfkit.app.interface import XdpApp
 from bpfkit.app.lifecycle import main as run
 from bpfkit.app.options import positive
+from bpfkit.app.xdp import XdpApp
 from bpfkit.core.errors import UsageError
 
 TYPE_CHECKING = False
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bpfkit.app.events import EventSource
-    from bpfkit.core.attach.link import Link
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
     from bpfkit.net.links.lab import Lab
@@ -168,8 +167,8 @@ class XdpFirewall(XdpApp):
         self.firewall = Firewall({one: loaded[one] for one in MAPS}, name)
         self.firewall.start(self.options.front, self.options.max_rules, self.rules)
 
-    def hook(self, program: Program) -> Link:
-        """The events' reader first: no packet is dropped unseen."""
+    def attach(self, program: Program) -> None:
+        """Open the reader of events first, so that it sees every dropped packet."""
         from bpfkit.xdp_firewall.events import DropReader
 
         options = self.options
@@ -185,10 +184,10 @@ class XdpFirewall(XdpApp):
                     snap=options.snap,
                 )
             )
-        return super().hook(program)
+            self.check_regularly(self._check_drops)
+        super().attach(program)
 
-    def look(self) -> None:
-        super().look()
+    def _check_drops(self) -> None:
         if self.drops is not None and self.drops.error is not None:
             raise self.drops.error
 
@@ -270,7 +269,7 @@ class XdpFirewall(XdpApp):
 
     # -- the demo
 
-    def make_lab(self) -> Lab:
+    def build_lab(self) -> Lab:
         from bpfkit.xdp_firewall.demo import firewall_lab
 
         return firewall_lab()
@@ -283,7 +282,6 @@ class XdpFirewall(XdpApp):
         """Pings, TCP and UDP from sources and to ports that are denied, allowed, or neither."""
         from bpfkit.xdp_firewall.demo import FirewallDemo
 
-        assert self.lab is not None
         if self.play is None:
             self.play = self.keep(FirewallDemo(self.lab))
         self.play.round()

@@ -6,14 +6,23 @@ Errors are UsageErrors that name the option.
 
 from __future__ import annotations
 
-from bpfkit.core.errors import UsageError
+from bpfkit.core.errors import InputError, UsageError
 from bpfkit.xdp_lb.balancer import Service, parse_backend
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["parse_backends", "parse_services", "port_to_check", "refuse_own", "table_size"]
+    from bpfkit.net.links.interfaces import Interface
+
+__all__ = [
+    "check_interface",
+    "parse_backends",
+    "parse_services",
+    "port_to_check",
+    "refuse_own",
+    "table_size",
+]
 
 
 def parse_services(texts: Iterable[str]) -> list[Service]:
@@ -39,6 +48,24 @@ def parse_backends(texts: Iterable[str]) -> dict[str, int]:
             raise UsageError(f"--backend {text}: {error}") from None
         given[name] = weight
     return given
+
+
+def check_interface(interface: Interface, services: list[Service], forward: str) -> list[str]:
+    """Check that packets can go back out of ``interface``; returns warnings.
+
+    :param forward: ``ipip`` or ``l2``.
+    :raises InputError: the interface has no MAC addresses.
+    """
+    name, link = interface.name, interface.link_name
+    if link != "Ethernet":
+        raise InputError(
+            f"{name} is not an Ethernet interface ({link})",
+            why="packets are sent back by MAC address",
+        )
+    has_ipv6 = any(":" in service.address for service in services)
+    if forward == "ipip" and interface.mtu < 1280 + 40 and has_ipv6:
+        return [f"the MTU of {name}, {interface.mtu}, leaves IPv6 less than 1280"]
+    return []
 
 
 def refuse_own(services: list[Service], backends: set[str]) -> None:
