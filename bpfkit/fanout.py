@@ -45,9 +45,13 @@ class Fanout(TapApp):
             metavar="N",
             type=positive,
             default=4,
-            help=f"how many, up to {MOST_SOCKETS} (default: 4)",
+            help=f"number of sockets, up to {MOST_SOCKETS} (default: 4)",
         )
-        add("--promisc", action="store_true", help="promiscuous mode: frames for others as well")
+        add(
+            "--promisc",
+            action="store_true",
+            help="promiscuous mode: frames for other hosts too",
+        )
 
     def check_options(self) -> None:
         super().check_options()
@@ -92,7 +96,7 @@ class Fanout(TapApp):
         return rows
 
     def verify(self) -> Iterable[Verdict]:
-        """Nothing is missing, nothing comes twice, and no flow is on two sockets."""
+        """Every packet is counted once, and no flow is on two sockets."""
         rows = self.rows()
         yield self.compare_total(
             sum(row["packets"] for row in rows), sum(row["bytes"] for row in rows)

@@ -3,7 +3,7 @@
 
 The C side is bpf_c/misc/flow_dissector.bpf.c.  The demo sends packets of many flows through the
 tunnel to a namespace where four packet sockets share an interface by flow hash: first with the
-kernel's own dissector, to which all is one flow, then with the program.  Rows of the demo:
+kernel's own dissector, which sees a single flow, then with the program.  Rows of the demo:
 ``traffic, dissector, sockets`` (packets that each socket got); with ``--netns``: ``kind, packets``.
 """
 
@@ -29,7 +29,7 @@ ENDS = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
 
 
 class FlowDissector(NamespaceApp):
-    """A flow dissector of one's own: a tunnel's inner flows spread over packet sockets."""
+    """A custom flow dissector: a tunnel's inner flows spread over packet sockets."""
 
     name = "flow_dissector"
     source = "misc/flow_dissector.bpf.c"
@@ -40,15 +40,15 @@ class FlowDissector(NamespaceApp):
         self.object = self.load(protocol=PROTOCOL)
         self.splits: list[Row] = []
         if not self.place.has_lab:
-            self.attach()
+            self.attach_dissector()
 
-    def attach(self) -> None:
+    def attach_dissector(self) -> None:
         self.link = self.keep(self.object.programs["dissect"].attach_netns(self.namespace.fd))
 
     def demo(self) -> None:
         """The same packets without the program, with it, and without it again."""
         rows = self.split("kernel")
-        self.attach()
+        self.attach_dissector()
         rows += self.split("bpf")
         self.link.close()
         rows += self.split("kernel again")
@@ -95,7 +95,7 @@ class FlowDissector(NamespaceApp):
         return self.splits if self.place.has_lab else self.counted()
 
     def counted(self) -> list[Row]:
-        """Packets by what the program made of them."""
+        """Packets by the program's result."""
         seen = self.object["seen"]
         return [{"kind": kind, "packets": int(seen.sum(i))} for i, kind in enumerate(KINDS)]
 

@@ -39,13 +39,13 @@ class LwtXmit(RouteApp):
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
         super().add_options(parser)
-        text = "with --netns: the outer addresses, this end's and the other's"
+        text = "with --netns: the tunnel's outer addresses, local and remote"
         parser.add_argument("--tunnel", nargs=2, metavar=("SRC", "DST"), help=text)
 
     def check_options(self) -> None:
         super().check_options()
         if (self.options.netns is None) != (self.options.tunnel is None):
-            raise UsageError("--netns and --tunnel belong together", why="where should it lead?")
+            raise UsageError("--netns and --tunnel belong together", why="the tunnel needs both")
 
     def build_lab(self) -> Lab:
         return forwarding_client(super().build_lab())
@@ -61,7 +61,7 @@ class LwtXmit(RouteApp):
         return [(prefix, "eth0", via) for prefix, via in INNER.values()]
 
     def set_tunnel_ends(self, src: str, dst: str) -> None:
-        """Lead the tunnel from ``src`` to ``dst``; from the next packet on."""
+        """Set the outer addresses, from the next packet on."""
         from ipaddress import ip_address
 
         try:
@@ -74,7 +74,7 @@ class LwtXmit(RouteApp):
         self.object["ends"][0] = {"src": packed[0], "dst": packed[1], "family": ends[0].version}
 
     def demo(self) -> None:
-        """Datagrams to both networks, by the one tunnel and the next time by the other."""
+        """Datagrams to both networks, by the IPv4 and the IPv6 tunnel in turn."""
         from bpfkit.net.packets.capture import Capture
 
         outer = self.round % 2
@@ -94,7 +94,7 @@ class LwtXmit(RouteApp):
             self.arrived.setdefault((version, wrapped[0] >> 4), []).append(frame)
 
     def send(self, host: str) -> None:
-        """Some datagrams; nobody listens."""
+        """Datagrams to a port without a listener."""
         import _socket
 
         family = _socket.AF_INET6 if ":" in host else _socket.AF_INET
@@ -154,7 +154,7 @@ def inner(frame: bytes) -> tuple[int, bytes]:
 
 
 def sound(frame: bytes) -> bool:
-    """Outer addresses, checksum, length and protocol are right; what is inside is ours."""
+    """Outer addresses, checksum, length and protocol are right; the payload is the demo's."""
     from ipaddress import ip_address
     from struct import unpack
 

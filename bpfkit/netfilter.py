@@ -73,7 +73,11 @@ class Netfilter(NamespaceApp):
         add("--drop", choices=names, help="protocol to drop (default: icmp in the demo, else none)")
         add("--hook", choices=HOOKS, default="forward", help="where to drop (default: forward)")
         add(
-            "--priority", metavar="N", type=_priority, default=0, help="of the program (default: 0)"
+            "--priority",
+            metavar="N",
+            type=_priority,
+            default=0,
+            help="priority of the program (default: 0)",
         )
 
     def build_lab(self) -> Lab:
@@ -89,7 +93,7 @@ class Netfilter(NamespaceApp):
         try:
             self.object = self.load(drop=drop, drop_at=HOOKS.index(options.hook))
         except CompileError:
-            self.require()  # without the type its context is not in the kernel's BTF either
+            self.require_type()  # without the type its context is not in the kernel's BTF either
             raise
         program = self.object.programs["filter"]
         with self.namespace.entered():
@@ -101,8 +105,8 @@ class Netfilter(NamespaceApp):
         if self.place.has_lab:
             self.add_rules()
 
-    def require(self) -> None:
-        """Raise where the kernel does not have the program type."""
+    def require_type(self) -> None:
+        """Raise UnsupportedError if the kernel does not have the program type."""
         from bpfkit.core.features.programs import NOT_SUPPORTED, probe_program_type
 
         found = probe_program_type("netfilter")
@@ -118,7 +122,10 @@ class Netfilter(NamespaceApp):
             return
         at = self.options.priority
         if abs(at) > 1 << 30:
-            raise InputError(f"--priority {at} leaves nftables no room", why="the demo needs some")
+            raise InputError(
+                f"--priority {at} leaves nftables no room",
+                why="the demo adds chains before and after the program",
+            )
         rules = RULES.format(hook=self.options.hook, before=at - 10, after=at + 10)
         self.namespace.check_output(["nft", "-f", "-"], input=rules)
         self.with_nft = True
@@ -172,7 +179,7 @@ class Netfilter(NamespaceApp):
         yield links == 2 * len(HOOKS), f"the kernel lists {links} links of netfilter's kind"
 
     def verify_order(self) -> Iterable[Verdict]:
-        """nftables' counters in front of the program and behind it."""
+        """The counters of the nftables chains before and after the program."""
         if not self.with_nft:
             return
         import re
@@ -190,7 +197,7 @@ class Netfilter(NamespaceApp):
                 yield number == (0 if gone else sent), text
 
     def links(self) -> int:
-        """How many of our links the kernel says are netfilter's (link type 10)."""
+        """The number of the program's links that are of netfilter's type (10) to the kernel."""
         from bpfkit.core.kernel import syscall
 
         program = self.object.programs["filter"]

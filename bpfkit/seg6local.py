@@ -40,7 +40,7 @@ class Seg6Local(NamespaceApp):
         if self.options.netns is not None:
             from bpfkit.core.errors import UsageError
 
-            raise UsageError("seg6local works in its own lab only", why="it needs its segments")
+            raise UsageError("seg6local works in its own lab only", why="it needs the segments")
 
     def build_lab(self) -> Lab:
         from bpfkit.net.links.lab import router_lab
@@ -65,7 +65,7 @@ class Seg6Local(NamespaceApp):
             )
 
     def demo(self) -> None:
-        """Datagrams through the one segment, then through the other; with a tag and without."""
+        """Datagrams through one segment, then through the other; with and without a VLAN tag."""
         import _socket
         from time import monotonic, sleep
 
@@ -101,7 +101,7 @@ class Seg6Local(NamespaceApp):
         self.sent += 2 * DATAGRAMS
 
     def steer(self, mode: str, segments: str) -> None:
-        """The client's route to the server leads through the segments."""
+        """Lead the client's route to the server through the segments."""
         from bpfkit.net.links.netlink import with_iproute
 
         route = {

@@ -34,7 +34,7 @@ class TcAction(NamespaceApp):
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
         super().add_options(parser)
-        text = "the filter that finds the packets (default: u32)"
+        text = "the filter that matches the packets (default: u32)"
         parser.add_argument("--match", choices=("u32", "flower"), default="u32", help=text)
 
     def check_options(self) -> None:
@@ -42,7 +42,7 @@ class TcAction(NamespaceApp):
 
         super().check_options()
         if self.options.netns is not None:
-            raise UsageError("tc_action works in its own lab only", why="its filter is the lab's")
+            raise UsageError("tc_action works in its own lab only", why="it needs the filter")
 
     def setup(self) -> None:
         from bpfkit.net.attach.action import add_action

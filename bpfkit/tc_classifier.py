@@ -63,7 +63,7 @@ class Rule:
                 try:
                     rule.proto = protocol_number(name)
                 except ValueError:
-                    raise ValueError(f"{name!r} is no direction and no protocol") from None
+                    raise ValueError(f"{name!r} is neither a direction nor a protocol") from None
             elif name == "dscp":
                 rule.dscp = _number(word, value, 63)
             elif name in ("mark", "priority"):
@@ -73,15 +73,15 @@ class Rule:
             elif name == "burst":
                 rule.burst = _number(word, value, 10**9)
             else:
-                raise ValueError(f"{word!r}: there are dscp, mark, priority, police, burst")
+                raise ValueError(f"{word!r}: dscp, mark, priority, police or burst is expected")
         if rule.rate is None and rule.burst is not None:
             raise ValueError("a burst needs police=RATE")
         if (rule.rate, rule.mark, rule.priority) == (None, None, None):
-            raise ValueError("it does nothing: say mark=, priority= or police=")
+            raise ValueError("mark=, priority= or police= is required")
         return rule
 
     def classes(self) -> Iterable[int]:
-        """The numbers of the classes that it matches."""
+        """The numbers of the classes that the rule matches."""
         for direction in (0, 1) if self.direction is None else (self.direction,):
             for proto in range(256) if self.proto is None else (self.proto,):
                 for dscp in range(64) if self.dscp is None else (self.dscp,):
@@ -110,7 +110,7 @@ def _rate(text: str) -> int:
 
 
 def install(loaded: Object, rules: Sequence[Rule]) -> None:
-    """Write the rules into the maps; where several match, the first one counts."""
+    """Write the rules into the maps; where several match, the first one applies."""
     table = bytearray(2 * 256 * 64)
     for number, rule in reversed(list(enumerate(rules, 1))):
         for one in rule.classes():
@@ -170,6 +170,7 @@ class TcClassifier(TcApp):
                 raise UsageError(f"--rule {text}", why=str(error)) from None
 
     def prepare(self, loaded: Object) -> None:
+        self.sent = 0
         install(loaded, self.rules)
         if self.options.pcap is not None:
             self.entry = f"tc_classifier_{'in' if self.options.direction == 'ingress' else 'out'}"
@@ -201,7 +202,7 @@ class TcClassifier(TcApp):
         """DSCP 46 (marked), DSCP 8 (policed) and DSCP 0, by UDP to the server, IPv4 and IPv6."""
         import _socket
 
-        self.sent = getattr(self, "sent", 0) + 1
+        self.sent += 1
         for family, host in ((_socket.AF_INET, "10.77.0.2"), (_socket.AF_INET6, "fd77::2")):
             for dscp in (46, 8, 0):
                 sock = self.lab["client"].socket(family, _socket.SOCK_DGRAM)
@@ -216,7 +217,7 @@ class TcClassifier(TcApp):
                     sock.close()
 
     def verify(self) -> Iterable[Verdict]:
-        """Against the number of datagrams that were sent."""
+        """Compare with the number of datagrams that were sent."""
         rows = {(r["direction"], r["proto"], r["dscp"]): r for r in self.rows()}
         for dscp in (46, 8, 0):
             seen = rows.get(("egress", "udp", dscp), {"packets": 0, "policed_packets": 0})
@@ -237,9 +238,9 @@ class TcClassifier(TcApp):
             return sum(r["packets"] for r in rows), sum(r["bytes"] for r in rows)
 
         ends = PAIR if direction == "egress" else [(there, here) for here, there in PAIR]
-        play = TaggedFrames(self.lab, leaves, arrives, ends, ("TCP",))
-        found = play.round(settled=lambda sent: counted()[0] >= sent)
-        wanted = len(play.sent), sum(map(len, play.sent))
+        tagged = TaggedFrames(self.lab, leaves, arrives, ends, ("TCP",))
+        found = tagged.round(settled=lambda sent: counted()[0] >= sent)
+        wanted = len(tagged.sent), sum(map(len, tagged.sent))
         packets, size = counted()
         text = f"{direction}: {sum(found.values())} of {wanted[0]} tagged SYNs arrive, "
         text += f"{packets} counted with {size} of {wanted[1]} bytes"

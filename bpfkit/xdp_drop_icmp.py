@@ -55,7 +55,7 @@ class XdpDropIcmp(XdpApp):
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
         super().add_options(parser)
-        text = "neighbour discovery passes; without it IPv6 ends on an Ethernet"
+        text = "let neighbour discovery pass; IPv6 over Ethernet needs it"
         parser.add_argument("--keep-nd", action="store_true", help=text)
 
     def consts(self) -> dict[str, int]:
@@ -82,7 +82,7 @@ class XdpDropIcmp(XdpApp):
             self.made += [tcp(host), udp(host, count=10)]
 
     def rows(self) -> list[Row]:
-        """A row per ICMP type seen, ICMP and ICMPv6, and what passed."""
+        """A row per ICMP and ICMPv6 type that was seen, and one for packets that passed."""
         rows: list[Row] = []
         for key, sums in self.object["types"].sums():
             if sums.packets or key == _PASSED:

@@ -30,13 +30,13 @@ class XdpDropWorld(XdpApp):
     has_live_view = False
 
     def build_lab(self) -> Lab:
-        # Neighbours are known: what is lost is pings, not the question for a MAC address.
+        # Neighbours are known, so that echo requests are dropped and not neighbour requests.
         lab = super().build_lab()
         lab.neighbours("client:eth0", "server:eth0")
         return lab
 
     def setup(self) -> None:
-        self.played: list[Row] = []
+        self.states: list[Row] = []
         super().setup()
 
     def demo(self) -> None:
@@ -44,7 +44,7 @@ class XdpDropWorld(XdpApp):
         from bpfkit.net.traffic.ping import ping
 
         before = self.dropped()
-        if self.played:
+        if self.states:
             if self.links:
                 self.detach()
             else:
@@ -56,7 +56,7 @@ class XdpDropWorld(XdpApp):
         sent, received = (
             sum(getattr(report, what) for report in reports) for what in ("sent", "received")
         )
-        self.played.append(_row(state, sent, received, packets, size))
+        self.states.append(_row(state, sent, received, packets, size))
 
     def dropped(self) -> tuple[int, int]:
         """Packets and bytes that the program dropped."""
@@ -66,11 +66,11 @@ class XdpDropWorld(XdpApp):
     def rows(self) -> list[Row]:
         """The demo's states so far; on an interface of the user's, what was dropped."""
         if self.place.has_lab:
-            return list(self.played)
+            return list(self.states)
         return [_row("on", None, None, *self.dropped())]
 
     def rows_accumulate(self) -> bool:
-        """The demo's states stay; figures of an interface of the user's change."""
+        """Rows of the demo are states, which stay; figures of the user's interface change."""
         return self.place.has_lab
 
     def lines(self, rows: list[Row]) -> Iterable[str]:
@@ -81,11 +81,11 @@ class XdpDropWorld(XdpApp):
         return table(titles, body, right=[False, True, True, True, True])
 
     def verify(self) -> Iterable[Verdict]:
-        while len(self.played) < 3:
+        while len(self.states) < 3:
             self.demo()
-        states = [row["state"] for row in self.played]
-        yield states[:3] == ["on", "off", "on"], f"the program was {', '.join(states)}"
-        for row in self.played:
+        words = [row["state"] for row in self.states]
+        yield words[:3] == ["on", "off", "on"], f"the program was {', '.join(words)}"
+        for row in self.states:
             sent, received, on = row["sent"], row["received"], row["state"] == "on"
             good = sent > 0 and received == (0 if on else sent)
             yield good, f"{row['state']}: {sent} pings sent, {received} answered"
@@ -94,14 +94,14 @@ class XdpDropWorld(XdpApp):
         yield from self._tagged()
 
     def _tagged(self) -> Iterable[Verdict]:
-        """Tagged frames do not get as far as a capture on the interface."""
+        """Tagged frames do not reach a capture on the interface."""
         from bpfkit.net.traffic.tagged_frames import PAIR, TaggedFrames
 
-        play = TaggedFrames(self.lab, "client:eth0", self.lab_device, PAIR, ("TCP", "UDP"))
+        tagged = TaggedFrames(self.lab, "client:eth0", self.lab_device, PAIR, ("TCP", "UDP"))
         before = self.dropped()[0]
-        yield from play.verdicts(("TCP", "UDP"), lambda sent: self.dropped()[0] >= before + sent)
+        yield from tagged.verdicts(("TCP", "UDP"), lambda sent: self.dropped()[0] >= before + sent)
         self.detach()
-        yield from play.verdicts(when="without the program ")
+        yield from tagged.verdicts(when="without the program ")
 
 
 def _row(state: str, sent: int | None, received: int | None, packets: int, size: int) -> Row:

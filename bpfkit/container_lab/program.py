@@ -128,9 +128,9 @@ class ContainerLab(App):
             raise BpfkitError(f"interface {device.name} was removed") from error
 
     def run(self, signals: Signals) -> int:
-        return self._while_there(lambda: self._play(signals))
+        return self._while_there(lambda: self._run_states(signals))
 
-    def _play(self, signals: Signals) -> int:
+    def _run_states(self, signals: Signals) -> int:
         """The matrix, then the stream; the exit status."""
         options = self.options
         verdicts: list[Verdict] = []

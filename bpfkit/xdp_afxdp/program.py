@@ -41,7 +41,12 @@ class XdpAfxdp(XdpApp):
     def add_options(cls, parser: ArgumentParser) -> None:
         super().add_options(parser)
         add = parser.add_argument
-        add("--address", metavar="A", action="append", help="an address to answer for; again: more")
+        add(
+            "--address",
+            metavar="A",
+            action="append",
+            help="address to answer for; repeat for more",
+        )
         add(
             "--bind",
             choices=("auto", "copy", "zerocopy"),
@@ -56,7 +61,7 @@ class XdpAfxdp(XdpApp):
         options = self.options
         self.addresses = list(options.address or DEMO)
         if options.interface is not None and not options.address:
-            raise UsageError("--interface needs --address", why="which address is to be answered?")
+            raise UsageError("--interface needs --address", why="an address is required")
         try:
             self.owned = {packed(address) for address in self.addresses}
         except ValueError as error:
@@ -79,7 +84,7 @@ class XdpAfxdp(XdpApp):
         super().setup()
 
     def attach(self, program: Program) -> None:
-        """Attach, then a socket for each queue: native mode is on before zero-copy is asked for."""
+        """Attach, then a socket for each queue: zero-copy needs native mode."""
         from threading import Thread
 
         from bpfkit.xdp_afxdp.xsk import XskSocket, queues
@@ -199,7 +204,7 @@ class XdpAfxdp(XdpApp):
 
 
 class _Server:
-    """Ends the thread that answers."""
+    """Stops the thread that answers."""
 
     def __init__(self, app: XdpAfxdp) -> None:
         self._app = app
