@@ -131,7 +131,7 @@ def _run(app: App, signals: Signals) -> int:
     signals.gentle = True
     if app.options.verbose:
         passed = (perf_counter() - _STARTED) * 1e3
-        say(f"{app.name}: attached to {app.where()} in {passed:.1f} ms")
+        say(f"{app.name}: attached to {app.describe_target()} in {passed:.1f} ms")
     status = app.run(signals)
     if status is not None:
         return status
@@ -245,7 +245,7 @@ class _Waiter:
             # Thousands of events a second are no reason to look at the target as often.
             if not only_events or monotonic() >= looked + _SLICE:
                 looked = monotonic()
-                self._app.look()
+                self._app.check_target()
 
     def show_events(self) -> None:
         """Show the events that are there."""

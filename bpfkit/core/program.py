@@ -38,6 +38,9 @@ _SO_DETACH_FILTER = 27
 _SO_ATTACH_REUSEPORT_EBPF = 52
 _SO_DETACH_REUSEPORT_BPF = 68
 
+#: ``cb[4]`` of a captured packet without any byte: CAPTURED_EMPTY of bpf_c/include/bpfkit/wire.h.
+_EMPTY = 0xFFFFFFFF
+
 #: BPF_PROG_TEST_RUN takes one page less headroom, tailroom and skb_shared_info.
 MAX_RUN_DATA = 3520
 
@@ -111,7 +114,7 @@ class Runner:
 
     Made for captures.  A frame longer than the kernel's limit for packet runs
     (:data:`MAX_RUN_DATA`) is cut; its wire length is passed in ``cb[4]``, where bpfkit's own
-    programs look for it.
+    programs look for it (:data:`_EMPTY` for length 0: in ``cb[4]``, 0 says that nothing is passed).
     """
 
     __slots__ = ("_ctx", "_data", "_pad", "_run")
@@ -124,12 +127,13 @@ class Runner:
         self._data = memoryview(self._run.data_in).cast("B")
         self._ctx = self._run.ctx_in
 
-    def __call__(self, frame: bytes, wire_len: int = 0) -> int:
-        """Run once and return the verdict; ``wire_len`` 0 means as long as ``frame``."""
+    def __call__(self, frame: bytes, wire_len: int | None = None) -> int:
+        """Run once and return the verdict; ``wire_len`` None means as long as ``frame``."""
+        if wire_len is None:
+            wire_len = len(frame)
         if not frame:
             frame = b"\0"  # the kernel runs no empty packet; one byte is no header either
         elif len(frame) > MAX_RUN_DATA:
-            wire_len = wire_len or len(frame)
             frame = frame[:MAX_RUN_DATA]
         pad = self._pad
         size = len(frame)
@@ -139,7 +143,7 @@ class Runner:
             # The kernel takes 14 bytes off and the ethertype from them.
             data[12:14] = frame[12:14] if size >= _IPV6_HLEN else b"\0\0"
         if self._ctx is not None:
-            pack_into("<I", self._ctx, _SKB_CB + 16, wire_len)
+            pack_into("<I", self._ctx, _SKB_CB + 16, wire_len or _EMPTY)
         return self._run.run(size + pad)[0]
 
 

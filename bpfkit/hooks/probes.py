@@ -27,8 +27,8 @@ from bpfkit.hooks.journey import (
     XDP,
     Journey,
     Sighting,
-    expected,
 )
+from bpfkit.net.packets.addresses import packed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from bpfkit.net.links.lab import Lab
     from bpfkit.net.packets.capture import Capture
 
-__all__ = ["DEVICES", "HOOKS", "PATHS", "PLACES", "Journey", "PacketPath", "Sighting", "expected"]
+__all__ = ["PacketPath"]
 
 SOURCE = "misc/hooks.bpf.c"
 #: The least destination port, and identifier of echo requests; each lab has another one above it,
@@ -262,7 +262,7 @@ class PacketPath(Closing):
         sender, receiver, places = PATHS[path]
         address = _SECOND[family] if path == "out" else _ADDRESS[receiver, family]
         number = PROTOS[proto, family]
-        packed = _packed(address)
+        destination = packed(address)
         list(self._ring.drain())
         journey = Journey(receiver)
         listening = self._receiver(receiver, proto, address, family)
@@ -271,7 +271,7 @@ class PacketPath(Closing):
         try:
             self._control[0] = {
                 "proto": number,
-                "dst": unpack_from("=I", packed, len(packed) - 4)[0],
+                "dst": unpack_from("=I", destination, len(destination) - 4)[0],
                 "port": self.port,
                 "drop_hook": HOOKS.index(drop.hook) + 1 if drop else 0,
                 "drop_ifindex": drop.ifindex if drop else 0,
@@ -289,7 +289,7 @@ class PacketPath(Closing):
                     for way in ("in", "out"):
                         journey.captures[f"{name} {way}"] = any(
                             packet.outgoing == (way == "out")
-                            and _is_ours(packet.data, packed, number, self.port)
+                            and _is_ours(packet.data, destination, number, self.port)
                             for packet in capture.packets
                         )
         finally:
@@ -346,7 +346,7 @@ class PacketPath(Closing):
         """Send; the socket, to be closed when it is over (a SYN would be sent again)."""
         import _socket
 
-        from bpfkit.net.packets.checksum import checksum
+        from bpfkit.net.packets.frames import icmp_message
 
         af = _socket.AF_INET if family == 4 else _socket.AF_INET6
         ns = self.lab[place]
@@ -362,10 +362,8 @@ class PacketPath(Closing):
                 sock.sendto(PAYLOAD, (address, self.port))
             else:
                 kind = 8 if family == 4 else 128
-                echo = pack("!BBHHH", kind, 0, 0, self.port, 1) + PAYLOAD
-                if family == 4:  # the kernel fills ICMPv6's in
-                    echo = echo[:2] + pack("!H", checksum(echo)) + echo[4:]
-                sock.sendto(echo, (address, 0))
+                rest = pack("!HH", self.port, 1) + PAYLOAD
+                sock.sendto(icmp_message(kind, rest), (address, 0))
         except OSError:
             # Whether it is a drop on the way out or not, the sightings tell (EINPROGRESS: TCP).
             pass
@@ -404,12 +402,6 @@ def _arrived(sock: _socket.socket, proto: str) -> bool:
     except OSError:
         return False
     return PAYLOAD in data
-
-
-def _packed(address: str) -> bytes:
-    import _socket
-
-    return _socket.inet_pton(_socket.AF_INET6 if ":" in address else _socket.AF_INET, address)
 
 
 def _is_ours(frame: bytes, dst: bytes, proto: int, port: int) -> bool:
