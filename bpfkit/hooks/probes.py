@@ -322,17 +322,21 @@ class PacketPath(Closing):
             for name in DEVICES
         }
 
+    def _open_socket(self, place: str, proto: str, family: int) -> _socket.socket:
+        import _socket
+
+        af = _socket.AF_INET if family == 4 else _socket.AF_INET6
+        if proto == "icmp":
+            return self.lab[place].socket(af, _socket.SOCK_RAW, PROTOS["icmp", family])
+        kind = _socket.SOCK_STREAM if proto == "tcp" else _socket.SOCK_DGRAM
+        return self.lab[place].socket(af, kind)
+
     def _receiver(self, place: str, proto: str, address: str, family: int) -> _socket.socket:
         """The application's socket, with the socket filter probe attached."""
         import _socket
 
-        af = _socket.AF_INET if family == 4 else _socket.AF_INET6
-        ns = self.lab[place]
-        if proto == "icmp":
-            sock = ns.socket(af, _socket.SOCK_RAW, PROTOS["icmp", family])
-        else:
-            kind = _socket.SOCK_STREAM if proto == "tcp" else _socket.SOCK_DGRAM
-            sock = ns.socket(af, kind)
+        sock = self._open_socket(place, proto, family)
+        if proto != "icmp":
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
         self._filters[place].attach_socket(sock)
         sock.setblocking(False)
@@ -344,16 +348,9 @@ class PacketPath(Closing):
 
     def _emit(self, place: str, proto: str, address: str, family: int) -> _socket.socket:
         """Send; the socket, to be closed afterwards (else a SYN is retransmitted)."""
-        import _socket
-
         from bpfkit.net.packets.frames import icmp_message
 
-        af = _socket.AF_INET if family == 4 else _socket.AF_INET6
-        ns = self.lab[place]
-        if proto == "icmp":
-            sock = ns.socket(af, _socket.SOCK_RAW, PROTOS["icmp", family])
-        else:
-            sock = ns.socket(af, _socket.SOCK_STREAM if proto == "tcp" else _socket.SOCK_DGRAM)
+        sock = self._open_socket(place, proto, family)
         sock.setblocking(False)
         try:
             if proto == "tcp":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A TCP echo server in a thread, and a client that records when each piece of the answer arrives."""
+"""A TCP echo server in a thread, and a client that records when pieces of the answer arrive."""
 
 from __future__ import annotations
 
