@@ -86,7 +86,7 @@ def test_text_says_what_captures_measured():
     assert lines[0] == "one packet"
     assert "a capture on c:eth0 saw it coming in" in lines
     assert lines[-2:] == [
-        "eth0: the tap on the way in comes before tc_egress, so tcpdump still shows the packet",
+        "eth0: the tap on the way in is before tc_egress, so tcpdump still shows the packet",
         "eth0: the tap on the way out is after tc_egress, so tcpdump misses the packet",
     ]
     # It is the captures that say so, not the order.
