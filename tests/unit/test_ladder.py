@@ -36,7 +36,7 @@ def test_rungs_in_lanes():
         "  µs  a  b  c  hook        device  data          tag",
         " 0.0  ●  │  │  output              IP 92",
         " 1.5  └─────●  tap_in      eth0    Ethernet 106  VLAN 7 in metadata",
-        "20.0  │  │  ✗  tc_ingress  eth0    Ethernet 92                             "
+        "20.0  │  │  ✗  tc_ingress  eth0    Ethernet 92                       "
         "the packet is dropped here",
         "      │  │  ·  input       eth0    not seen",
     ]
