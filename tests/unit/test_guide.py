@@ -16,7 +16,7 @@ from bpfkit.commands.guide import MAPS, PROGRAMS
 from bpfkit.core.features import programs as features
 from bpfkit.core.kernel.constants import ATTACH_TYPES, MAP_TYPES, PROG_TYPES
 from bpfkit.core.kernel.sections import SECTIONS, resolve
-from bpfkit.core.maps import base as maps
+from bpfkit.core.maps.base import map_class
 from bpfkit.core.program import Program
 
 UAPI = [Path("/usr/include/linux/bpf.h"), Path("/usr/include/linux/bpf_perf_event.h")]
@@ -132,7 +132,7 @@ def test_the_methods_exist() -> None:
 
 def test_the_classes_are_those_that_open_the_map() -> None:
     for name, guide in MAPS.items():
-        assert guide.handled_by == maps._CLASSES[name].__name__
+        assert guide.handled_by == map_class(MAP_TYPES.index(name)).__name__
 
 
 def test_examples_of_the_kernel() -> None:
