@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
 
-    from bpfkit.core.features.programs import Feature
+    from bpfkit.core.features import Feature
 
 __all__ = ["main", "program", "programs"]
 
@@ -411,9 +411,10 @@ def _program_text(row: dict[str, Any]) -> list[str]:
 
 def _findings() -> Iterator[tuple[str, list[Feature]]]:
     """What the doctor looks at: heading, answers.  A generator, because probing takes a while."""
-    from bpfkit.core.features import programs as features
+    from bpfkit.core import features
+    from bpfkit.core.features.environment import environment
 
-    yield "environment", [*features.environment(), *_compile_side()]
+    yield "environment", [*environment(), *_compile_side()]
     yield "program types", features.program_types()
     yield "map types", features.map_types()
 
@@ -421,7 +422,7 @@ def _findings() -> Iterator[tuple[str, list[Feature]]]:
 def _compile_side() -> list[Feature]:
     """The interpreter that has bcc, and where headers can come from."""
     from bpfkit.core.compile.headers import describe
-    from bpfkit.core.features.programs import NOT_SUPPORTED, WORKS, Feature
+    from bpfkit.core.features import NOT_SUPPORTED, WORKS, Feature
 
     routes = [
         Feature(
@@ -448,7 +449,7 @@ def _bcc() -> Feature:
     import subprocess
 
     from bpfkit.core.compile.compiler import interpreters
-    from bpfkit.core.features.programs import NOT_SUPPORTED, WORKS, Feature
+    from bpfkit.core.features import NOT_SUPPORTED, WORKS, Feature
 
     ask = "from importlib.util import find_spec as f; s = f('bcc'); print(s.origin if s else '')"
     tried = interpreters()

@@ -102,7 +102,7 @@ class Netfilter(LabApp):
 
     def require(self) -> None:
         """Raise where the kernel does not have the program type."""
-        from bpfkit.core.features.programs import NOT_SUPPORTED, probe_program_type
+        from bpfkit.core.features import NOT_SUPPORTED, probe_program_type
 
         found = probe_program_type("netfilter")
         if found.state == NOT_SUPPORTED:

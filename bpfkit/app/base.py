@@ -83,8 +83,6 @@ _SLICE = 1.0
 #: Shorter names where a column has little room.
 _SHORT = {"packets": "pkt"}
 
-_CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13, "SYS_ADMIN": 21, "PERFMON": 38, "BPF": 39}
-
 
 class Interrupted(BaseException):
     """A signal asked for the end before there was anything to show, or for the second time."""
@@ -468,10 +466,12 @@ def _require(names: Sequence[str]) -> None:
                     held = int(line.split()[1], 16)
     except OSError:
         return
-    if held >> _CAPABILITIES["SYS_ADMIN"] & 1:
-        held |= 1 << _CAPABILITIES["BPF"] | 1 << _CAPABILITIES["PERFMON"]
+    from bpfkit.core.kernel.capabilities import capability_bit
+
+    if held & capability_bit("SYS_ADMIN"):
+        held |= capability_bit("BPF") | capability_bit("PERFMON")
     wanted = dict.fromkeys(names)
-    missing = [f"CAP_{name}" for name in wanted if not held >> _CAPABILITIES[name] & 1]
+    missing = [f"CAP_{name}" for name in wanted if not held & capability_bit(name)]
     if missing:
         raise PrivilegeError(f"needs root: run it with sudo (missing {', '.join(missing)})")
 

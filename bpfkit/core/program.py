@@ -516,7 +516,7 @@ class Program(Closing):
 
     def attach_tracepoint(self, name: str = "") -> Link:
         """Attach to a tracepoint, ``category/name`` (4.7; needs tracefs to learn its number)."""
-        from bpfkit.core.features.programs import tracefs
+        from bpfkit.core.features.system import tracefs
 
         name = name or self.section.target
         root = tracefs()

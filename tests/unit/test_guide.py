@@ -13,7 +13,8 @@ import pytest
 
 from bpfkit.__main__ import main, programs
 from bpfkit.commands.guide import MAPS, PROGRAMS
-from bpfkit.core.features import programs as features
+from bpfkit.core.features import maps as map_features
+from bpfkit.core.features import programs as program_features
 from bpfkit.core.kernel.constants import ATTACH_TYPES, MAP_TYPES, PROG_TYPES
 from bpfkit.core.kernel.sections import SECTIONS, resolve
 from bpfkit.core.maps.base import map_class
@@ -74,9 +75,9 @@ def test_every_type_has_its_answers() -> None:
 
 def test_the_versions_are_those_of_the_probes() -> None:
     for name, guide in PROGRAMS.items():
-        assert guide.since == features._PROGRAMS[name][0], name
+        assert guide.since == program_features._PROGRAMS[name][0], name
     for name, entry in MAPS.items():
-        assert entry.since == features._MAPS[name][0], name
+        assert entry.since == map_features._MAPS[name][0], name
 
 
 def test_names_of_structs_exist() -> None:
