@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import os
 
+from bpfkit.core.entries import find_entry
 from bpfkit.core.log import say
-from bpfkit.core.registry import undoers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _reap_one(path: str) -> list[str]:
     try:
         with open(path) as file:
             record = json.load(file)
-        handler = undoers.get(record["kind"])
+        handler = find_entry("undo", record["kind"])
         if handler is None:
             say(f"leftover of unknown kind {record['kind']} in {path}")
             return []
