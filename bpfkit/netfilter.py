@@ -107,7 +107,7 @@ class Netfilter(NamespaceApp):
 
     def require_type(self) -> None:
         """Raise UnsupportedError if the kernel does not have the program type."""
-        from bpfkit.core.features.programs import NOT_SUPPORTED, probe_program_type
+        from bpfkit.core.features import NOT_SUPPORTED, probe_program_type
 
         found = probe_program_type("netfilter")
         if found.state == NOT_SUPPORTED:

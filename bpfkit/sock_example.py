@@ -330,7 +330,9 @@ class SockExample(ProtocolApp):
         self.packets = self.keep(Map.create("array", 4, 8, 256, name="packets"))
         code = assemble_program(self.packets.fd, **consts)
         if self.options.verbose:
-            self.note(f"{len(code) // 8} instructions\n{code.listing()}")
+            from bpfkit.core.kernel.disasm import listing
+
+            self.note(f"{len(code) // 8} instructions\n{listing(code, code.labels)}")
         return self.keep(Program.from_insns("socket_filter", code, name=self.name))
 
     def values(self) -> list[int]:

@@ -17,9 +17,9 @@ import errno
 import fcntl
 import os
 
+from bpfkit.core.entries import find_entry
 from bpfkit.core.errors import BpfkitError, errno_text
 from bpfkit.core.log import say
-from bpfkit.core.registry import undoer
 from bpfkit.core.trust import UntrustedError, open_trusted
 
 TYPE_CHECKING = False
@@ -217,7 +217,7 @@ def _reap_one(directory: int, name: str) -> list[str]:
             say(f"{path} is no record; removed")
             _unlink(path)
             return []
-        handler = undoer(kind)
+        handler = find_entry("undo", kind)
         if handler is None:
             say(f"leftover of unknown kind {kind} in {path}")
             return []

@@ -77,7 +77,7 @@ class XdpCpumap(XdpApp):
             )
 
     def load_options(self) -> dict[str, Any]:
-        from bpfkit.core.maps.base import possible_cpus
+        from bpfkit.core.cpus import possible_cpus
 
         count = possible_cpus()
         sizes = {"chosen": len(self.cpus), "cpus": count, "queued": count + 1}
@@ -106,7 +106,7 @@ class XdpCpumap(XdpApp):
 
     def attach(self, program: Program) -> None:
         """Attach the tracepoints first, so that every loss is counted."""
-        from bpfkit.core.maps.base import possible_cpus
+        from bpfkit.core.cpus import possible_cpus
         from bpfkit.net.links.offloads import driver
 
         self.losses = self.count_losses(
