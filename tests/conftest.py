@@ -165,9 +165,10 @@ def _held_by_others() -> set[tuple[str, int]]:
 
 def _inside(number: int) -> set[int]:
     """Ids of the maps in a map of maps."""
+    from bpfkit.core.errors import BpfkitError
     from bpfkit.core.maps.base import Map
 
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, BpfkitError):  # it may be gone by now
         with Map.from_id(number) as outer:
             return {int(inner) for _, inner in outer.items()}
     return set()

@@ -222,9 +222,15 @@ class App:
         return []
 
     def check_target(self) -> None:
-        """Run the checks of :meth:`check_regularly`.  Called at least once a second; may raise."""
+        """Run the checks of :meth:`check_regularly`, and see that every link is still attached.
+
+        Called at least once a second; may raise.
+        """
         for check in self._checks:
             check()
+        from bpfkit.app.watch import check_links
+
+        check_links(self._keep)
 
     def run(self, signals: Signals) -> int | None:
         """Everything from attached to the end, for a program with a sequence of its own.

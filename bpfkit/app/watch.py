@@ -7,12 +7,12 @@ from bpfkit.core.errors import BpfkitError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from bpfkit.core.attach.link import Link
     from bpfkit.net.links.interfaces import Interface
 
-__all__ = ["InterfaceWatch"]
+__all__ = ["InterfaceWatch", "check_link", "check_links"]
 
 
 class InterfaceWatch:
@@ -61,11 +61,8 @@ class InterfaceWatch:
                 self._down ^= {index}
                 self._report_change(interface.name, up)
             link = self.links.get(index)
-            if link is not None and link.fd >= 0 and not _is_attached(link.fd):
-                raise BpfkitError(
-                    f"the program was detached from {interface.name}",
-                    why="another process detached its link",
-                )
+            if link is not None:
+                check_link(link, interface.name)
 
     def _report_removed(self, interface: Interface) -> None:
         if self._removed is None:
@@ -78,9 +75,31 @@ class InterfaceWatch:
         self._note(f"{self._noun} {name} " + ("is up again" if up else f"went down{wait}"))
 
 
-def _is_attached(fd: int) -> bool:
-    """Whether the XDP or tcx link is attached; the kernel reports interface 0 for one that is not
-    (struct bpf_link_info, 5.9)."""
-    from bpfkit.core.kernel.syscall import obj_info
+def check_link(link: Link, target: str = "") -> None:
+    """Raise BpfkitError if somebody else removed the attachment.
 
-    return obj_info(fd, 24)[16:20] != bytes(4)
+    :param target: where the program is attached, for people (default: as the link says).
+    """
+    if not link.is_attached():
+        how = "its link" if link.fd >= 0 else f"the {_NOUNS.get(link.kind, link.kind)}"
+        raise BpfkitError(
+            f"the program was detached from {target or link.target}",
+            why=f"another process {'detached' if link.fd >= 0 else 'removed'} {how}",
+        )
+
+
+def check_links(closables: Iterable[object]) -> None:
+    """Raise BpfkitError if one of those that are links was removed.
+
+    Links to an interface are :class:`InterfaceWatch`'s, which knows what became of the interface.
+    """
+    from bpfkit.core.attach.link import Link
+
+    for one in closables:
+        if isinstance(one, Link) and one.kind not in _INTERFACE_KINDS:
+            check_link(one)
+
+
+_INTERFACE_KINDS = ("xdp", "tcx", "netkit", "clsact")
+#: What an attachment without a link is.
+_NOUNS = {"clsact": "clsact filter"}

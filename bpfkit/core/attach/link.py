@@ -38,9 +38,10 @@ class Link(Closing):
     :param target: where the program is attached, for messages ("eth0", "fd 7").
     :param fd: the link's fd, or -1 where the kernel has no link for this kind.
     :param undo: called once on close, for attachments without a link.
+    :param check: whether the attachment is there, for attachments without a link.
     """
 
-    __slots__ = ("_undo", "fd", "kind", "program", "target")
+    __slots__ = ("_check", "_undo", "fd", "kind", "program", "target")
 
     def __init__(
         self,
@@ -49,12 +50,14 @@ class Link(Closing):
         target: str,
         fd: int = -1,
         undo: Callable[[], None] | None = None,
+        check: Callable[[], bool] | None = None,
     ) -> None:
         self.program = program
         self.kind = kind
         self.target = target
         self.fd = fd
         self._undo = undo
+        self._check = check
         program._links.append(self)
 
     @property
@@ -71,6 +74,22 @@ class Link(Closing):
     def closed(self) -> bool:
         """Whether this link has been undone."""
         return self.fd < 0 and self._undo is None
+
+    def is_attached(self) -> bool:
+        """Whether the program is attached: false once somebody else has removed the attachment.
+
+        A kind of attachment that the kernel does not tell about is taken to be there.
+        Source: struct bpf_link_info (kernel 5.8; detached links 5.9).
+        """
+        if self.closed:
+            return False
+        if self.fd < 0:
+            return self._check is None or self._check()
+        if self.kind not in _TARGET_SIZE:
+            return True
+        # Type, id, program, padding, and then the target: 0 for a link that was detached.
+        size = _TARGET_SIZE[self.kind]
+        return any(syscall.obj_info(self.fd, 16 + size)[16:])
 
     def update(self, program: Program) -> None:
         """Replace the program atomically, without a gap (kernel 5.7; BPF_LINK_UPDATE)."""
@@ -104,6 +123,10 @@ class Link(Closing):
     def __repr__(self) -> str:
         state = " closed" if self.closed else ""
         return f"<Link {self.kind} {self.program.name} on {self.target}{state}>"
+
+
+#: Kind of link -> bytes that say to what it is attached: an ifindex, a namespace, a cgroup's id.
+_TARGET_SIZE = {"xdp": 4, "tcx": 4, "netkit": 4, "netns": 4, "cgroup": 8}
 
 
 def create_link(

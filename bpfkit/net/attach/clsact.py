@@ -77,7 +77,13 @@ def attach_clsact(
             _remove(data)
         record.done()
 
-    return Link(program, "clsact", f"{name} {direction}", undo=undo)
+    def check() -> bool:
+        from bpfkit.net.links.netns import NetNS
+
+        with NetNS(os.dup(netns)) as ns, ns.entered():
+            return is_attached(data)
+
+    return Link(program, "clsact", f"{name} {direction}", undo=undo, check=check)
 
 
 def _attach(

@@ -11,11 +11,15 @@ Source: ip-route(8); ``net/core/lwt_bpf.c`` (kernel 4.10), ``net/ipv6/seg6_local
 from __future__ import annotations
 
 import errno
+import struct
+import sys
+from ipaddress import ip_network
 
 from bpfkit.core.attach.link import Link
 from bpfkit.core.errors import AttachError, BpfkitError, InputError, UnsupportedError, errno_text
 from bpfkit.core.records import Record
 from bpfkit.net.links.netlink import with_iproute
+from bpfkit.net.links.rtnetlink import attributes, dump
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +32,9 @@ __all__ = ["attach_route", "undo_route"]
 
 #: rtm_protocol of bpfkit's routes (numbers from 5 on are anybody's; zebra, bird … have others).
 PROTOCOL = 0xBF
+_RTM_GETROUTE = 26
+_RTMSG = struct.Struct("=BBBBBBBBI")  # struct rtmsg
+_RTA_DST, _RTA_OIF = 1, 4
 _CONFIG = {
     "bpf": "CONFIG_LWTUNNEL_BPF",
     "seg6local": "CONFIG_IPV6_SEG6_BPF",
@@ -105,7 +112,27 @@ def attach_route(
         if record:
             record.done()
 
-    return Link(program, "route", f"route {destination}", undo=undo)
+    def check() -> bool:
+        with held.entered():
+            return _is_there(data)
+
+    return Link(program, "route", f"route {destination}", undo=undo, check=check)
+
+
+def _is_there(data: dict[str, Any]) -> bool:
+    """Whether our route is in a routing table of the thread's namespace."""
+    network = ip_network(data["prefix"])
+    family = 2 if network.version == 4 else 10
+    wanted = network.network_address.packed if network.prefixlen else b""
+    for body in dump(_RTM_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+        _, length, _, _, _, protocol, _, _, _ = _RTMSG.unpack_from(body)
+        if (protocol, length) != (PROTOCOL, network.prefixlen):
+            continue
+        found = dict(attributes(body[_RTMSG.size :]))
+        oif = int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder)
+        if (found.get(_RTA_DST, b""), oif) == (wanted, data["oif"]):
+            return True
+    return False
 
 
 def _remove(ns: NetNS, data: dict[str, Any]) -> None:
