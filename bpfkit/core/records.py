@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ownership records: for what the kernel does not take down with the process.
+"""Ownership records, for objects that the kernel does not remove with the process.
 
-Links, unnamed namespaces and sockets vanish by themselves.  A cgroup directory and a filter on
-somebody's interface do not, so before making one bpfkit writes down who made it; the next start
-and ``python -m bpfkit clean`` undo what belongs to a process that is gone.
+Links, unnamed namespaces and sockets disappear with their process.  A cgroup directory and a filter
+on a user's interface do not, so before creating one bpfkit records the owner; the next start
+and ``python -m bpfkit clean`` remove the objects of processes that no longer exist.
 
-A record is written before the thing is made and removed after it is undone, so a ``kill -9`` in
-between leaves at worst a record of nothing.  The owner is a pid together with its start time: a
-pid that was given to another process is not mistaken for it.
+A record is written before the object is created and deleted after the object is removed, so a
+``kill -9`` in between leaves at worst a record without an object.  The owner is a pid together with
+its start time, so a reused pid is not mistaken for the owner.
 """
 
 from __future__ import annotations
@@ -44,14 +44,16 @@ def _start_time(pid: int) -> str:
 
 
 class Record:
-    """A thing this process is about to make outside of itself."""
+    """An object that this process is about to create and that outlives it."""
 
     __slots__ = ("path",)
 
     def __init__(self, kind: str, data: Mapping[str, Any]) -> None:
-        """Write it down.
+        """Write the record.
 
-        :raises OSError: when that is impossible; then the thing must not be made.
+        :param kind: names the function that removes the object (``bpfkit.ENTRIES``, role ``undo``).
+        :param data: what that function needs to find the object; plain data for JSON.
+        :raises OSError: the record cannot be written; the object must not be created then.
         """
         import json
 
@@ -66,12 +68,12 @@ class Record:
             json.dump({"kind": kind, "data": dict(data)}, file)
 
     def done(self) -> None:
-        """The thing is undone."""
+        """Delete the record: the object is removed."""
         _unlink(self.path)
 
 
 def _unlink(path: str) -> bool:
-    """Was it there, and is it gone?"""
+    """Delete a file; True if it existed and is gone."""
     try:
         os.unlink(path)
     except OSError:
@@ -80,9 +82,9 @@ def _unlink(path: str) -> bool:
 
 
 def reap() -> list[str]:
-    """Undo what dead processes left; returns a line about each thing.
+    """Remove what dead processes left behind; returns a line about each object.
 
-    Costs one ``listdir`` where there is nothing to do.
+    Costs one ``listdir`` if there is nothing to remove.
     """
     directory = records_dir()
     try:
@@ -112,14 +114,14 @@ def _reap_one(path: str) -> list[str]:
             return []
         handler(record["data"])
     except ValueError:
-        say(f"{path} is no record; removed")
+        say(f"{path} is not a record; removed")
         _unlink(path)
         return []
     except Exception as error:
         if isinstance(error, FileNotFoundError) and error.filename == path:
             return []  # another start was faster
-        # Whatever it is (an interpreter without pyroute2, a refusal of the kernel's): it must not
-        # keep a program from starting, and a later start may get on with it.
+        # No failure (an interpreter without pyroute2, an error of the kernel) may keep a program
+        # from starting; a later start may succeed.
         say(f"cannot undo {path}: {error}")
         return []
     if not _unlink(path):
