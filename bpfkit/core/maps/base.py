@@ -387,7 +387,7 @@ class Map(Walk):
         elif number == errno.EPERM:
             why = "the map is frozen or not writable from user space, or CAP_BPF is missing"
         elif number in NO_OPERATION:
-            why = "this map type does not support that from user space"
+            why = "this map type does not let user space do that"
             hint = self._unsupported_hint(doing)
         elif number == errno.EINVAL:
             why = f"{errno_text(number)}: {self._invalid}"
@@ -405,7 +405,7 @@ class Map(Walk):
         )
         raise MapFullError(
             what,
-            why=f"the map is full (max_entries {self.max_entries})",
+            why=f"the map is full: max_entries is {self.max_entries}",
             hint=f"increase max_entries{lru}",
         ) from None
 

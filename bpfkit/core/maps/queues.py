@@ -81,7 +81,7 @@ class Queue(_Keyless, types=("QUEUE", "STACK")):
     def _full(self, what: str, key: Any) -> NoReturn:
         raise MapFullError(
             what,
-            why=f"the map is full (max_entries {self.max_entries})",
+            why=f"the map is full: max_entries is {self.max_entries}",
             hint="push(value, replace=True) drops the oldest value",
         ) from None
 
