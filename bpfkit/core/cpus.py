@@ -11,22 +11,22 @@ _possible = 0
 def cpu_list(text: str) -> list[int]:
     """``0,2-3`` -> [0, 2, 3].
 
-    :raises ValueError: it is not such a list.
+    :raises ValueError: the text is not a list of CPUs.
     """
     found: list[int] = []
     for part in text.strip().split(","):
         first, dash, last = part.partition("-")
         if not all(word.isascii() and word.isdigit() for word in (first, last if dash else first)):
-            raise ValueError(f"{part!r} is no CPU and no range of CPUs")
+            raise ValueError(f"{part!r} is neither a CPU nor a range of CPUs")
         numbers = range(int(first), int(last if dash else first) + 1)
         if not numbers or numbers[-1] >= 1 << 16:
-            raise ValueError(f"{part!r} is no range of CPUs")
+            raise ValueError(f"{part!r} is not a range of CPUs")
         found += [number for number in numbers if number not in found]
     return found
 
 
 def online() -> list[int]:
-    """The CPUs that work."""
+    """The CPUs that are online."""
     try:
         with open("/sys/devices/system/cpu/online") as file:
             return cpu_list(file.read())

@@ -28,7 +28,7 @@ __all__ = [
 
 
 class BpfkitError(Exception):
-    """Base of everything bpfkit raises on purpose.
+    """Base class of the errors that bpfkit raises.
 
     :param what: what failed, on which object ("cannot attach program 'f' to eth0").
     :param why: the reason, in words.
@@ -37,7 +37,7 @@ class BpfkitError(Exception):
     """
 
     exit_status = 1
-    #: The system call's, where one refused to attach.
+    #: The errno of the system call that failed, 0 if none did.
     errno = 0
 
     def __init__(self, what: str, *, why: str = "", hint: str = "", log: str = "") -> None:
@@ -91,13 +91,13 @@ class UsageError(BpfkitError):
 
 
 class InputError(BpfkitError):
-    """Something the user named is missing, malformed or of the wrong kind."""
+    """An input named by the user is missing, malformed or of the wrong kind."""
 
     exit_status = 2
 
 
 class UnsupportedError(BpfkitError):
-    """This kernel or machine cannot; the missing config, version or package is named."""
+    """This kernel or machine lacks support; the missing config, version or package is named."""
 
     exit_status = 77
 

@@ -82,7 +82,7 @@ def skb_context(fields: Mapping[str, Any]) -> bytes:
 
 
 class RunResult:
-    """What a packet run gave.
+    """The result of a packet run.
 
     ``retval`` is the program's return value (unsigned 32 bit), ``data`` the packet afterwards,
     ``duration_ns`` nanoseconds per run, ``ctx`` the context afterwards (bytes; empty unless one
@@ -147,7 +147,7 @@ class Program(Closing):
 
     :ivar name: the C function's name.
     :ivar type: number in ``enum bpf_prog_type``; ``type_name`` is the kernel's name.
-    :ivar section: what ``SEC()`` said.
+    :ivar section: the meaning of the ``SEC()`` name.
     """
 
     __slots__ = ("_info", "_links", "fd", "insns", "name", "section", "type")
@@ -172,7 +172,7 @@ class Program(Closing):
         expected_attach_type: int = 0,
         prog_flags: int = 0,
     ) -> Program:
-        """Load instructions made by hand (:mod:`bpfkit.core.kernel.asm`).
+        """Load assembled instructions (:mod:`bpfkit.core.kernel.asm`).
 
         :param type: a name or number of ``enum bpf_prog_type``.
         :param insns: 8 bytes per instruction, in the machine's byte order.
@@ -186,7 +186,7 @@ class Program(Closing):
         fd = load_program(name, section, insns, license.encode())
         return cls(name, section, fd, insns)
 
-    # --- what the kernel says of it ---------------------------------------------------------
+    # --- facts from the kernel --------------------------------------------------------------
 
     @property
     def info(self) -> dict[str, Any]:
@@ -217,7 +217,7 @@ class Program(Closing):
 
     @property
     def links(self) -> tuple[Link, ...]:
-        """Where it is attached at this moment through bpfkit."""
+        """The links that attach the program at this moment, if bpfkit made them."""
         return tuple(self._links)
 
     # --- packet runs ------------------------------------------------------------------------
@@ -270,7 +270,7 @@ class Program(Closing):
                 ) from None
             why = errno_text(error.errno or 0)
             if error.errno == errno.EINVAL and len(data) > MAX_RUN_DATA:
-                why = f"{len(packet)} bytes are more than a packet run takes ({MAX_RUN_DATA})"
+                why = f"{len(packet)} bytes exceed the limit of a packet run ({MAX_RUN_DATA})"
             raise BpfkitError(what, why=why) from None
         if strip and len(out) >= strip and out[:strip] == data[:strip]:
             out = out[strip:]
@@ -283,7 +283,7 @@ class Program(Closing):
     # --- attaching --------------------------------------------------------------------------
 
     def attach_socket(self, sock: socket_module.socket | int) -> Link:
-        """Filter what a socket receives (SO_ATTACH_BPF; kernel 3.19).
+        """Filter the packets that a socket receives (SO_ATTACH_BPF; kernel 3.19).
 
         On an AF_PACKET socket attach before bind, so that nothing unfiltered queues up; on a
         listening TCP socket the accepted ones inherit it.
@@ -313,7 +313,7 @@ class Program(Closing):
     def attach_tcx(self, ifindex: int, direction: str = "") -> Link:
         """Attach to tc's ingress or egress by tcx (BPF_LINK_CREATE; kernel 6.6).
 
-        :param direction: ``ingress`` or ``egress``; by default what ``SEC("tc/…")`` said.
+        :param direction: ``ingress`` or ``egress``; by default the one of ``SEC("tc/…")``.
         """
         from bpfkit.core.attach.tcx import attach_tcx
 
@@ -406,7 +406,7 @@ class Program(Closing):
     # --- end --------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Detach everywhere and let go of the program."""
+        """Detach all links and close the program."""
         for link in tuple(self._links):
             link.close()
         fd, self.fd = self.fd, -1

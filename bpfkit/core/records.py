@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ownership records: for what the kernel does not take down with the process.
+"""Ownership records, for objects that the kernel does not remove with the process.
 
-Links, unnamed namespaces and sockets vanish by themselves.  A cgroup directory and a filter on
-somebody's interface do not, so before making one bpfkit writes down what it makes; the next start
-and ``python -m bpfkit clean`` undo what belongs to a process that is gone.
+Links, unnamed namespaces and sockets disappear with their process.  A cgroup directory and a filter
+on a user's interface do not, so before creating one bpfkit records it; the next start and ``python
+-m bpfkit clean`` remove the objects of processes that no longer exist.
 
-A record is written before the thing is made and removed after it is undone, so a ``kill -9`` in
-between leaves at worst a record of nothing.  Its owner keeps it locked (flock(2)) and the kernel
-drops the lock with the process, so a record that can be locked has no owner any more.  A process
-number would not tell: it means another process in another PID namespace, and none after a while.
+A record is written before the object is created and deleted after the object is removed, so a
+``kill -9`` in between leaves at worst a record without an object.  The owner keeps its record
+locked (flock(2)), and the kernel drops the lock with the process: a record that can be locked has
+no owner any more.  A pid would not do: in another PID namespace it means another process.
 """
 
 from __future__ import annotations
@@ -72,14 +72,16 @@ def _start_time() -> str:
 
 
 class Record:
-    """A thing this process is about to make outside of itself."""
+    """An object that this process is about to create and that outlives it."""
 
     __slots__ = ("_fd", "path")
 
     def __init__(self, kind: str, data: Mapping[str, Any]) -> None:
-        """Write it down.
+        """Write the record.
 
-        :raises BpfkitError: when that is impossible; then the thing must not be made.
+        :param kind: names the function that removes the object (``bpfkit.ENTRIES``, role ``undo``).
+        :param data: what that function needs to find the object; plain data for JSON.
+        :raises BpfkitError: the record cannot be written; the object must not be created then.
         """
         import json
 
@@ -110,7 +112,7 @@ class Record:
             os.close(directory)
 
     def done(self) -> None:
-        """The thing is undone."""
+        """Delete the record: the object is removed."""
         if self._fd >= 0:
             _unlink(self.path)
             self._close()
@@ -122,7 +124,7 @@ class Record:
 
 
 def _unlink(path: str) -> bool:
-    """Was it there, and is it gone?"""
+    """Delete a file; True if it existed and is gone."""
     try:
         os.unlink(path)
     except OSError:
@@ -163,9 +165,9 @@ class locked:
 
 
 def reap() -> list[str]:
-    """Undo what dead processes left; returns a line about each thing.
+    """Remove what dead processes left behind; returns a line about each object.
 
-    Costs one ``listdir`` where there is nothing to do.
+    Costs one ``listdir`` if there is nothing to remove.
     """
     directory = records_dir()
     try:
@@ -214,7 +216,7 @@ def _reap_one(directory: int, name: str) -> list[str]:
             record = json.loads(text)
             kind, data = record["kind"], record["data"]
         except (ValueError, TypeError, KeyError):
-            say(f"{path} is no record; removed")
+            say(f"{path} is not a record; removed")
             _unlink(path)
             return []
         handler = find_entry("undo", kind)
@@ -224,8 +226,8 @@ def _reap_one(directory: int, name: str) -> list[str]:
         try:
             handler(data)
         except Exception as error:
-            # Whatever it is (an interpreter without pyroute2, a refusal of the kernel's): it must
-            # not keep a program from starting, and a later start may get on with it.
+            # No failure (an interpreter without pyroute2, an error of the kernel) may keep a program
+            # from starting; a later start may succeed.
             say(f"cannot undo {path}: {error}")
             return []
         if not _unlink(path):

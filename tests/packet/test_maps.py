@@ -505,7 +505,7 @@ def test_sockets() -> None:
                     m[1] = fresh
             with new(kind, value=4, entries=4) as m:
                 m[1] = a
-                with pytest.raises(MapError, match="socket cookies 8"):
+                with pytest.raises(MapError, match="socket cookies have 8"):
                     m[1]
                 m.clear()
 

@@ -28,7 +28,7 @@ def attach(program: Program, ifindex: int, direction: str, how: str, **options: 
         return attach_tcx(program, ifindex, direction)
     attach_by_netlink = find_entry("attach", how)
     if attach_by_netlink is None:
-        raise InputError(f"no way '{how}' to attach to tc", why="there are clsact and tcx")
+        raise InputError(f"unknown tc attach method '{how}'", why="the methods are clsact and tcx")
     ingress = _direction(program, direction) == attach_type("TCX_INGRESS")
     link: Link = attach_by_netlink(program, ifindex, "ingress" if ingress else "egress", **options)
     return link
@@ -47,5 +47,7 @@ def _direction(program: Program, direction: str) -> int:
     if not direction and program.section.expected_attach_type in types.values():
         return program.section.expected_attach_type
     if direction not in types:
-        raise InputError(f"'{program.name}' needs a direction", why="say 'ingress' or 'egress'")
+        raise InputError(
+            f"'{program.name}' needs a direction", why="it must be 'ingress' or 'egress'"
+        )
     return types[direction]

@@ -20,6 +20,6 @@ _MODES = {"auto": 0, "generic": 1 << 1, "native": 1 << 2, "offload": 1 << 3}
 def attach(program: Program, ifindex: int, mode: str = "auto") -> Link:
     """See :meth:`bpfkit.core.program.Program.attach_xdp`."""
     if mode not in _MODES:
-        raise InputError(f"no XDP mode '{mode}'", why="there are " + ", ".join(_MODES))
+        raise InputError(f"unknown XDP mode '{mode}'", why="the modes are " + ", ".join(_MODES))
     name = interface_name(program, ifindex)
     return create_link(program, "xdp", name, ifindex, attach_type("XDP"), _MODES[mode])

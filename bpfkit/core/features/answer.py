@@ -21,9 +21,10 @@ class Feature:
     :ivar name: short name in lower case (``xdp``, ``lru_hash``, ``tracefs``).
     :ivar kernel_name: the kernel's constant (``BPF_PROG_TYPE_XDP``), empty for the environment.
     :ivar state: :data:`WORKS`, :data:`NOT_SUPPORTED` or :data:`INCONCLUSIVE`.
-    :ivar why: why it does not work, or what to know although it does; may be empty.
-    :ivar hint: what to do about it; may be empty.
-    :ivar value: what was found (a path, a number, a list of names), for the environment.
+    :ivar why: the reason why the feature does not work, or a limitation of one that works; may be
+        empty.
+    :ivar hint: the remedy; may be empty.
+    :ivar value: the value found (a path, a number, a list of names), for the environment.
     :ivar parts: the ways a program type is used, where they differ (kprobe, uprobe …).
     """
 
@@ -49,7 +50,7 @@ class Feature:
         self.parts = tuple(parts)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; what is empty is left out."""
+        """Plain data for JSON, without the empty fields."""
         row: dict[str, Any] = {"name": self.name, "state": self.state}
         for key in ("kernel_name", "why", "hint", "value"):
             found = getattr(self, key)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What bpfkit needs around it: kernel, BTF, mounts, privileges, memory accounting, JIT."""
+"""The environment of bpfkit: kernel, BTF, mounts, privileges, memory accounting, JIT."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["environment"]
 
 
 def environment() -> list[Feature]:
-    """What bpfkit needs around it: kernel, BTF, mounts, privileges, memory accounting, JIT."""
+    """The environment of bpfkit: kernel, BTF, mounts, privileges, memory accounting, JIT."""
     return [
         _env_kernel(),
         _env_config(),
@@ -41,7 +41,7 @@ def _env_config() -> Feature:
     path = system.config_path()
     if path:
         return Feature("config", WORKS, path, value=path)
-    why = "the kernel's configuration cannot be read: missing options are guessed, not looked up"
+    why = "the kernel's configuration cannot be read; missing options are guesses"
     return Feature("config", INCONCLUSIVE, why)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the probes of program types and map types share."""
+"""The base class of the probes of program types and map types."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Probe:
         return f"needs {' and '.join(needs)}" if needs else "unknown to this kernel"
 
     def _target(self, part: str, kind: int, *names: str) -> tuple[int, Feature | None]:
-        """BTF id of the first of ``names`` that vmlinux has, or the answer why there is none."""
+        """BTF id of the first of ``names`` in vmlinux; or 0 and the answer that says why."""
         btf = self.btf()
         if btf is None:
             return 0, Feature(part, NOT_SUPPORTED, self._no_btf)

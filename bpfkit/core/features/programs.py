@@ -2,13 +2,13 @@
 """Which program types and helpers this kernel has, found out by loading programs.
 
 Every answer has one of three states: :data:`WORKS`, :data:`NOT_SUPPORTED` (``why`` names the
-config, version or policy) and :data:`INCONCLUSIVE` (``why`` says what stood in the way: usually
+config, version or policy) and :data:`INCONCLUSIVE` (``why`` names the obstacle, usually
 a missing privilege).  No answer comes from the kernel's version; versions and options are only
 named as what is probably missing.
 
 Probing loads programs of two instructions and creates the smallest possible maps, and closes
-them again.  Attaching is tried where it is cheap and cannot be noticed: on tracepoints that
-only BPF_PROG_TEST_RUN hits, on sockets of our own.  Nothing is mounted, nothing stays behind.
+them again.  Attaching is tried where it is cheap and disturbs nobody: on tracepoints that
+only BPF_PROG_TEST_RUN hits and on sockets of bpfkit's own.  Nothing is mounted or left behind.
 
 Minimum kernels are those of ``Documentation/bpf`` and the commits that added the types.
 """
@@ -409,10 +409,10 @@ class _ProgramProbe(Probe):
 
 
 def helper_functions(program: str, names: Iterable[str] | None = None) -> list[Feature]:
-    """Which helpers a program type may call: each is called once, with whatever is in r1-r5.
+    """Which helpers a program type may call: each is called once with arbitrary arguments.
 
-    The verifier looks at "may this type call it" before it looks at the arguments, so a complaint
-    about arguments means yes.
+    The verifier checks whether the type may call the helper before it checks the arguments, so
+    a complaint about arguments means that the helper is available.
 
     :param program: a program type that loads without BTF (not tracing, lsm, ext, struct_ops).
     :param names: of helpers, all by default.

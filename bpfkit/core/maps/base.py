@@ -2,23 +2,23 @@
 """Maps as Python sees them: dictionaries, queues and arrays with typed keys and values.
 
 :func:`open_map` picks the class for a map type.  Keys and values are typed from BTF
-(:mod:`bpfkit.core.types.btf` says what C becomes); where there is none, sizes 1, 2, 4 and 8 are
-unsigned integers and everything else is bytes.  Whatever takes a key or value takes an int,
-exactly the raw bytes, a tuple, a dict of fields, a struct value, or text for ``char[N]`` and
-enums.
+(:mod:`bpfkit.core.types.btf` lists the types); without BTF, sizes 1, 2, 4 and 8 are
+unsigned integers and other sizes are bytes.  A key or value is passed as an int,
+the raw bytes (exactly as many), a tuple, a dict of fields, a struct value, or text for ``char[N]``
+and enums.
 
 Reading a whole map (:meth:`Map.items` and its relatives) is a snapshot of each entry, not of the
-map: programs and other processes go on adding and deleting.  What holds is this:
+map: programs and other processes keep adding and deleting entries.  The guarantees are:
 
-* an entry that is there all the time is returned, once;
-* an entry that comes or goes meanwhile is returned or not, with a value it had;
+* an entry that exists during the whole read is returned once;
+* an entry that is added or deleted during the read may be returned, with a value that it had;
 * hash maps are read bucket by bucket under the bucket's lock (BPF_MAP_LOOKUP_BATCH, 5.6), so an
-  entry never comes twice.  Types whose walk the kernel restarts when its current key vanishes
-  (LPM tries; every hash before 5.6) are freed of repetitions here.  Under a storm of deletions such
-  a walk is given up after four times ``max_entries`` steps, and what was seen is returned.
+  entry is never returned twice.  For types whose walk the kernel restarts when its current key is
+  deleted (LPM tries; every hash before 5.6) duplicates are removed here.  If deletions keep
+  restarting the walk, it ends after four times ``max_entries`` steps with the entries found so far.
 
-Errors: :class:`KeyError` for a key that is not there, :class:`MapFullError` when there is no
-room, :class:`~bpfkit.core.errors.MapError` with the kernel's reason for everything else;
+Errors: :class:`KeyError` for a key that does not exist, :class:`MapFullError` when the map is
+full, :class:`~bpfkit.core.errors.MapError` with the kernel's reason for everything else;
 :class:`TypeError` and :class:`ValueError` for a key or value that does not fit the type.
 
 Source: ``Documentation/bpf/map_*.rst``, ``kernel/bpf/{syscall,hashtab,arraymap,lpm_trie}.c``.
@@ -75,7 +75,7 @@ _kinds: dict[str, type[Map]] = {}
 
 
 class MapFullError(MapError):
-    """There is no room for another entry."""
+    """The map has no room for another entry."""
 
 
 class Map(Walk):
@@ -153,7 +153,7 @@ class Map(Walk):
         key_type_id: int = 0,
         value_type_id: int = 0,
     ) -> Map:
-        """Make a map that no C source declares.
+        """Create a map that no C source declares.
 
         :param type: ``"hash"``, ``"percpu_array"``, … or the number.
         :param inner: the template of the maps inside, for ``array_of_maps`` and ``hash_of_maps``.
@@ -214,8 +214,8 @@ class Map(Walk):
     def twin(self) -> Map:
         """An empty map of the same name, type, sizes, flags and BTF.
 
-        It goes where this one does: into a map of maps that has this one as its template.  Kernels
-        before 6.2 do not take a map there that has no BTF where the template has.
+        It can be put into a map of maps whose template is this map.  Kernels before 6.2 refuse
+        a map without BTF there if the template has BTF.
         """
         return Map.create(
             self.type_number,
@@ -260,14 +260,14 @@ class Map(Walk):
 
     @classmethod
     def from_id(cls, number: int) -> Map:
-        """The map with this id, whoever made it (CAP_SYS_ADMIN)."""
+        """The map with this id, created by any process (CAP_SYS_ADMIN)."""
         try:
             return cls.from_fd(sc.map_get_fd_by_id(number))
         except FileNotFoundError:
             raise MapError(f"no map with id {number}") from None
 
     def close(self) -> None:
-        """Let go of the map; it lives on as long as programs or other fds refer to it."""
+        """Close the fd; the map exists as long as programs or other fds refer to it."""
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
             self._scratch.clear()
@@ -295,7 +295,7 @@ class Map(Walk):
 
     @property
     def key_layout(self) -> Layout:
-        """How keys lie in memory; may be set where there is no BTF."""
+        """The memory layout of keys; can be set if there is no BTF."""
         if self._key is None:
             self._key = self._typed_key() or self._plain_key()
         return self._key
@@ -307,7 +307,7 @@ class Map(Walk):
 
     @property
     def value_layout(self) -> Layout:
-        """How the value of one CPU lies in memory; may be set where there is no BTF."""
+        """The memory layout of one CPU's value; can be set if there is no BTF."""
         if self._value is None:
             self._value = self._typed_value() or self._plain_value()
         return self._value
@@ -385,7 +385,7 @@ class Map(Walk):
         elif number == errno.EEXIST:
             why = f"the key {key!r} is there already"
         elif number == errno.EPERM:
-            why = "it is frozen, not open to user space, or CAP_BPF is missing"
+            why = "the map is frozen or not writable from user space, or CAP_BPF is missing"
         elif number in NO_OPERATION:
             why = "this map type does not let user space do that"
             hint = self._unsupported_hint(doing)
@@ -398,11 +398,15 @@ class Map(Walk):
         raise failure from None
 
     def _full(self, what: str, key: Any) -> NoReturn:
-        lru = ", or use an lru_hash, which drops the oldest entry" if "hash" in self.type else ""
+        lru = (
+            ", or use an lru_hash, which evicts the least recently used entry"
+            if "hash" in self.type
+            else ""
+        )
         raise MapFullError(
             what,
-            why=f"it is full: max_entries is {self.max_entries}",
-            hint=f"give it more max_entries{lru}",
+            why=f"the map is full: max_entries is {self.max_entries}",
+            hint=f"increase max_entries{lru}",
         ) from None
 
     def _unsupported_hint(self, doing: str) -> str:
@@ -517,7 +521,7 @@ class Map(Walk):
         return iter(self.keys())
 
     def __len__(self) -> int:
-        """The number of entries, by reading them: the kernel keeps no count."""
+        """The number of entries, found by reading the map: the kernel keeps no count."""
         if self._batch is False:
             return len(self._raw_keys())
         return sum([count for count, _, _ in self._chunks()])
@@ -541,7 +545,7 @@ class Map(Walk):
     def items_raw(self) -> tuple[int, memoryview, memoryview]:
         """(entries, their keys, their values) as the kernel wrote them, not copied.
 
-        Keys lie ``key_size`` apart, values ``value_size``; per-CPU values are padded to a
+        Keys are ``key_size`` bytes apart, values ``value_size``; per-CPU values are padded to a
         multiple of 8 bytes, and an entry has one for each possible CPU.
         """
         return self._read()
@@ -564,14 +568,14 @@ class Map(Walk):
 
         return np.frombuffer(data, self.value_layout.numpy_dtype(), count)
 
-    # --- writing much -----------------------------------------------------------------------
+    # --- writing many entries ---------------------------------------------------------------
 
     def update(
         self, entries: Mapping[Any, Any] | Iterable[tuple[Any, Any]], flags: int = ANY
     ) -> None:
         """Set many entries with one system call (5.6), else one each.
 
-        Not atomic: an entry that fails stops it, and those before it stay.
+        Not atomic: the first entry that fails stops the update; the entries before it stay.
         """
         pairs = list(entries.items() if hasattr(entries, "items") else entries)
         if not pairs:
@@ -601,7 +605,7 @@ class Map(Walk):
                 self._fail(error, "write to", pairs[i][0])
 
     def update_raw(self, keys: Any, values: Any, *, flags: int = ANY, step: int = 1 << 16) -> None:
-        """Set many entries from memory as the kernel takes it; no object is made per entry.
+        """Set many entries from memory in the kernel's format, without an object per entry.
 
         :param keys: the keys, ``key_size`` bytes each, one behind the other.
         :param values: as many values, or one for all of them (a per-CPU map's are padded).
@@ -611,7 +615,7 @@ class Map(Walk):
         count, width = len(keys) // self.key_size, self._value_bytes
         same = len(values) == width
         if len(keys) % self.key_size or (not same and len(values) != count * width):
-            raise ValueError(f"map '{self.name}': keys and values do not go together")
+            raise ValueError(f"map '{self.name}': keys and values do not match in number")
         repeated = sc.buffer(bytes(values) * min(step, count)) if same else None
         view, rest = memoryview(keys).cast("B"), memoryview(values).cast("B")
         for at in range(0, count, step):
@@ -657,7 +661,7 @@ class Map(Walk):
     _taken_by_batch = False
 
     def freeze(self) -> None:
-        """No more writes from user space, for good (BPF_MAP_FREEZE, 5.2)."""
+        """Forbid writes from user space for the rest of the map's life (BPF_MAP_FREEZE, 5.2)."""
         try:
             sc.map_freeze(self.fd)
         except OSError as error:
@@ -666,7 +670,7 @@ class Map(Walk):
     def mmap(self, write: bool = True) -> mmap.mmap:
         """The map's memory, for arrays made with BPF_F_MMAPABLE (5.5) and arenas (6.9).
 
-        Array elements lie ``value_size`` rounded up to 8 apart.
+        Array elements are ``value_size`` rounded up to 8 bytes apart.
         """
         raise MapError(f"cannot map '{self.name}'", why=f"a {self.type} has no memory to share")
 

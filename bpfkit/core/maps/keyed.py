@@ -29,7 +29,7 @@ class HashMap(Map, types=("HASH", "LRU_HASH")):
 
 
 class ArrayMap(Map, types=("ARRAY",)):
-    """ARRAY: every index below ``max_entries`` is there, and cannot be deleted."""
+    """ARRAY: every index below ``max_entries`` exists and cannot be deleted."""
 
     __slots__ = ()
     _invalid = "entries of an array cannot be deleted, only overwritten"
@@ -50,7 +50,9 @@ class ArrayMap(Map, types=("ARRAY",)):
 
     def mmap(self, write: bool = True) -> mmap.mmap:
         if not self.flags & MMAPABLE:
-            raise MapError(f"cannot map '{self.name}'", why="it was made without BPF_F_MMAPABLE")
+            raise MapError(
+                f"cannot map '{self.name}'", why="the map was created without BPF_F_MMAPABLE"
+            )
         return map_memory(self, (self.value_size + 7 & ~7) * self.max_entries, write)
 
 
@@ -119,7 +121,7 @@ def _lpm_key(text: str, size: int, name: str) -> bytes:
         if (slash and not digits.isdecimal()) or length > bits:
             raise ValueError(f"'{text}' has a prefix length that is not 0 to {bits}")
     except OSError:
-        raise ValueError(f"'{text}' is no address") from None
+        raise ValueError(f"'{text}' is not an IP address") from None
     length += extra
     number = int.from_bytes(data, "big") >> 8 * size - length << 8 * size - length
     return Struct("=I").pack(length) + number.to_bytes(size, "big")
@@ -135,7 +137,7 @@ class StackTrace(Map, types=("STACK_TRACE",)):
         return bytes_layout(self.value_size)
 
     def _typed_value(self) -> Layout | None:
-        return None  # often declared shorter than it is; _decode_value knows
+        return None  # often declared shorter than the kernel's value; see _decode_value
 
     def _decode_value(self, data: bytes) -> Any:
         if self.flags & 1 << 5:  # BPF_F_STACK_BUILD_ID: struct bpf_stack_build_id, 32 bytes each

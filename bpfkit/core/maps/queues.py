@@ -72,7 +72,7 @@ class Queue(_Keyless, types=("QUEUE", "STACK")):
     __slots__ = ()
 
     def push(self, value: Any, replace: bool = False) -> None:
-        """Add a value.  When it is full: MapFullError, or with ``replace`` the oldest goes."""
+        """Add a value.  A full map raises MapFullError; with ``replace`` it drops the oldest."""
         try:
             sc.map_update(self.fd, None, self._encode_value(value), EXIST if replace else ANY)
         except OSError as error:
@@ -81,8 +81,8 @@ class Queue(_Keyless, types=("QUEUE", "STACK")):
     def _full(self, what: str, key: Any) -> NoReturn:
         raise MapFullError(
             what,
-            why=f"it is full: max_entries is {self.max_entries}",
-            hint="push(value, replace=True) drops the oldest",
+            why=f"the map is full: max_entries is {self.max_entries}",
+            hint="push(value, replace=True) drops the oldest value",
         ) from None
 
     def pop(self, default: Any = MISSING) -> Any:  # type: ignore[override]
@@ -109,7 +109,7 @@ class Queue(_Keyless, types=("QUEUE", "STACK")):
         return default
 
     def drain(self) -> list[Any]:
-        """Take all values, at most as many as were there at once."""
+        """Take all values, at most ``max_entries``."""
         result = []
         for _ in range(self.max_entries):
             value = self.pop(_nothing)
@@ -126,7 +126,7 @@ class Queue(_Keyless, types=("QUEUE", "STACK")):
 class BloomFilter(_Keyless, types=("BLOOM_FILTER",)):
     """BLOOM_FILTER (5.16): ``value in m`` may be wrongly true, never wrongly false.
 
-    Nothing can be taken out.  ``map_extra`` of its making is the number of hash functions.
+    Values cannot be removed.  ``map_extra`` is the number of hash functions.
     """
 
     __slots__ = ()

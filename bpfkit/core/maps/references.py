@@ -168,7 +168,7 @@ class _Sockets(_Refers):
         if error.errno == errno.ENOSPC and self.value_size != 8:
             raise MapError(
                 f"cannot {doing} map '{self.name}' ({self.type})",
-                why=f"its values have {self.value_size} bytes, and socket cookies 8",
+                why=f"the map's values have {self.value_size} bytes, and socket cookies have 8",
                 hint="give the map u64 values",
             ) from None
         if error.errno == errno.EINVAL and doing == "delete from":

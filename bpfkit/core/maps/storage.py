@@ -23,11 +23,11 @@ __all__ = ["CgroupStorage", "PerCpuCgroupStorage", "Storage"]
 
 
 class Storage(Map, types=("SK_STORAGE", "INODE_STORAGE", "TASK_STORAGE", "CGRP_STORAGE")):
-    """SK_STORAGE, INODE_STORAGE, TASK_STORAGE, CGRP_STORAGE: a value that hangs on an object.
+    """SK_STORAGE, INODE_STORAGE, TASK_STORAGE, CGRP_STORAGE: a value attached to an object.
 
-    The key is the object: something with an fd (socket, file, pidfd, cgroup directory), the fd, or
-    a path for inodes and cgroups.  The value goes when the object goes.  User space cannot walk
-    them: that takes an iterator program.
+    The key is the object: one with an fd (socket, file, pidfd, cgroup directory), the fd itself, or
+    a path for inodes and cgroups.  The value is freed with the object.  User space cannot walk
+    these maps; an iterator program can.
     """
 
     __slots__ = ()
@@ -87,7 +87,7 @@ class Storage(Map, types=("SK_STORAGE", "INODE_STORAGE", "TASK_STORAGE", "CGRP_S
 
 
 class CgroupStorage(Map, types=("CGROUP_STORAGE",)):
-    """CGROUP_STORAGE: a value per cgroup that a program is attached to, made by attaching.
+    """CGROUP_STORAGE: a value per cgroup that a program is attached to, created by attaching.
 
     Keys are cgroup ids (u64), or (cgroup id, attach type) where they have 16 bytes.
     """

@@ -49,7 +49,7 @@ class Case:
         return int(value, 0) if value else default
 
 
-# --- what the context structs are called ------------------------------------------------------
+# --- the context structs -----------------------------------------------------------------------
 
 _SK_BUFF_TYPES = (
     "SOCKET_FILTER SCHED_CLS SCHED_ACT CGROUP_SKB LWT_IN LWT_OUT LWT_XMIT LWT_SEG6LOCAL SK_SKB "
@@ -99,7 +99,7 @@ def context_field(struct: str, offset: int) -> str:
 
 # --- the causes -------------------------------------------------------------------------------
 
-_HINT_NULL = "Check it first: if (!p) return ...; and use it only where it is not NULL."
+_HINT_NULL = "Check the pointer before using it: if (!p) return ...;"
 _HINT_BOUNDS = (
     "Compare with data_end first, on the same pointer: if (p + size > data_end) return ...; "
     "a variable length must be limited (len & 0x3c) before it is added, and compared again after."
@@ -109,7 +109,7 @@ _HINT_LOOP = (
     "or #pragma unroll; bpf_loop() for long ones."
 )
 HINT_COMPLEX = (
-    "Split it by tail calls, or shorten what branches multiply: fewer loop rounds, "
+    "Split the program by tail calls, or reduce the branching: fewer loop rounds, "
     "fewer states carried along, bpf_loop() instead of an unrolled loop."
 )
 _HINT_STACK = (
@@ -260,7 +260,7 @@ def _scalar(case: Case) -> tuple[str, str]:
     )
 
 
-# (kind, what the log says, (cause, hint) or a function that makes them); the first match counts.
+# (kind, pattern in the log, (cause, hint) or a function that returns them); the first match counts.
 CAUSES: list[tuple[str, str, Words]] = [
     (
         "packet-bounds",

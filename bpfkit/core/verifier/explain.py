@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A verifier log in words: the cause in a sentence, the C line, what to do about it.
+"""Explains a verifier log: the cause in a sentence, the C line, the remedy.
 
 The log is a trace of the rejected path: instructions, register states, C lines from BTF
 (``; *v = 1; @ main.c:18``), then one or two lines of complaint and a trailer ``processed N
 insns``.  Since Linux 7.3 a report follows the complaint: ``Verification failed: category:
 problem`` and the blocks ``Reason:``, ``At:``, ``Causal path:``, ``Suggestion:``.  Both are
-read; where this module knows no better words, the kernel's own are passed on.
+read; complaints without an explanation here are passed on in the kernel's words.
 
 Logs are cut off where the buffer ends (from 6.4 on the kernel keeps the tail, before that the
 head), so nothing here relies on a line being there.
@@ -31,7 +31,7 @@ __all__ = ["Explanation", "explain"]
 
 
 class Explanation:
-    """What a verifier log says.
+    """The explanation of a verifier log.
 
     :ivar kind: a short name of the cause (``"packet-bounds"``), ``"other"`` if it is not known.
     :ivar cause: one sentence.

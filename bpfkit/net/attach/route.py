@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Routes with BPF programs, by netlink: lightweight tunnels (``encap bpf``) and SRv6 (End.BPF).
 
-A route of bpfkit's own is added; one that exists is never replaced.  It carries bpfkit's routing
-protocol number, by which ``ip route`` and the clean-up know it.  In a namespace of a lab it
-vanishes with that; in one of the user's an ownership record is kept.
+bpfkit adds a route and never replaces an existing one.  The route has bpfkit's routing protocol
+number, which identifies it in ``ip route`` and for the clean-up.  In a lab's namespace it goes
+with the namespace; in a user's namespace an ownership record is kept.
 
 Source: ip-route(8); ``net/core/lwt_bpf.c`` (kernel 4.10), ``net/ipv6/seg6_local.c`` (4.18).
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["attach_route", "undo_route"]
 
-#: rtm_protocol of bpfkit's routes (numbers from 5 on are anybody's; zebra, bird … have others).
+#: rtm_protocol of bpfkit's routes (from 5 on not the kernel's; zebra, bird … use others).
 PROTOCOL = 0xBF
 _RTM_GETROUTE = 26
 _RTMSG = struct.Struct("=BBBBBBBBI")  # struct rtmsg
@@ -55,9 +55,9 @@ def attach_route(
 
     :param destination: a prefix, ``10.0.0.0/8`` or ``fd00::/64``; for LWT_SEG6LOCAL the segment.
     :param ns: the namespace.
-    :param device: name of the device to leave by.
+    :param device: name of the outgoing device.
     :param via: the next hop.
-    :param headroom: bytes that an LWT_XMIT program puts in front (0 to 256).
+    :param headroom: bytes that an LWT_XMIT program may prepend (0 to 256).
     :param recorded: keep an ownership record; False where the namespace is bpfkit's own.
     :raises InputError: no such device, or such a route exists.
     :raises UnsupportedError: the kernel cannot; names the setting.
@@ -96,8 +96,8 @@ def attach_route(
         if number == errno.EEXIST:
             raise InputError(
                 what,
-                why="there is such a route already",
-                hint="give a longer prefix, or remove that route first",
+                why="the route exists already",
+                hint="use a longer prefix, or remove the existing route first",
             ) from None
         if number in (errno.EOPNOTSUPP, errno.EINVAL) and kind in ("seg6local",):
             raise UnsupportedError(what, why=f"this kernel has no {_CONFIG[kind]}") from None
@@ -136,7 +136,7 @@ def _is_there(data: dict[str, Any]) -> bool:
 
 
 def _remove(ns: NetNS, data: dict[str, Any]) -> None:
-    """Delete our route, if it is still there."""
+    """Delete bpfkit's route, if it still exists."""
     family = 10 if ":" in data["prefix"] else 2
     request = {"dst": data["prefix"], "oif": data["oif"], "proto": PROTOCOL, "family": family}
     what = f"cannot remove the route to {data['prefix']}"
@@ -148,10 +148,10 @@ def _remove(ns: NetNS, data: dict[str, Any]) -> None:
 
 
 def undo_route(data: dict[str, Any]) -> None:
-    """Undo the record of a killed process."""
+    """Remove the route of a killed process."""
     from bpfkit.net.links.netns import NetNS
 
     ns = NetNS.from_inode(data["netns"])
-    if ns is not None:  # one that is gone took the route along
+    if ns is not None:  # a namespace that is gone took the route with it
         with ns:
             _remove(ns, data)
