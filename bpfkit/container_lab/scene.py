@@ -202,13 +202,13 @@ class Scene(Closing):
     def stream(
         self,
         switch: Callable[[str], None],
-        asked: Callable[[], bool],
+        stop: Callable[[], bool],
         seconds: int = 2,
     ) -> Iterator[dict[str, Any]]:
         """SYNs from the host to the container with the programs off, on, and off; a row per second.
 
         :param switch: called with each state.
-        :param asked: returns True to end the stream.
+        :param stop: returns True to end the stream.
         :param seconds: duration of each part.
         """
         from bpfkit.container_lab.probes import SynProber
@@ -221,7 +221,7 @@ class Scene(Closing):
                 sent, received = prober.sent, prober.received
                 began = monotonic()
                 for i in range(_RATE):
-                    if asked():
+                    if stop():
                         return
                     prober.send()
                     prober.receive(monotonic())

@@ -18,7 +18,8 @@ import sys
 import time
 
 from bpfkit.core.closing import Closing
-from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_text
+from bpfkit.core.errors import InputError, UnsupportedError
+from bpfkit.net.traffic.sockets import listen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class WebServer(Closing):
             raise InputError(f"no web server '{kind}'", why="there are nginx, python and auto")
         self._server: _Nginx | _Python | None = None
         self.why = ""
-        sock = _bound(ns, address, port)
+        sock = listen(ns, port, address=address)
         self.port = int(sock.getsockname()[1])
         if kind != "python":
             sock.close()
@@ -99,7 +100,7 @@ class WebServer(Closing):
                 if kind == "nginx":
                     raise
                 self.why = error.why
-                sock = _bound(ns, address, self.port)
+                sock = listen(ns, self.port, address=address)
         if self._server is None:
             self._server = _Python(sock)
         self.software = self._server.software
@@ -109,24 +110,6 @@ class WebServer(Closing):
         server, self._server = self._server, None
         if server is not None:
             server.close()
-
-
-def _bound(ns: NetNS, address: str, port: int) -> socket_module.socket:
-    import socket
-
-    family = socket.AF_INET if address and ":" not in address else socket.AF_INET6
-    with ns.entered():
-        sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if address else 0)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((address or "::", port))
-        return sock
-    except OSError as error:
-        sock.close()
-        what = f"cannot listen on port {port}" + (f" of {address}" if address else "")
-        raise BpfkitError(what, why=errno_text(error.errno or 0)) from error
 
 
 class _Nginx:
@@ -248,7 +231,6 @@ class _Python:
         self._server = Server(("", 0), Handler, bind_and_activate=False)
         self._server.socket.close()
         self._server.socket = sock
-        sock.listen(64)
         self._thread = Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
         self._thread.start()
 

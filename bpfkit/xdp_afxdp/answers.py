@@ -93,12 +93,12 @@ def _ipv6(body: bytes, addresses: set[bytes], mac: bytes) -> tuple[str, bytes, b
         if length < 24 or icmp[1] or body[7] != 255 or icmp[8:24] not in addresses:
             return None
         here = icmp[8:24]
-        asked = any(source)
+        solicited = any(source)
         # Duplicate address detection sends from ::, and is answered to all nodes.
-        destination = source if asked else _ALL_NODES
-        if not asked:
+        destination = source if solicited else _ALL_NODES
+        if not solicited:
             to = bytes.fromhex("333300000001")
-        flags = 0x60000000 if asked else 0x20000000  # solicited, override
+        flags = 0x60000000 if solicited else 0x20000000  # solicited, override
         reply = struct.pack("!BBHI", 136, 0, 0, flags) + here + b"\2\1" + mac
         word, hops = "nd", 255
     elif icmp[0] == 128 and not icmp[1] and here in addresses:

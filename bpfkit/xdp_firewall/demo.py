@@ -173,13 +173,17 @@ class FirewallDemo:
             yield got == wanted, f"after '{command} {rule}' by another process {word}"
 
     def _edit(self, command: str, rule: str) -> None:
+        """Run ``python -m bpfkit.xdp_firewall COMMAND RULE`` with the bpfkit of this process."""
         import subprocess
 
+        import bpfkit
+
         netns = f"/proc/{os.getpid()}/fd/{self.lab['server'].fd}"
-        here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        root = os.path.dirname(os.path.dirname(os.path.abspath(bpfkit.__file__)))
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         done = subprocess.run(
             [sys.executable, "-m", "bpfkit.xdp_firewall", command, rule, "--netns", netns],
-            env={**os.environ, "PYTHONPATH": here},
+            env={**os.environ, "PYTHONPATH": path},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

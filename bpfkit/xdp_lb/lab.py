@@ -17,10 +17,11 @@ from __future__ import annotations
 import _socket
 
 from bpfkit.core.closing import Closing
-from bpfkit.core.errors import BpfkitError, errno_text
+from bpfkit.core.errors import BpfkitError
 from bpfkit.net.links.lab import Lab
 from bpfkit.net.links.peers import attach_pass
-from bpfkit.net.packets.addresses import mapped
+from bpfkit.net.packets.addresses import family_of, mapped
+from bpfkit.net.traffic.sockets import listen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,17 +64,7 @@ class Responder:
 
         self.name = name
         self.requests = 0
-        with ns.entered():
-            self._listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-        try:
-            self._listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._listener.bind(("::", port))
-            self._listener.listen(256)
-        except OSError as error:
-            self._listener.close()
-            why = errno_text(error.errno or 0)
-            raise BpfkitError(f"{name} cannot listen on port {port}", why=why) from error
+        self._listener = listen(ns, port, backlog=256)
         self._wake, self._woken = socket.socketpair()
         self._thread = Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
@@ -148,9 +139,7 @@ class Conversation:
         import socket
 
         with ns.entered():
-            self._sock = socket.socket(
-                socket.AF_INET6 if ":" in vip else socket.AF_INET, socket.SOCK_STREAM
-            )
+            self._sock = socket.socket(family_of(vip), socket.SOCK_STREAM)
         self._sock.settimeout(timeout)
         try:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

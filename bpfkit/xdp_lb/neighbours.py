@@ -105,14 +105,14 @@ def resolve(ifindex: int, addresses: Iterable[str], timeout: float = 1.0) -> dic
     """Address -> MAC address of neighbours; without those that do not answer in ``timeout`` s."""
     wanted = set(addresses)
     deadline = time.monotonic() + timeout
-    asked = False
+    requested = False
     while True:
         known = neighbours(ifindex)
         missing = wanted - known.keys()
         if not missing or time.monotonic() > deadline:
             return {address: known[address] for address in wanted & known.keys()}
-        if not asked:
+        if not requested:
             for address in missing:
                 solicit(ifindex, address)
-            asked = True
+            requested = True
         time.sleep(0.01)

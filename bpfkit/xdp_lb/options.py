@@ -82,12 +82,12 @@ def refuse_own(services: list[Service], backends: set[str]) -> None:
         raise UsageError("a --vip is given twice")
 
 
-def port_to_check(services: list[Service], asked: int | None) -> int:
+def port_to_check(services: list[Service], given: int | None) -> int:
     """The port of health checks: ``--health-port``, or that of the first TCP service."""
-    if asked == 0:
+    if given == 0:
         raise UsageError("--health-port 0 is not a port to connect to")
-    if asked is not None:
-        return asked
+    if given is not None:
+        return given
     for service in services:
         if service.proto == "tcp":
             return service.port

@@ -237,7 +237,7 @@ def test_what_is_on_the_cable_stays(somebody: Somebody) -> None:
         with next(iter(xdp.programs.values())).attach_xdp(index):
             done = run("container_lab", *somebody.options())
             assert done.returncode == 1
-            assert "there is program" in done.stderr and "xdp_drop_icmp" in done.stderr
+            assert "already attached: program" in done.stderr and "xdp_drop_icmp" in done.stderr
             assert f"of process {os.getpid()}" in done.stderr
     assert "clsact" not in somebody.tc("qdisc", "show", "dev", "veth7")
 
@@ -300,9 +300,9 @@ def test_no_container(somebody: Somebody) -> None:
     own = f"/proc/{os.getpid()}/fd/"
     for options, said in (
         (["--container", str(2**22 + 1)], "no such process"),
-        (["--container", str(os.getpid())], "is in the host's own network namespace"),
+        (["--container", str(os.getpid())], "is in the host's network namespace"),
         (["--container", pid], "is in another network namespace"),
-        (["--container", f"{own}{alone.fd}"], "nothing but lo"),
+        (["--container", f"{own}{alone.fd}"], "no device but lo"),
         (["--container", f"{own}{flat['box'].fd}"], "br0 of the container"),
         (["--container", f"{own}{flat['box'].fd}"], "it is a bridge"),
         (["--outside", "10.8.0.2:80"], "--outside needs --container"),

@@ -83,7 +83,7 @@ def test_text_explains_the_drop() -> None:
     done = run("hooks", "--drop-at", "tc_egress@router", "--ipv6")
     assert (done.returncode, done.stderr) == (0, "")
     assert "right: the tap on the way out is after tc_egress, so tcpdump misses" in done.stdout
-    assert "left: the tap on the way in comes before tc_egress" in done.stdout
+    assert "left: the tap on the way in is before tc_egress" in done.stdout
     assert "the application on server did not get it" in done.stdout
 
 

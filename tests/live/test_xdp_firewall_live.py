@@ -105,6 +105,21 @@ def test_check_passes(args: list[str]) -> None:
     assert "verified" in done.stdout
 
 
+def test_check_passes_in_another_directory(tmp_path: Path) -> None:
+    """The demo's own children, which edit the rules, find bpfkit there, too."""
+    done = subprocess.run(
+        [*COMMAND, "--check", "-c", "1"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "verified" in done.stdout
+
+
 def test_edited_from_another_terminal(lab: Lab) -> None:
     with Wall(lab) as wall:
         assert gets_in(lab) and gets_in(lab, "fd77::1")

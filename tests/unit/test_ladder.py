@@ -36,7 +36,7 @@ def test_rungs_in_lanes():
         "  µs  a  b  c  hook        device  data          tag",
         " 0.0  ●  │  │  output              IP 92",
         " 1.5  └─────●  tap_in      eth0    Ethernet 106  VLAN 7 in metadata",
-        "20.0  │  │  ✗  tc_ingress  eth0    Ethernet 92                             "
+        "20.0  │  │  ✗  tc_ingress  eth0    Ethernet 92                       "
         "the packet is dropped here",
         "      │  │  ·  input       eth0    not seen",
     ]
@@ -86,7 +86,7 @@ def test_text_says_what_captures_measured():
     assert lines[0] == "one packet"
     assert "a capture on c:eth0 saw it coming in" in lines
     assert lines[-2:] == [
-        "eth0: the tap on the way in comes before tc_egress, so tcpdump still shows the packet",
+        "eth0: the tap on the way in is before tc_egress, so tcpdump still shows the packet",
         "eth0: the tap on the way out is after tc_egress, so tcpdump misses the packet",
     ]
     # It is the captures that say so, not the order.

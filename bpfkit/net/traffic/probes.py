@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import _socket
 
-from bpfkit.core.errors import BpfkitError, errno_text
 from bpfkit.net.packets.addresses import family_of
+from bpfkit.net.traffic.sockets import listen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,22 +33,9 @@ class Listener:
     """
 
     def __init__(self, ns: NetNS, port: int = 0, *, address: str = "") -> None:
-        import socket
         from threading import Thread
 
-        family = family_of(address or "::")
-        with ns.entered():
-            self.sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            if family == socket.AF_INET6:
-                self.sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, bool(address))
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self.sock.bind((address or "::", port))
-            self.sock.listen(64)
-        except OSError as error:
-            self.sock.close()
-            why = errno_text(error.errno or 0)
-            raise BpfkitError(f"cannot listen on port {port}", why=why) from error
+        self.sock = listen(ns, port, address=address)
         self.port = int(self.sock.getsockname()[1])
         self._thread = Thread(target=self._serve, name="listener", daemon=True)
         self._thread.start()

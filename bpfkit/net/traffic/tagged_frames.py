@@ -191,11 +191,11 @@ class TaggedRequests(TaggedFrames):
         at += 2
         if data[:at] != frame[6:12] + frame[:6] + frame[12:at]:
             return False
-        body, asked = data[at:], frame[at:]
+        body, request = data[at:], frame[at:]
         if frame[at - 2 : at] == b"\x08\x06":
-            return body[7:8] == b"\2" and body[14:18] == asked[24:28]
-        head, reply = (40, {135: 136, 128: 129}) if asked[0] >> 4 == 6 else (20, {8: 0})
-        if len(body) < head + 8 or body[head] != reply[asked[head]]:
+            return body[7:8] == b"\2" and body[14:18] == request[24:28]
+        head, reply = (40, {135: 136, 128: 129}) if request[0] >> 4 == 6 else (20, {8: 0})
+        if len(body) < head + 8 or body[head] != reply[request[head]]:
             return False
         what = slice(head + 8, head + 24) if body[head] == 136 else slice(head + 4, head + 8)
-        return body[what] == asked[what]
+        return body[what] == request[what]
