@@ -2,9 +2,9 @@
 """The base class of every program: what a program says about itself.
 
 A program is a class deriving from :class:`App` (or from the class of its kind of target, such as
-:class:`bpfkit.app.tap.SocketApp`) and two lines at the end of its module::
+:class:`bpfkit.app.tap.TapApp`) and two lines at the end of its module::
 
-    class Sockex1(SocketApp):
+    class Sockex1(TapApp):
         \"\"\"Bytes per IP protocol of the packets that leave an interface.\"\"\"
 
         name = "sockex1"

@@ -93,7 +93,7 @@ def test_another_program_is_named_and_replaced(lab: Lab) -> None:
         with on_server("xdp_drop_icmp", lab, "--replace") as second:
             assert "XDP native" in second.said
             status, _, errors = first.wait()
-            assert status == 1 and "taken off" in errors
+            assert status == 1 and "was detached from" in errors
             assert second.end()[0] == 0
 
 

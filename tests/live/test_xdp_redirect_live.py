@@ -296,7 +296,12 @@ def test_cpumap_counts_what_its_queues_lose(pair: Lab) -> None:
 
 @pytest.mark.parametrize(
     ("cpus", "text"),
-    [("4000", "no CPU 4000: online are 0"), ("x", "no CPU"), ("1-0", "no range"), ("", "no CPU")],
+    [
+        ("4000", "no CPU 4000: these are online: 0"),
+        ("x", "no CPU"),
+        ("1-0", "no range"),
+        ("", "no CPU"),
+    ],
 )
 def test_cpumap_bad_cpus(cpus: str, text: str) -> None:
     done = run("xdp_cpumap", "--cpus", cpus)
