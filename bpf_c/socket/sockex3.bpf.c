@@ -35,7 +35,7 @@
  * (the flow, or its outer headers, found no place in the table). On an LRU table evicted flows are
  * missing from the sum: seen - nonip - unattributed - (sum over flows).
  *
- * Maps (structs in <bpfkit/flow.h> and <bpfkit/wire.h>)
+ * Maps (structs in "sockex3_flow.h" and <bpfkit/wire.h>)
  *   flows    percpu_hash   struct flow_key -> struct traffic     may be loaded as lru_percpu_hash
  *   outers   hash          struct outer_key -> u32 id            what flow_key.outer_id stands for
  *   totals   percpu_array  0 -> struct totals
@@ -43,7 +43,7 @@
  *   scratch  percpu_array  0 -> struct parse_state               one packet at a time per CPU
  */
 #include <bpfkit/bpfkit.h>
-#include <bpfkit/flow.h>
+#include "sockex3_flow.h"
 #include <bpfkit/segment.h>
 #include <bpfkit/wire.h>
 

@@ -25,7 +25,7 @@
  */
 #include <bpfkit/bpfkit.h>
 #include <bpfkit/maps.h>
-#include <bpfkit/tuple.h>
+#include "tuple.h"
 #include <bpfkit/wire.h>
 #include <uapi/linux/bpf.h>
 

@@ -22,8 +22,8 @@
 #define MAX_EXTS 1
 #include <bpfkit/bpfkit.h>
 #include <bpfkit/direct.h>
-#include <bpfkit/link.h>
-#include <bpfkit/tuple.h>
+#include "link.h"
+#include "tuple.h"
 #include <bpfkit/wire.h>
 #include <uapi/linux/bpf.h>
 

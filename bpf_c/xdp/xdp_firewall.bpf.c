@@ -27,7 +27,7 @@
  * pass (no host takes them), but what cannot be decided is dropped: more tags or extension headers
  * than are looked through, and a fragment whose headers go on in the next one (RFC 7112).
  *
- * Maps (structs here and in <bpfkit/firewall.h>)
+ * Maps (structs here and in "xdp_firewall.h")
  *   state          array          struct state
  *   fronts         array_of_maps  struct front: prefix lengths in use, bits of each prefix
  *   blooms         array_of_maps  bloom filters of prefixes, where asked for
@@ -42,7 +42,7 @@
 #include <bpfkit/bpfkit.h>
 #include <uapi/linux/bpf.h>
 #include <bpfkit/direct.h>
-#include <bpfkit/firewall.h>
+#include "xdp_firewall.h"
 #include <bpfkit/wire.h>
 
 LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */

@@ -12,13 +12,13 @@
  * So the hash is written down once, in C, and a million prefixes take some 30 ms. Bits are set one
  * at a time and atomically: the firewall may be looking at them.
  *
- * Maps: the firewall's own, given by the loader (struct in <bpfkit/firewall.h>)
+ * Maps: the firewall's own, given by the loader (struct in "xdp_firewall.h")
  *   front  array         what stands in front of the rules
  *   bloom  bloom_filter  the same in the kernel's own way (a prefix4 is padded with zeros)
  */
 #include <bpfkit/bpfkit.h>
 #include <uapi/linux/bpf.h>
-#include <bpfkit/firewall.h>
+#include "xdp_firewall.h"
 
 LOAD_CONST(0, family, 4); /* 4: struct prefix4; 6: struct prefix6 */
 LOAD_CONST(1, kind, 1); /* FRONT_BITS or FRONT_BLOOM */

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flows as the maps of ``bpf_c/socket/sockex3.bpf.c`` hold them (structs in bpfkit/flow.h)."""
+"""Flows as the maps of ``bpf_c/socket/sockex3.bpf.c`` hold them (structs in sockex3_flow.h)."""
 
 from __future__ import annotations
 

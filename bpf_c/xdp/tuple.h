@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Who sends to whom: addresses, protocol and ports of a frame that direct.h has looked through, and
+ * Who sends to whom: addresses, protocol and ports of a frame that <bpfkit/direct.h> parsed, and
  * a hash of them. For programs that look an address up, or keep flows apart.
  */
 #ifndef BPFKIT_TUPLE_H
