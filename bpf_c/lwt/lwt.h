@@ -8,7 +8,7 @@
 
 #include <uapi/linux/bpf.h>
 #include <bpfkit/bpfkit.h>
-#include <bpfkit/parse.h>
+#include <bpfkit/headers.h>
 
 #define NOT_AN_IP_PACKET 256 /* key of the row for packets without a readable IP header */
 #define LWT_ROWS         (NOT_AN_IP_PACKET + 1)
@@ -21,9 +21,12 @@ struct row {
 
 static __always_inline u32 protocol_of(struct __sk_buff *skb)
 {
-	struct ip_packet p = {};
+	struct headers h = {};
+	union ip_header ip;
+	struct window w;
 
-	return parse_frame(skb, &p, 0) ? p.proto : NOT_AN_IP_PACKET;
+	load_skb(skb, &h, &ip, &w, 0);
+	return h.family ? h.proto : NOT_AN_IP_PACKET;
 }
 
 /* Adds the packet to its protocol's row. */

@@ -27,10 +27,8 @@
  */
 #include <uapi/linux/bpf.h>
 #include <bpfkit/bpfkit.h>
-/* Few, because they are walked twice; deeper ones are left to the kernel. */
-#define MAX_TAGS 2
-#define MAX_EXTS 4
-#include <bpfkit/direct.h>
+#define MAX_TAGS 2 /* see <bpfkit/headers.h>; more are left to the kernel */
+#include <bpfkit/headers.h>
 
 LOAD_CONST(0, protocol, 253); /* the tunnel's IP protocol */
 
@@ -97,12 +95,13 @@ int dissect(struct __sk_buff *skb)
 	__be16 *ports;
 	u64 net;
 
+	w.by_load = false;
 	w.data = (void *)(long)skb->data;
 	w.end = (void *)(long)skb->data_end;
 	w.off = keys->nhoff;
 	w.limit = skb->data_end - skb->data;
 	net = w.off;
-	if (direct_ethertype(&w, &h, bpf_ntohs(keys->n_proto)) != FOUND)
+	if (walk_ethertype(&w, &h, NULL, bpf_ntohs(keys->n_proto)) != FOUND)
 		return answer(LEFT_TO_KERNEL, DISSECTOR_CONTINUE);
 	net += h.tags * VLAN_HLEN;
 	if (h.proto == protocol() && !h.fragment && !(keys->flags & STOP_AT_ENCAP)) {
@@ -114,7 +113,7 @@ int dissect(struct __sk_buff *skb)
 		if (kind == TUNNEL6 && tunnel->next != IPPROTO_IPV6)
 			return answer(LEFT_TO_KERNEL, DISSECTOR_CONTINUE);
 		__builtin_memset(&h, 0, sizeof(h));
-		if ((kind == TUNNEL4 ? direct_ipv4(&w, &h) : direct_ipv6(&w, &h)) != FOUND)
+		if (walk_ip(&w, &h, NULL, kind == TUNNEL4) != FOUND)
 			return answer(LEFT_TO_KERNEL, DISSECTOR_CONTINUE);
 		h.payload = w.off;
 		keys->is_encap = true;

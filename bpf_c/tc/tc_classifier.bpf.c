@@ -29,11 +29,10 @@
  *   buckets  array        number -> struct bucket, with a spin lock: all CPUs share its tokens
  */
 #include <uapi/linux/pkt_cls.h>
-#include <uapi/linux/tcp.h>
 #define MAX_TAGS 4
-#define MAX_EXTS 8
 #include <bpfkit/bpfkit.h>
-#include <bpfkit/direct.h>
+#include <bpfkit/headers.h>
+#include <bpfkit/segment.h>
 #include <bpfkit/wire.h>
 
 LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
@@ -92,29 +91,6 @@ BPF_TABLE("percpu_hash", struct class_key, struct class_row, counts, 4096);
 BPF_ARRAY(classes, struct class_table, 1);
 BPF_ARRAY(rules, struct rule, MAX_RULES);
 BPF_ARRAY(buckets, struct bucket, MAX_RULES);
-
-/* Frames and bytes on the wire: every segment of a super-frame repeats all headers. */
-static __always_inline struct traffic on_wire(struct __sk_buff *skb, const struct window *w,
-					      const struct headers *h)
-{
-	struct traffic t = { .packets = 1, .bytes = skb->len };
-	u64 repeated = h->payload;
-	struct tcphdr *tcp;
-
-	if (skb->gso_segs > 1) {
-		if (h->proto == IPPROTO_UDP) {
-			repeated += 8;
-		} else if (h->proto == IPPROTO_TCP) {
-			tcp = window_peek(w, sizeof(*tcp));
-			repeated += tcp ? tcp->doff * 4 : sizeof(*tcp);
-		}
-		t.packets = skb->gso_segs;
-		t.bytes += (t.packets - 1) * repeated;
-	}
-	if (skb->vlan_present)
-		t.bytes += t.packets * VLAN_HLEN;
-	return t;
-}
 
 /* The six DSCP bits of the IPv4 TOS byte or the IPv6 traffic class. */
 static __always_inline u8 dscp_of(const struct window *w, const struct headers *h)
@@ -205,7 +181,7 @@ static __always_inline int classify(struct __sk_buff *skb, u8 direction)
 		key.proto = h.proto;
 		key.dscp = dscp_of(&w, &h);
 	}
-	wire = on_wire(skb, &w, &h);
+	wire = tc_traffic(skb, h.payload, h.proto);
 	if (key.proto != NO_PROTO)
 		pass = obey(skb, &key, wire.bytes);
 	row = counts.lookup_or_try_init(&key, &zero);

@@ -9,7 +9,7 @@
 #ifndef BPFKIT_LINK_H
 #define BPFKIT_LINK_H
 
-#include <bpfkit/direct.h>
+#include <bpfkit/headers.h>
 
 _Static_assert(MAX_TAGS <= 2, "put_link() writes two VLAN tags at most");
 

@@ -19,9 +19,8 @@
  *   rows     percpu_array  enum row -> struct traffic, as they came
  */
 #define MAX_TAGS 2
-#define MAX_EXTS 1
 #include <bpfkit/bpfkit.h>
-#include <bpfkit/direct.h>
+#include <bpfkit/headers.h>
 #include "link.h"
 #include "tuple.h"
 #include <bpfkit/wire.h>

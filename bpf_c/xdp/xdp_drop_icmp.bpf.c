@@ -20,7 +20,7 @@
  *   types  percpu_array  type, 256 + type for ICMPv6, or one of `enum row` -> struct traffic
  */
 #include <bpfkit/bpfkit.h>
-#include <bpfkit/direct.h>
+#include <bpfkit/headers.h>
 #include <bpfkit/wire.h>
 
 LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */

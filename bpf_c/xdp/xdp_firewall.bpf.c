@@ -41,7 +41,7 @@
  */
 #include <bpfkit/bpfkit.h>
 #include <uapi/linux/bpf.h>
-#include <bpfkit/direct.h>
+#include <bpfkit/headers.h>
 #include "xdp_firewall.h"
 #include <bpfkit/wire.h>
 

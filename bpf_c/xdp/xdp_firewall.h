@@ -7,7 +7,7 @@
 #define BPFKIT_FIREWALL_H
 
 #include <bpfkit/maps.h>
-#include <bpfkit/direct.h>
+#include <bpfkit/headers.h>
 
 #define LINES   (1 << 15) /* 2 MB of cache lines: with a million prefixes 30 in each of 512 bits */
 #define LENGTHS 192 /* room for a list of prefix lengths */

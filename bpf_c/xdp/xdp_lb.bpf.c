@@ -58,9 +58,8 @@
  */
 #include <uapi/linux/icmp.h>
 #define MAX_TAGS 2
-#define MAX_EXTS 8
 #include <bpfkit/bpfkit.h>
-#include <bpfkit/direct.h>
+#include <bpfkit/headers.h>
 #include "link.h"
 #include "tuple.h"
 #include <bpfkit/wire.h>

@@ -13,7 +13,7 @@
 #ifndef BPFKIT_REDIRECT_H
 #define BPFKIT_REDIRECT_H
 
-#include <bpfkit/direct.h>
+#include <bpfkit/headers.h>
 #include <bpfkit/wire.h>
 #include <uapi/linux/bpf.h>
 

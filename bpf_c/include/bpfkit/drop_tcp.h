@@ -11,7 +11,7 @@
 #ifndef BPFKIT_DROP_TCP_H
 #define BPFKIT_DROP_TCP_H
 
-#include <bpfkit/direct.h>
+#include <bpfkit/headers.h>
 
 enum drop_row {
 	ROW_TCP4,

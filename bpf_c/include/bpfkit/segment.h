@@ -9,6 +9,7 @@
 #define BPFKIT_SEGMENT_H
 
 #include <bpfkit/ip.h>
+#include <bpfkit/wire.h>
 
 #define SEGMENT_TUNNELS 2 /* that are looked through */
 #define GRE_CSUM        0x8000
@@ -47,16 +48,17 @@ static __always_inline u32 tunnel_payload(struct __sk_buff *skb, u32 off, u8 pro
 }
 
 /*
- * Makes the verifier forget what it knows about a value, by way of the context. It walks the rest
- * of a program once for each combination of values it can tell apart; for what is read from the
- * context, once.
+ * `value`, of which the verifier knows nothing any more, by way of the context: it knows nothing of
+ * skb->len either. Otherwise it re-verifies the rest once per combination of known values.
  */
-#define FORGET(skb, slot, value)               \
-	({                                     \
-		(skb)->cb[slot] = (value);     \
-		asm volatile("" ::: "memory"); \
-		(value) = (skb)->cb[slot];     \
-	})
+static __always_inline u32 forget(struct __sk_buff *skb, u32 value)
+{
+	u32 unknown = skb->len;
+
+	value ^= unknown;
+	asm volatile("" : "+r"(value));
+	return value ^ unknown;
+}
 
 /* Bytes up to and including the innermost transport header; `off` is where the outermost one is. */
 static __always_inline u32 segment_header_len(struct __sk_buff *skb, u32 off, u32 proto)
@@ -66,8 +68,8 @@ static __always_inline u32 segment_header_len(struct __sk_buff *skb, u32 off, u3
 	u32 i, inner;
 
 	for (i = 0; i < SEGMENT_TUNNELS; i++) {
-		FORGET(skb, 0, off);
-		FORGET(skb, 1, proto);
+		off = forget(skb, off);
+		proto = forget(skb, proto);
 		inner = tunnel_payload(skb, off, proto);
 		if (!inner || bpf_skb_load_bytes(skb, inner, &ip, sizeof(ip)))
 			break;
@@ -91,6 +93,18 @@ static __always_inline u32 segment_header_len(struct __sk_buff *skb, u32 off, u3
 		return off + 12;
 	}
 	return off;
+}
+
+/*
+ * What a tc program's socket buffer is on the wire. `payload`, `proto`: of the outermost transport
+ * header. tc programs cannot use cb[] as taps do: other programs keep things there.
+ */
+static __always_inline struct traffic tc_traffic(struct __sk_buff *skb, u32 payload, u32 proto)
+{
+	bool super = is_gso(skb);
+	u32 header_len = super && payload ? segment_header_len(skb, payload, proto) : 0;
+
+	return segment_traffic(skb, skb->len, super, header_len);
 }
 
 #endif

@@ -52,21 +52,29 @@ static __always_inline u32 frame_len(struct __sk_buff *skb)
 	return len ? len : skb->len;
 }
 
-/* More than one frame? Cheap enough to ask for every packet. */
+/* More than one frame? For tc programs, where cb[] is not ours; cheap enough for every packet. */
+static __always_inline bool is_gso(struct __sk_buff *skb)
+{
+	return skb->gso_segs > 1 || skb->gso_size;
+}
+
+/* The same for a tap, which also replays captures: there gso_size alone says nothing. */
 static __always_inline bool is_super_frame(struct __sk_buff *skb)
 {
 	return skb->gso_segs > 1 || (skb->gso_size && !captured_len(skb));
 }
 
 /*
- * Frames and bytes of this socket buffer. `header_len`: bytes from skb->data up to and including
- * the innermost transport header (see segment.h); only used for super-frames.
+ * Frames and bytes on the wire of a socket buffer of `len` bytes; `super`: is it a super-frame?
+ * `header_len`: bytes from skb->data up to and including the innermost transport header (see
+ * segment.h); only used for super-frames.
  */
-static __always_inline struct traffic wire_traffic(struct __sk_buff *skb, u32 header_len)
+static __always_inline struct traffic segment_traffic(struct __sk_buff *skb, u32 len, bool super,
+						      u32 header_len)
 {
-	u32 len = frame_len(skb), segs = 1;
+	u32 segs = 1;
 
-	if (is_super_frame(skb)) {
+	if (super) {
 		u32 size = skb->gso_size;
 
 		segs = skb->gso_segs;
@@ -81,6 +89,12 @@ static __always_inline struct traffic wire_traffic(struct __sk_buff *skb, u32 he
 	if (skb->vlan_present)
 		len += segs * VLAN_HLEN;
 	return (struct traffic){ .packets = segs, .bytes = len };
+}
+
+/* What a tap's socket buffer is on the wire. */
+static __always_inline struct traffic wire_traffic(struct __sk_buff *skb, u32 header_len)
+{
+	return segment_traffic(skb, frame_len(skb), is_super_frame(skb), header_len);
 }
 
 static __always_inline void add_traffic(struct traffic *to, const struct traffic *what)
