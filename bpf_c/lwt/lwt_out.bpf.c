@@ -10,7 +10,7 @@
  *
  *    socket -> route lookup -> netfilter output
  *                                   |
- *       the route has a program: lwt_out -+-> BPF_DROP: lost without a word to the sender
+ *       the route has a program: lwt_out -+-> BPF_DROP: the sender gets no error
  *                                         +-> BPF_OK -> netfilter postrouting -> tc egress -> wire
  *
  * Map (struct in "lwt.h")

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * flow_dissector: which flow is this packet of? The kernel asks a program
- * =======================================================================
+ * flow_dissector: tells the kernel which flow a packet belongs to
+ * ===============================================================
  *
  * hook      a network namespace (BPF_LINK_CREATE with its fd), asked whenever the kernel wants to
  *           know a packet's flow: receive hashing, PACKET_FANOUT, bonding, fq, cls_flower
  * context   struct __sk_buff: only data, data_end and flow_keys, the answer
  * packets   not changed, and not dropped: BPF_DROP only means "no flow found"
  *
- * To the kernel's own dissector an unknown tunnel is one flow per pair of hosts. This one knows a
- * small tunnel header, behind IP protocol 253 (RFC 3692's number for experiments):
+ * The kernel's own dissector treats an unknown tunnel as one flow per pair of hosts. This program
+ * parses a small tunnel header behind IP protocol 253 (RFC 3692's number for experiments):
  *
  *   0               1               2                               4              8
  *   +---------------+---------------+-------------------------------+--------------+
@@ -20,7 +20,7 @@
  *   IP, anything else ------------------------------------> flow_keys: its own ends  -> BPF_OK
  *   no IP, headers that are not all in the linear part ------------> the kernel's own dissector
  *
- * Fragments have a flow by their addresses alone: only the first has ports.
+ * Fragments are a flow by addresses alone, because only the first has ports.
  *
  * Map
  *   seen  percpu_array  enum kind -> packets

@@ -12,9 +12,9 @@
  *                                               |           headers
  *                                               +-> anything else ------------> nonip[0]
  *
- * For IPv6 the protocol is what the extension headers lead to; the fragment header's, for later
- * fragments. A frame that is cut off before its IP header ends is non-IP. Every frame is counted
- * once.
+ * The protocol is the one behind all extension headers (of IPv4: authentication headers); for later
+ * fragments, the one the fragment header names. A frame that is cut off before its IP header ends is
+ * non-IP. Every frame is counted once.
  *
  * Maps (struct in <bpfkit/wire.h>)
  *   protocols  percpu_array  IPPROTO_* -> struct traffic

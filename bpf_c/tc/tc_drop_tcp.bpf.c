@@ -14,8 +14,8 @@
  * TC_ACT_UNSPEC leaves the decision to the filters behind; TC_ACT_OK would end the chain and
  * silently switch them off.
  *
- * Headers need not be in the packet's linear part: then they are pulled there. A super-frame (GSO)
- * counts as its segments. What counts as TCP: see <bpfkit/drop_tcp.h>.
+ * Headers outside the packet's linear part are pulled into it. A super-frame (GSO) counts as its
+ * segments. What counts as TCP: see <bpfkit/drop_tcp.h>.
  *
  * Map (struct in <bpfkit/wire.h>)
  *   rows  percpu_array  enum drop_row -> struct traffic

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What every segment of a super-frame repeats: all headers down to the innermost transport
- * header. Tunnels are looked through for that, also by programs that do not show what is in them.
- * Only for super-frames: offloads build them from well-formed packets, so this reads no more than
- * the lengths of headers.
+ * The bytes that every segment of a super-frame repeats: all headers up to the innermost transport
+ * header, tunnels included, also for programs that do not show tunnels. Only for super-frames:
+ * offloads build them from well-formed packets, so only header lengths are read.
  */
 #ifndef BPFKIT_SEGMENT_H
 #define BPFKIT_SEGMENT_H
@@ -11,7 +10,7 @@
 #include <bpfkit/ip.h>
 #include <bpfkit/wire.h>
 
-#define SEGMENT_TUNNELS 2 /* that are looked through */
+#define SEGMENT_TUNNELS 2 /* tunnel headers that are followed */
 #define GRE_CSUM        0x8000
 #define GRE_ROUTING     0x4000
 #define GRE_KEY         0x2000
@@ -20,7 +19,7 @@
 #define VXLAN_HLEN      8
 #define VXLAN_PORT      4789
 
-/* From the transport header at `off` to the IP header in the tunnel that it is; 0: it is none. */
+/* Offset of the IP header inside the tunnel whose header is at `off`; 0: not a tunnel. */
 static __always_inline u32 tunnel_payload(struct __sk_buff *skb, u32 off, u8 proto)
 {
 	__be16 head[2]; /* GRE: flags, ethertype; UDP: ports */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What a socket buffer is on the wire: how many frames, how many bytes.
+ * How many frames and bytes a socket buffer is on the wire.
  *
  * With GSO, TSO and GRO one socket buffer stands for many frames: the payload is cut into pieces of
  * gso_size bytes, each behind its own copy of all headers. A packet tap sees the socket buffer.
@@ -37,8 +37,8 @@ static __always_inline bool wanted(struct __sk_buff *skb, u32 direction)
 }
 
 /*
- * Length of the frame in a capture, which a snap length may have cut: put there by who replays the
- * capture. On a live socket the kernel clears cb[], and skb->len is the length.
+ * Original length of a captured frame, which a snap length may have cut. The capture replay sets it;
+ * on a live socket the kernel clears cb[], and skb->len is the length.
  */
 static __always_inline u32 captured_len(struct __sk_buff *skb)
 {
@@ -103,7 +103,7 @@ static __always_inline void add_traffic(struct traffic *to, const struct traffic
 	to->bytes += what->bytes;
 }
 
-/* One frame of `len` bytes more, where there is such a row. */
+/* Adds one frame of `len` bytes to the row, if there is one. */
 static __always_inline void add_frame(struct traffic *row, u64 len)
 {
 	if (row) {
