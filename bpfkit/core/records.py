@@ -226,7 +226,7 @@ def _reap_one(directory: int, name: str) -> list[str]:
         try:
             handler(data)
         except Exception as error:
-            # No failure (an interpreter without pyroute2, an error of the kernel) may keep a program
+            # No failure (no pyroute2 here, an error of the kernel) may keep a program
             # from starting; a later start may succeed.
             say(f"cannot undo {path}: {error}")
             return []

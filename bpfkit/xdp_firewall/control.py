@@ -48,7 +48,7 @@ __all__ = ["ALLOW", "DENY", "FRONTS", "MAPS", "Firewall", "find", "templates"]
 PROGRAM = "xdp_firewall"
 MAPS = ("state", "fronts", "v4", "v6", "blooms", "cells", "specs", "hits", "totals")
 ALLOW, DENY = 1, 2
-#: The kinds of pre-filter: FRONT_* of the C program.
+#: The kinds of pre-filter: FRONT_* of bpf_c/xdp/xdp_firewall.h.
 FRONTS = {"none": 0, "bits": 1, "bloom": 2}
 _BLOOM = FRONTS["bloom"]
 

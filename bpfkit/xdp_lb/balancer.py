@@ -126,7 +126,7 @@ def read_backends(path: str) -> dict[str, int]:
 
 
 def flow_hash(source: str, sport: int, destination: str, dport: int, proto: int) -> int:
-    """tuple_hash() of bpf_c/include/bpfkit/tuple.h, seed 0: it selects the slot in the table."""
+    """tuple_hash() of bpf_c/xdp/tuple.h, seed 0: it selects the slot in the table."""
     words = struct.unpack("=8I", mapped(source) + mapped(destination))
     first, second = struct.unpack("=HH", struct.pack("!HH", sport, dport))
     seed = proto
