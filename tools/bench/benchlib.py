@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks share: packets, and tables for a terminal or for the README."""
+"""What the benchmarks share: packets, and tables for a terminal or for README.md."""
 
 from __future__ import annotations
 
