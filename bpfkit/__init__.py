@@ -36,6 +36,14 @@ _HOME = {
     "load": "object",
 }
 
+#: Functions of the layers above core that core calls (bpfkit.core.entries finds them):
+#: (role, name) -> "module:function".
+ENTRIES = {
+    ("attach", "clsact"): "bpfkit.net.attach.clsact:attach_clsact",
+    ("undo", "clsact"): "bpfkit.net.attach.clsact:undo_clsact",
+    ("undo", "route"): "bpfkit.net.attach.route:undo_route",
+}
+
 __all__ = ["BpfkitError", "Link", "Map", "Object", "Program", "load"]
 
 

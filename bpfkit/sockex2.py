@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from bpfkit.app.lifecycle import main
-from bpfkit.app.tap import SocketApp, amount
+from bpfkit.app.tap import TapApp, amount
 from bpfkit.show.address import address_text
 
 TYPE_CHECKING = False
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bpfkit.show.rows import Row, Verdict
 
 
-class Sockex2(SocketApp):
+class Sockex2(TapApp):
     """Bytes and packets per destination address."""
 
     name = "sockex2"

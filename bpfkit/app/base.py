@@ -20,18 +20,21 @@ A program is a class deriving from :class:`App` (or from the class of its kind o
 
 from __future__ import annotations
 
+from bpfkit.app.place import Place
 from bpfkit.app.signals import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Any, Protocol, TypeVar
 
     from bpfkit.app.events import Channel, EventSource
     from bpfkit.app.signals import Signals
     from bpfkit.app.sinks import Sink
     from bpfkit.core.object import Object
+    from bpfkit.core.program import Program
+    from bpfkit.net.links.lab import Lab
     from bpfkit.net.links.netns import NetNS
     from bpfkit.show.rows import Event, Row, Verdict
 
@@ -57,10 +60,11 @@ class App:
     - ``events``: a stream of events; ``event_line``, ``event_row``: their form;
     - ``verify``: what ``--check`` compares;
     - ``run_capture``, ``capture_rows``: ``--pcap``, where :attr:`takes_capture` is true;
-    - ``error_filenos``, ``look``: what tells that the target is gone;
+    - ``error_filenos``: descriptors that have an error when the target is gone;
     - ``run``: the whole sequence, for a program that has no rounds.
 
-    It calls ``keep``, ``load``, ``enter_namespace`` and ``note``.
+    It calls ``keep``, ``load_program`` or ``load``, ``check_regularly``, ``enter_namespace`` and
+    ``note``; ``place`` and ``lab`` are where it works.
     """
 
     #: ``python -m bpfkit.NAME``.
@@ -86,6 +90,10 @@ class App:
     takes_capture = False
     #: Is there an option ``--netns``?
     takes_netns = False
+    #: The function to attach; "" is the first of the source.
+    entry = ""
+
+    object: Object
 
     def __init__(self, options: Namespace) -> None:
         self.options = options
@@ -97,7 +105,10 @@ class App:
         self.sink: Sink | None = None
         #: The events of this run, where :meth:`events` returns a source.
         self.channel: Channel | None = None
+        #: The namespace and the lab that the program works in.
+        self.place = Place(options.netns if self.takes_netns else None)
         self._keep: list[Closable] = []
+        self._checks: list[Callable[[], None]] = []
 
     # -- the program says
 
@@ -207,11 +218,13 @@ class App:
         raise NotImplementedError
 
     def error_filenos(self) -> list[int]:
-        """Descriptors on which an error is a reason to call :meth:`look` at once."""
+        """Descriptors on which an error is a reason to call :meth:`check_target` at once."""
         return []
 
-    def look(self) -> None:
-        """Is the target still there?  Called at least once a second; may raise."""
+    def check_target(self) -> None:
+        """Run the checks of :meth:`check_regularly`.  Called at least once a second; may raise."""
+        for check in self._checks:
+            check()
 
     def run(self, signals: Signals) -> int | None:
         """Everything from attached to the end, for a program with a sequence of its own.
@@ -222,7 +235,7 @@ class App:
         """
         return None
 
-    def where(self) -> str:
+    def describe_target(self) -> str:
         """What the program is attached to, for people."""
         return ""
 
@@ -234,7 +247,7 @@ class App:
 
     def title(self, round_: int) -> str:
         """First line of the live view."""
-        text = " · ".join(filter(None, (self.name, self.where())))
+        text = " · ".join(filter(None, (self.name, self.describe_target())))
         if self.demo_runs:
             text += f" · demo, round {round_ + 1} of {self.options.count or self.demo_rounds}"
         return text
@@ -262,6 +275,33 @@ class App:
     def load_options(self) -> dict[str, Any]:
         """More arguments for :func:`bpfkit.load` (map sizes, map types)."""
         return {}
+
+    def consts(self) -> dict[str, int]:
+        """LOAD_CONSTs of this program; its base class may have more."""
+        return {}
+
+    def prepare(self, loaded: Object) -> None:
+        """Between loading and attaching: fill maps."""
+
+    def load_program(self, **consts: int) -> Program:
+        """Load as :attr:`object` with these and :meth:`consts`, :meth:`prepare`; returns the
+        program to attach, :attr:`entry`."""
+        self.object = self.load(**consts, **self.consts())
+        self.prepare(self.object)
+        programs = self.object.programs
+        return programs[self.entry or next(iter(programs))]
+
+    def check_regularly(self, check: Callable[[], None]) -> None:
+        """Call ``check`` at least once a second; what it raises ends the program."""
+        self._checks.append(check)
+
+    @property
+    def lab(self) -> Lab:
+        """The lab of the demo.
+
+        :raises BpfkitError: the program works on a target of the user's instead.
+        """
+        return self.place.lab
 
     def enter_namespace(self, namespace: NetNS) -> None:
         """Move to ``namespace`` until the end; closes it then.  Threads started later follow."""

@@ -47,8 +47,6 @@ _STARTED = perf_counter()
 #: Longest sleep in seconds, after which the target is looked at.
 _SLICE = 1.0
 
-_CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13, "SYS_ADMIN": 21, "PERFMON": 38, "BPF": 39}
-
 
 # ---------------------------------------------------------------- from the outside in
 
@@ -131,7 +129,7 @@ def _run(app: App, signals: Signals) -> int:
     signals.gentle = True
     if app.options.verbose:
         passed = (perf_counter() - _STARTED) * 1e3
-        say(f"{app.name}: attached to {app.where()} in {passed:.1f} ms")
+        say(f"{app.name}: attached to {app.describe_target()} in {passed:.1f} ms")
     status = app.run(signals)
     if status is not None:
         return status
@@ -151,10 +149,12 @@ def _require(names: Iterable[str]) -> None:
                     held = int(line.split()[1], 16)
     except OSError:
         return
-    if held >> _CAPABILITIES["SYS_ADMIN"] & 1:
-        held |= 1 << _CAPABILITIES["BPF"] | 1 << _CAPABILITIES["PERFMON"]
+    from bpfkit.core.kernel.capabilities import capability_bit
+
+    if held & capability_bit("SYS_ADMIN"):
+        held |= capability_bit("BPF") | capability_bit("PERFMON")
     wanted = dict.fromkeys(names)
-    missing = [f"CAP_{name}" for name in wanted if not held >> _CAPABILITIES[name] & 1]
+    missing = [f"CAP_{name}" for name in wanted if not held & capability_bit(name)]
     if missing:
         raise PrivilegeError(f"needs root: run it with sudo (missing {', '.join(missing)})")
 
@@ -245,7 +245,7 @@ class _Waiter:
             # Thousands of events a second are no reason to look at the target as often.
             if not only_events or monotonic() >= looked + _SLICE:
                 looked = monotonic()
-                self._app.look()
+                self._app.check_target()
 
     def show_events(self) -> None:
         """Show the events that are there."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Iterator
 
-    from bpfkit.core.features.programs import Feature
+    from bpfkit.core.features import Feature
 
 
 HELP = "check what works on this machine, and what is missing"
@@ -42,9 +42,10 @@ def run(options: Namespace) -> int:
 
 def _findings() -> Iterator[tuple[str, list[Feature]]]:
     """What the doctor looks at: heading, answers.  A generator, because probing takes a while."""
-    from bpfkit.core.features import programs as features
+    from bpfkit.core import features
+    from bpfkit.core.features.environment import environment
 
-    yield "environment", [*features.environment(), *_compile_side()]
+    yield "environment", [*environment(), *_compile_side()]
     yield "program types", features.program_types()
     yield "map types", features.map_types()
 
@@ -52,7 +53,7 @@ def _findings() -> Iterator[tuple[str, list[Feature]]]:
 def _compile_side() -> list[Feature]:
     """The interpreter that has bcc, and where headers can come from."""
     from bpfkit.core.compile.headers import describe
-    from bpfkit.core.features.programs import NOT_SUPPORTED, WORKS, Feature
+    from bpfkit.core.features import NOT_SUPPORTED, WORKS, Feature
 
     routes = [
         Feature(
@@ -79,7 +80,7 @@ def _bcc() -> Feature:
     import subprocess
 
     from bpfkit.core.compile.compiler import interpreters
-    from bpfkit.core.features.programs import NOT_SUPPORTED, WORKS, Feature
+    from bpfkit.core.features import NOT_SUPPORTED, WORKS, Feature
 
     ask = "from importlib.util import find_spec as f; s = f('bcc'); print(s.origin if s else '')"
     tried = interpreters()

@@ -292,7 +292,7 @@ def _map_text(row: dict[str, Any]) -> list[str]:
                 ("max_entries", row["entries"]),
                 ("user space", row["operations"]),
                 ("since", f"Linux {row['since']}"),
-                ("in bpfkit", f"bpfkit.core.maps.base.{row['handled_by']}"),
+                ("in bpfkit", f"bpfkit.core.maps.{row['handled_by']}"),
             ]
         ),
     ]

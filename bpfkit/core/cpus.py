@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists of CPUs, as the kernel and the command line write them."""
+"""Lists of CPUs, as the kernel and the command line write them, and the number of CPUs."""
 
 from __future__ import annotations
 
-__all__ = ["cpu_list", "online"]
+__all__ = ["cpu_list", "online", "possible_cpus"]
+
+_possible = 0
 
 
 def cpu_list(text: str) -> list[int]:
@@ -32,3 +34,16 @@ def online() -> list[int]:
         import os
 
         return sorted(os.sched_getaffinity(0))
+
+
+def possible_cpus() -> int:
+    """Number of possible CPUs: a per-CPU map has that many values, however many are online."""
+    global _possible
+    if not _possible:
+        with open("/sys/devices/system/cpu/possible", "rb") as file:
+            text = file.read().decode()
+        # "0-3,8-11": the kernel sizes by the number of CPUs, not by the highest
+        for part in text.strip().split(","):
+            low, _, high = part.partition("-")
+            _possible += int(high or low) - int(low) + 1
+    return _possible

@@ -121,7 +121,7 @@ def _load_error(
         return needs_root(what)
     if not log.strip() and number != errno.E2BIG:  # that one is too large to have a log
         if number == errno.EPERM:
-            from bpfkit.core.features.programs import refused_by_policy
+            from bpfkit.core.features.privileges import refused_by_policy
 
             return PrivilegeError(what, why=refused_by_policy(section.prog_type))
         if number == errno.EINVAL:

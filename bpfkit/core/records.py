@@ -17,9 +17,9 @@ import errno
 import fcntl
 import os
 
+from bpfkit.core.entries import find_entry
 from bpfkit.core.errors import BpfkitError, errno_text
 from bpfkit.core.log import say
-from bpfkit.core.registry import undoer
 from bpfkit.core.trust import UntrustedError, open_trusted
 
 TYPE_CHECKING = False
@@ -61,6 +61,16 @@ def _unusable(error: OSError) -> BpfkitError:
     )
 
 
+def _start_time() -> str:
+    """Field 22 of /proc/self/stat: a bpfkit that knows no locks tells the living by it."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            # The command's name may hold spaces and parentheses; fields count from the last ")".
+            return file.read().rsplit(b")", 1)[1].split()[19].decode()
+    except (OSError, IndexError):
+        return "0"
+
+
 class Record:
     """A thing this process is about to make outside of itself."""
 
@@ -75,7 +85,7 @@ class Record:
 
         global _count
         _count += 1
-        name = f"{os.getpid()}-{_count}-{os.urandom(4).hex()}"
+        name = f"{os.getpid()}-{_start_time()}-{_count}-{os.urandom(4).hex()}"
         self.path = f"{records_dir()}/{name}"
         # Written and locked before it has a name: nobody finds it half done or without an owner.
         hidden = f".{name}"
@@ -207,7 +217,7 @@ def _reap_one(directory: int, name: str) -> list[str]:
             say(f"{path} is no record; removed")
             _unlink(path)
             return []
-        handler = undoer(kind)
+        handler = find_entry("undo", kind)
         if handler is None:
             say(f"leftover of unknown kind {kind} in {path}")
             return []

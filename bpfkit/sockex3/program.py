@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 
 from bpfkit.app.options import port, positive
-from bpfkit.app.tap import SocketApp, amount
+from bpfkit.app.tap import TapApp, amount
 from bpfkit.core.errors import UsageError
-from bpfkit.sockex3.flow_maps import fill_jump, read_flows
+from bpfkit.net.packets.flows import ENTRY, SOURCE, fill_jump, read_flows
 
 __all__ = ["Sockex3"]
 
@@ -41,14 +41,14 @@ def fits(flows: int) -> None:
                     )
 
 
-class Sockex3(SocketApp):
+class Sockex3(TapApp):
     """Who talks to whom: bytes and packets per flow, through VLANs, MPLS and tunnels."""
 
     name = "sockex3"
-    source = "socket/sockex3.bpf.c"
+    source = SOURCE
     counters = ("bytes", "packets")
     direction = "both"
-    entry = "sockex3"
+    entry = ENTRY
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:

@@ -152,7 +152,7 @@ def rule_rows(firewall: Firewall, *, hit_only: bool = False, skip: bool = False)
     for _, address, length, action, packets, size in found:
         yield _row(name, ACTION_NAMES[action], prefix_text(address, length), packets, size)
     for rule, packets, size in firewall.others():
-        yield _row(name, ACTION_NAMES[rule.action], rule.what, packets, size)
+        yield _row(name, ACTION_NAMES[rule.action], rule.match, packets, size)
 
 
 def _list(firewall: Firewall, options: Namespace) -> None:

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import sys
 
-from bpfkit.app.interface import XdpApp
 from bpfkit.app.lifecycle import main as run
 from bpfkit.app.options import positive
+from bpfkit.app.xdp import XdpApp
 from bpfkit.core.errors import UsageError
 
 TYPE_CHECKING = False
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bpfkit.app.events import EventSource
-    from bpfkit.core.attach.link import Link
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
     from bpfkit.net.links.lab import Lab
     from bpfkit.show.rows import Event, Row, Verdict
     from bpfkit.xdp_firewall.control import Firewall
+    from bpfkit.xdp_firewall.demo import FirewallDemo
     from bpfkit.xdp_firewall.events import Dropped, DropReader
     from bpfkit.xdp_firewall.rules import RuleSet
 
@@ -60,14 +60,14 @@ class XdpFirewall(XdpApp):
 
     name = "xdp_firewall"
     source = "xdp/xdp_firewall.bpf.c"
-    needs = (*XdpApp.needs, "SYS_ADMIN")  # maps inside of maps are opened by their ids
+    needs = (*XdpApp.needs, "SYS_ADMIN")  # inner maps are opened by their ids
     counters = ("packets", "bytes")
     epilog = (
         "RULE is [deny|allow] ADDRESS[/LENGTH] (of the source) | tcp/PORT[-PORT] (destination; "
         "udp, sctp, dccp, udplite) | proto PROTOCOL. The longest prefix decides, else the port "
-        "(the narrowest range), else the protocol; a packet that none of them knows passes. Later "
+        "(the narrowest range), else the protocol; other packets pass. Later "
         "fragments have no ports: address and protocol decide, and without the first one nobody "
-        "can put them together. Live: python -m bpfkit.xdp_firewall add|del RULE, list, load FILE."
+        "can reassemble them. Live: python -m bpfkit.xdp_firewall add|del RULE, list, load FILE."
     )
     firewall: Firewall
     drops: DropReader | None = None
@@ -76,13 +76,13 @@ class XdpFirewall(XdpApp):
     def add_options(cls, parser: ArgumentParser) -> None:
         super().add_options(parser)
         add = parser.add_argument
-        add("--rule", metavar="RULE", action="append", default=[], help="a rule; may be repeated")
+        add("--rule", metavar="RULE", action="append", default=[], help="a rule; repeat for more")
         add("--rules", metavar="FILE", help="rules from a file, one a line (-: standard input)")
         add(
             "--default",
             choices=("pass", "drop"),
             default="pass",
-            help="what becomes of IP packets without a rule (default: pass)",
+            help="verdict on IP packets that match no rule (default: pass)",
         )
         add(
             "--events",
@@ -90,7 +90,13 @@ class XdpFirewall(XdpApp):
             default="ringbuf",
             help="how dropped packets are reported (default: ringbuf)",
         )
-        add("--snap", metavar="N", type=int, default=128, help="bytes of each (default: 128)")
+        add(
+            "--snap",
+            metavar="N",
+            type=int,
+            default=128,
+            help="bytes of each dropped packet (default: 128)",
+        )
         add("--write", metavar="FILE", help="write dropped packets to a pcapng file")
         add(
             "--front",
@@ -110,22 +116,22 @@ class XdpFirewall(XdpApp):
             metavar="N",
             type=positive,
             default=1 << 22,
-            help=f"prefixes there may be (default: {1 << 22})",
+            help=f"maximum number of prefixes (default: {1 << 22})",
         )
 
     def check_options(self) -> None:
         super().check_options()
         options = self.options
         if not 0 <= options.snap <= MAX_SNAP:
-            raise UsageError(f"--snap {options.snap}", why=f"it is 0 to {MAX_SNAP} bytes")
+            raise UsageError(f"--snap {options.snap}", why=f"0 to {MAX_SNAP} bytes are possible")
         if options.write is not None and options.events == "none":
-            raise UsageError("--write needs --events", why="what it writes comes by events")
+            raise UsageError("--write needs --events", why="the file is written from events")
         if options.write is not None and options.pcap is not None:
             raise UsageError("--write and --pcap do not go together")
         self.rules = self._rules()
 
     def _rules(self) -> RuleSet:
-        """Those of --rules and --rule; read before anything is touched."""
+        """The rules of --rules and --rule; read before anything is attached."""
         from bpfkit.xdp_firewall.rules import RuleSet, parse_file, parse_rule
 
         options = self.options
@@ -168,8 +174,8 @@ class XdpFirewall(XdpApp):
         self.firewall = Firewall({one: loaded[one] for one in MAPS}, name)
         self.firewall.start(self.options.front, self.options.max_rules, self.rules)
 
-    def hook(self, program: Program) -> Link:
-        """The events' reader first: no packet is dropped unseen."""
+    def attach(self, program: Program) -> None:
+        """Open the reader of events first, so that it sees every dropped packet."""
         from bpfkit.xdp_firewall.events import DropReader
 
         options = self.options
@@ -185,17 +191,17 @@ class XdpFirewall(XdpApp):
                     snap=options.snap,
                 )
             )
-        return super().hook(program)
+            self.check_regularly(self._check_drops)
+        super().attach(program)
 
-    def look(self) -> None:
-        super().look()
+    def _check_drops(self) -> None:
         if self.drops is not None and self.drops.error is not None:
             raise self.drops.error
 
     # -- figures
 
     def rows(self) -> list[Row]:
-        """What passed and what was dropped on the interface, then each rule, then the sums."""
+        """Packets passed and dropped on the interface, then each rule, then the sums."""
         from bpfkit.xdp_firewall.commands import interface_rows, rule_rows
 
         totals = self.firewall.totals()
@@ -270,26 +276,26 @@ class XdpFirewall(XdpApp):
 
     # -- the demo
 
-    def make_lab(self) -> Lab:
+    def build_lab(self) -> Lab:
         from bpfkit.xdp_firewall.demo import firewall_lab
 
         return firewall_lab()
 
     def setup(self) -> None:
-        self.play: Any = None
+        self.traffic: FirewallDemo | None = None
         super().setup()
 
     def demo(self) -> None:
         """Pings, TCP and UDP from sources and to ports that are denied, allowed, or neither."""
-        from bpfkit.xdp_firewall.demo import Play
+        if self.traffic is None:
+            from bpfkit.xdp_firewall.demo import FirewallDemo
 
-        assert self.lab is not None
-        if self.play is None:
-            self.play = self.keep(Play(self.lab))
-        self.play.round()
+            self.traffic = self.keep(FirewallDemo(self.lab))
+        self.traffic.round()
 
     def verify(self) -> Iterable[Verdict]:
-        yield from self.play.verdicts(self.firewall, self.drops, self.channel)
+        if self.traffic is not None:
+            yield from self.traffic.verdicts(self.firewall, self.drops, self.channel)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

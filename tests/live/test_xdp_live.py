@@ -22,8 +22,8 @@ import bpfkit
 from bpfkit.core.errors import UnsupportedError
 from bpfkit.core.object import Object
 from bpfkit.net.links.lab import Lab, pair_lab
+from bpfkit.net.traffic.ping import ping
 from bpfkit.net.traffic.probes import Listener, tcp_answers
-from bpfkit.net.traffic.report import ping
 
 PROGRAMS = ["xdp_drop_world", "xdp_drop_icmp", "xdp_drop_tcp", "tc_drop_tcp"]
 

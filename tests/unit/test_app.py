@@ -62,7 +62,7 @@ class Fake(App):
         if WHAT == "log":
             raise VerifierError("rejected", why="because", log="line 1\\nline 2")
 
-    def where(self):
+    def describe_target(self):
         return "nowhere"
 
     def demo(self):
@@ -70,7 +70,7 @@ class Fake(App):
         if WHAT == "demo-fails" and self.calls == 2:
             raise BpfkitError("no answer to the ping")
 
-    def look(self):
+    def check_target(self):
         if WHAT == "vanishes" and self.calls >= 1:
             raise BpfkitError("interface x0 was removed")
 
@@ -397,7 +397,7 @@ def test_start_up_imports_nothing_heavy() -> None:
     script = (
         "import sys; import bpfkit.app.base, bpfkit.app.lifecycle, bpfkit.app.tap\n"
         "from bpfkit.app.options import parser_of\n"
-        "from bpfkit.app.tap import SocketApp; parser_of(SocketApp).parse_args([])\n"
+        "from bpfkit.app.tap import TapApp; parser_of(TapApp).parse_args([])\n"
         f"print(*[name for name in {heavy.split()!r} if name in sys.modules])"
     )
     done = subprocess.run(

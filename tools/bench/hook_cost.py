@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from bpfkit.app.base import App
-    from bpfkit.app.interface import HookApp
+    from bpfkit.app.interface import InterfaceApp
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
 
@@ -125,7 +125,7 @@ def classes(wanted: list[str]) -> list[type[App]]:
 
 
 @contextmanager
-def as_for_pcap(cls: type[HookApp], options: list[str]) -> Generator[Program]:
+def as_for_pcap(cls: type[InterfaceApp], options: list[str]) -> Generator[Program]:
     """The program that `--pcap` would run, loaded and its maps filled."""
     from bpfkit.app.options import parser_of
 
@@ -143,10 +143,10 @@ def as_for_pcap(cls: type[HookApp], options: list[str]) -> Generator[Program]:
 def loaded_programs(wanted: list[str]) -> Generator[tuple[str, Program]]:
     """(title, program), loaded until the next is asked for."""
     import bpfkit
-    from bpfkit.app.interface import HookApp
+    from bpfkit.app.interface import InterfaceApp
 
     for cls in classes(wanted):
-        if issubclass(cls, HookApp):
+        if issubclass(cls, InterfaceApp):
             for number, options in enumerate(OPTIONS.get(cls.name, ([],))):
                 short = IN_SHORT.get(cls.name)
                 words = f"({short[number]})" if short else " ".join(options)

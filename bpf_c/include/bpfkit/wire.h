@@ -11,9 +11,10 @@
 #include <uapi/linux/if_packet.h>
 #include <bpfkit/ip.h>
 
-#define DIRECTION_IN  1
-#define DIRECTION_OUT 2
-#define GSO_BY_FRAGS  0xffff /* SCTP: segments have sizes of their own, gso_segs counts them */
+#define DIRECTION_IN   1
+#define DIRECTION_OUT  2
+#define CAPTURED_EMPTY 0xffffffff /* captured_len() of a captured packet of 0 bytes */
+#define GSO_BY_FRAGS   0xffff /* SCTP: segments have sizes of their own, gso_segs counts them */
 
 /* One row of every counting map. */
 struct traffic {
@@ -49,6 +50,8 @@ static __always_inline u32 frame_len(struct __sk_buff *skb)
 {
 	u32 len = captured_len(skb);
 
+	if (len == CAPTURED_EMPTY)
+		return 0;
 	return len ? len : skb->len;
 }
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attachments.  Closing a link undoes it; so does the end of the process, however it comes.
+"""Attachments.  Closing a link detaches the program; so does the end of the process.
 
-Where the kernel has links (an fd whose close detaches) they are used.  What it attaches by
-other means (a socket option, ``BPF_PROG_ATTACH``) is wrapped in the same class with the call that
-undoes it.
+Kernel links (an fd whose close detaches) are used where they exist.  An attachment made otherwise
+(a socket option, ``BPF_PROG_ATTACH``) is an object of the same class with the call that undoes it.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from bpfkit.core.closing import Closing
 from bpfkit.core.errors import (
     AttachError,
     BpfkitError,
+    InputError,
     PrivilegeError,
     UnsupportedError,
     errno_text,
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
     from bpfkit.core.program import Program
 
-__all__ = ["Link", "attach_error"]
+__all__ = ["Link", "attach_error", "create_link", "interface_name"]
 
 
 class Link(Closing):
     """One attachment of one program.
 
-    :param kind: how, in the field's words ("xdp", "tcx", "socket", "cgroup" …).
-    :param target: where, for people ("eth0", "fd 7").
-    :param fd: the link's fd, or -1 where the kernel has no link for this.
+    :param kind: the kind of attachment ("xdp", "tcx", "socket", "cgroup" …).
+    :param target: where the program is attached, for messages ("eth0", "fd 7").
+    :param fd: the link's fd, or -1 where the kernel has no link for this kind.
     :param undo: called once on close, for attachments without a link.
     """
 
@@ -87,8 +87,8 @@ class Link(Closing):
         fd, self.fd = self.fd, -1
         undo, self._undo = self._undo, None
         if fd >= 0:
-            # Whoever looks at links at this moment (bpftool) holds this one, too, so closing alone
-            # may not be its end.  Kinds that cannot be detached (EOPNOTSUPP) are only closed.
+            # A process that lists links at this moment (bpftool) holds this one, too, so closing
+            # it may not detach.  Kinds without BPF_LINK_DETACH (EOPNOTSUPP) are only closed.
             try:
                 syscall.link_detach(fd)
             except OSError:
@@ -104,6 +104,45 @@ class Link(Closing):
     def __repr__(self) -> str:
         state = " closed" if self.closed else ""
         return f"<Link {self.kind} {self.program.name} on {self.target}{state}>"
+
+
+def create_link(
+    program: Program,
+    kind: str,
+    target: str,
+    number: int,
+    attach_type: int,
+    flags: int = 0,
+    extra: bytes = b"",
+) -> Link:
+    """Attach by BPF_LINK_CREATE.
+
+    :param number: the target: an ifindex, or the fd of a cgroup, namespace or perf event.
+    :param attach_type: of ``enum bpf_attach_type``.
+    :param extra: what follows the flags in ``union bpf_attr`` for this kind.
+    :raises BpfkitError: the kernel refused; see :func:`attach_error`.
+    """
+    try:
+        fd = syscall.link_create(program.fd, number, attach_type, flags, extra)
+    except OSError as error:
+        raise attach_error(program, target, error) from None
+    return Link(program, kind, target, fd)
+
+
+def interface_name(program: Program, ifindex: int) -> str:
+    """The name of an interface of the caller's network namespace.
+
+    :raises InputError: there is no such interface; the text names the program to attach.
+    """
+    import _socket
+
+    try:
+        return _socket.if_indextoname(ifindex)
+    except OSError:
+        raise InputError(
+            f"cannot attach '{program.name}' to interface {ifindex}",
+            why="there is no such interface",
+        ) from None
 
 
 _REASONS: dict[int, tuple[str, str]] = {
