@@ -77,9 +77,9 @@ def test_programs_read_the_packet_behind_the_outer_header(lab: Lab) -> None:
         raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
         raw.bind(("gre9", 0))
         raw.settimeout(5)
-    with Running(
-        "sockex3", "-i", "gre9", "--json", "-t", "0.5", ready=lambda row: True, ns=ns
-    ) as p:
+    run("sockex3", "-c", "1", "-t", "0.1")  # compiled now, which takes its time in an emulator
+    words = ("-i", "gre9", "--json", "-t", "0.5")
+    with Running("sockex3", *words, ready=lambda row: True, ns=ns) as program:
         report = ping("10.78.0.2", count=3, ns=ns)
         assert report.received == 3
         rows = program.rows()
