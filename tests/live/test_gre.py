@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from running import Running
+from running import Running, run
 
 from bpfkit.core.errors import UnsupportedError
 from bpfkit.net.links.interfaces import Interface
