@@ -28,7 +28,7 @@ from bpfkit.app.signals import (
     open_standard_streams,
     say,
 )
-from bpfkit.core.errors import BpfkitError, InputError, PrivilegeError
+from bpfkit.core.errors import BpfkitError, InputError, PrivilegeError, resource_error
 from bpfkit.core.log import set_verbose
 from bpfkit.core.records import reap
 
@@ -93,6 +93,8 @@ def guarded(name: str, work: Callable[[Signals], int]) -> int:
 
 def _report_error(error: BaseException, name: str, verbose: bool) -> int:
     """Say what went wrong, in one or two lines; returns the exit status."""
+    if isinstance(error, OSError):
+        error = resource_error(error) or error
     if isinstance(error, BpfkitError):
         say(f"{name}: {error}")
         if verbose and error.log:
