@@ -183,6 +183,7 @@ class _Demo:
             while not self._end.is_set():
                 begun = monotonic()
                 self._app.demo()
+                self._app.forget_results()
                 self._end.wait(max(0.0, begun + self._interval - monotonic()))
         except BaseException as error:
             self.error = error
@@ -312,6 +313,7 @@ def _observe(app: App, signals: Signals) -> int:
             demo.end()
         if in_turn:
             app.demo()
+            app.forget_results()
         if last:
             waiter.last_events()
         else:
