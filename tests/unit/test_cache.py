@@ -22,6 +22,7 @@ ARTIFACT = {
     "maps": [("m", 1, 4, 8, 16, 0, 0, 0, 0, -1)],
     "progs": [("f", bytes(32), [(0, 0)], [], b"", 8, b"", 16)],
     "sections": [("f", "socket", 3)],
+    "unnamed": [],
     "consts": [],
     "deps": [],
     "diagnostics": "",
