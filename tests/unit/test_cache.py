@@ -12,10 +12,11 @@ import pytest
 
 from bpfkit.core import log
 from bpfkit.core.compile import cache as cache_module
+from bpfkit.core.compile.artifact import FORMAT
 from bpfkit.core.compile.cache import Cache, cache_dir, digest
 
 ARTIFACT = {
-    "v": 1,
+    "v": FORMAT,
     "license": b"GPL",
     "kern_version": 0,
     "btf": b"",
