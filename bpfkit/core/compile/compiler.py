@@ -76,6 +76,10 @@ def _compile(source: Source, cflags: Sequence[str], verbose: bool, workers: _Wor
             from bpfkit.core.compile import diagnostics
 
             if answer is not None:
+                missing = diagnostics.missing_function(answer["refused"])
+                if route.name == "uapi" and missing and _kernel_knows([missing]):
+                    first = diagnostics.refused(source, answer["refused"], log)
+                    continue
                 raise _problem(source, diagnostics.refused(source, answer["refused"], log))
             error = _problem(source, diagnostics.explain(source, log, status))
             if first is None or _count(error) <= _count(first):
@@ -234,6 +238,10 @@ def _kernel_knows(names: Sequence[str]) -> bool:
         return False
     if any("/" in name or name.endswith(".h") for name in names):
         return True
+    from bpfkit.core.compile import headertext
+
+    if any(name in headertext.INLINES or name in headertext.names() for name in names):
+        return True  # a generated tree defines it
     try:
         with open("/sys/kernel/btf/vmlinux", "rb") as file:
             data = file.read()

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
     from bpfkit.core.compile.source import Source
 
-__all__ = ["Diagnostic", "explain", "find_c_line", "missing_types", "parse", "refused", "warnings"]
+__all__ = [
+    "Diagnostic",
+    "explain",
+    "find_c_line",
+    "missing_function",
+    "missing_types",
+    "parse",
+    "refused",
+    "warnings",
+]
 
 _LINE = re.compile(r"^(.+?):(\d+):(?:(\d+):)? (fatal error|error|warning|note): (.*)$")
 _BACKEND = re.compile(r"^error: (\S+?):(\d+):(\d+): in function (\w+)[^:]*: (?:0x\w+: )?(.*)$")
@@ -119,6 +128,7 @@ def _incomplete(match: re.Match[str]) -> tuple[str, str]:
     )
 
 
+_UNDEFINED = re.compile(r"(\w+)\(\) is called but defined nowhere")
 _NEWLINE = re.compile(r"missing terminating '(.)' character")
 
 _STACK_HINT = "The stack has 512 bytes: put large variables into a one-entry BPF_PERCPU_ARRAY."
@@ -341,7 +351,7 @@ def refused(source: Source, answer: Sequence[Any], log: str) -> CompileError:
         if name == file:
             lines = content.split("\n")
             code = lines[line - 1].strip() if 0 < line <= len(lines) else ""
-    match = re.match(r"(\w+)\(\) is called but defined nowhere", text)
+    match = _UNDEFINED.match(text)
     if match:
         near = _near_helper(match.group(1))
         if near:
@@ -381,6 +391,12 @@ def _table(source: Source, file: str, line: int, code: str) -> tuple[str, str] |
             hint,
         )
     return None
+
+
+def missing_function(answer: Sequence[Any]) -> str:
+    """The function that a refused program calls and nothing defines, or an empty string."""
+    match = _UNDEFINED.match(answer[0])
+    return match.group(1) if match else ""
 
 
 def _near_helper(name: str) -> str:
