@@ -14,17 +14,6 @@ Names are looked up on first use, so ``import bpfkit`` costs next to nothing.
 
 from __future__ import annotations
 
-import sys as _sys
-
-if _sys.argv[:1] == ["-m"]:
-    # Run as a program (python -m bpfkit.NAME), not used as a library.  Starting in hundredths of a
-    # second is part of what a program promises, so it keeps its own bytecode beside itself even
-    # where PYTHONDONTWRITEBYTECODE (container images set it) makes Python compile 5000 lines at
-    # every start.  A directory that cannot be written is no problem.
-    _sys.dont_write_bytecode = False
-
-from bpfkit.core import registry as _registry
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -47,6 +36,14 @@ _HOME = {
     "load": "object",
 }
 
+#: Functions of the layers above core that core calls (bpfkit.core.entries finds them):
+#: (role, name) -> "module:function".
+ENTRIES = {
+    ("attach", "clsact"): "bpfkit.net.attach.clsact:attach_clsact",
+    ("undo", "clsact"): "bpfkit.net.attach.clsact:undo_clsact",
+    ("undo", "route"): "bpfkit.net.attach.route:undo_route",
+}
+
 __all__ = ["BpfkitError", "Link", "Map", "Object", "Program", "load"]
 
 
@@ -59,26 +56,3 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(f"bpfkit.core.{_HOME[name]}"), name)
     globals()[name] = value
     return value
-
-
-def _attach_clsact(*args: Any, **options: Any) -> Link:
-    from bpfkit.net.attach.clsact import attach_clsact
-
-    return attach_clsact(*args, **options)
-
-
-def _undo_clsact(data: dict[str, Any]) -> None:
-    from bpfkit.net.attach.clsact import undo_clsact
-
-    undo_clsact(data)
-
-
-def _undo_route(data: dict[str, Any]) -> None:
-    from bpfkit.net.attach.route import undo_route
-
-    undo_route(data)
-
-
-_registry.attachers["clsact"] = _attach_clsact
-_registry.undoers["clsact"] = _undo_clsact
-_registry.undoers["route"] = _undo_route

@@ -7,19 +7,19 @@ sockex3's: it counts the flows that came there, without a packet being copied to
 
 from __future__ import annotations
 
-from bpfkit.app.base import main, positive
-from bpfkit.app.tap import SocketApp
+from bpfkit.app.lifecycle import main
+from bpfkit.app.options import positive
+from bpfkit.app.tap import TapApp
 from bpfkit.core.errors import UsageError
-from bpfkit.sockex3.flow_maps import fill_jump, read_flows
-from bpfkit.sockex3.program import Sockex3
+from bpfkit.net.packets.flows import ENTRY, SOURCE, fill_jump, read_flows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.core.object import Object
+    from bpfkit.show.rows import Row, Verdict
 
 #: A kernel frees the programs of a process that ended all at once, in a work queue that has room
 #: for 1024; one of them may then wait for a work item that gets no place behind the others, and
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 MOST_SOCKETS = 32
 
 
-class Fanout(SocketApp):
+class Fanout(TapApp):
     """Packet sockets share an interface; a program gives each flow to one of them."""
 
     name = "fanout"
     source = "socket/fanout.bpf.c"
     counters = ("bytes", "packets")
     direction = "both"
-    judges_captures = False
+    takes_capture = False  # one packet has no share of the sockets
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
@@ -45,9 +45,13 @@ class Fanout(SocketApp):
             metavar="N",
             type=positive,
             default=4,
-            help=f"how many, up to {MOST_SOCKETS} (default: 4)",
+            help=f"number of sockets, up to {MOST_SOCKETS} (default: 4)",
         )
-        add("--promisc", action="store_true", help="promiscuous mode: frames for others as well")
+        add(
+            "--promisc",
+            action="store_true",
+            help="promiscuous mode: frames for other hosts too",
+        )
 
     def check_options(self) -> None:
         super().check_options()
@@ -67,19 +71,19 @@ class Fanout(SocketApp):
         cache = not self.options.no_cache
         self.counted: list[Object] = []
         for _ in range(count):
-            loaded = self.keep(load(Sockex3.source, consts=consts, cache=cache))
+            loaded = self.keep(load(SOURCE, consts=consts, cache=cache))
             fill_jump(loaded)
             self.counted.append(loaded)
         group = Group(
             interface,
             count,
             program=spread.programs["fanout"],
-            filters=[loaded.programs[Sockex3.entry] for loaded in self.counted],
+            filters=[loaded.programs[ENTRY] for loaded in self.counted],
             promiscuous=self.options.promisc,
             counting=True,
         )
         self.keep(group)
-        self.observe(group.sockets[0])
+        self.start_watch(group.sockets[0])
 
     def rows(self) -> list[Row]:
         rows = []
@@ -92,7 +96,7 @@ class Fanout(SocketApp):
         return rows
 
     def verify(self) -> Iterable[Verdict]:
-        """Nothing is missing, nothing comes twice, and no flow is on two sockets."""
+        """Every packet is counted once, and no flow is on two sockets."""
         rows = self.rows()
         yield self.compare_total(
             sum(row["packets"] for row in rows), sum(row["bytes"] for row in rows)

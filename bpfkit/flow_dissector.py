@@ -3,7 +3,7 @@
 
 The C side is bpf_c/misc/flow_dissector.bpf.c.  The demo sends packets of many flows through the
 tunnel to a namespace where four packet sockets share an interface by flow hash: first with the
-kernel's own dissector, to which all is one flow, then with the program.  Rows of the demo:
+kernel's own dissector, which sees a single flow, then with the program.  Rows of the demo:
 ``traffic, dissector, sockets`` (packets that each socket got); with ``--netns``: ``kind, packets``.
 """
 
@@ -11,24 +11,25 @@ from __future__ import annotations
 
 from struct import pack
 
-from bpfkit.app.base import main
-from bpfkit.app.lab import LabApp
+from bpfkit.app.lifecycle import main
+from bpfkit.app.namespace import NamespaceApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
+    from bpfkit.show.rows import Row, Verdict
 
 KINDS = ("plain", "tunnel IPv4", "tunnel IPv6", "fragment", "left to the kernel")
 PROTOCOL = 253
 FLOWS, SOCKETS = 64, 4
-#: Ethernet type and tag in front: none, or a VLAN's.
-VLAN = pack("!HH", 0x8100, 42)
+VLAN = 42
+#: IP version -> source and destination address, outer and inner.
+ENDS = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
 
 
-class FlowDissector(LabApp):
-    """A flow dissector of one's own: a tunnel's inner flows spread over packet sockets."""
+class FlowDissector(NamespaceApp):
+    """A custom flow dissector: a tunnel's inner flows spread over packet sockets."""
 
     name = "flow_dissector"
     source = "misc/flow_dissector.bpf.c"
@@ -38,16 +39,16 @@ class FlowDissector(LabApp):
     def setup(self) -> None:
         self.object = self.load(protocol=PROTOCOL)
         self.splits: list[Row] = []
-        if self.lab is None:
-            self.attach()
+        if not self.place.has_lab:
+            self.attach_dissector()
 
-    def attach(self) -> None:
+    def attach_dissector(self) -> None:
         self.link = self.keep(self.object.programs["dissect"].attach_netns(self.namespace.fd))
 
     def demo(self) -> None:
         """The same packets without the program, with it, and without it again."""
         rows = self.split("kernel")
-        self.attach()
+        self.attach_dissector()
         rows += self.split("bpf")
         self.link.close()
         rows += self.split("kernel again")
@@ -56,13 +57,13 @@ class FlowDissector(LabApp):
     def split(self, dissector: str) -> list[Row]:
         """How the packets of each kind spread over the sockets."""
         rows = []
-        for traffic, outer, inner, tag in (
-            ("IPv4 in IPv4", 4, 4, b""),
-            ("IPv6 in IPv4", 4, 6, b""),
-            ("IPv4 in IPv6", 6, 4, b""),
-            ("IPv6 in IPv6 in a VLAN", 6, 6, VLAN),
+        for traffic, outer, inner, vlans in (
+            ("IPv4 in IPv4", 4, 4, ()),
+            ("IPv6 in IPv4", 4, 6, ()),
+            ("IPv4 in IPv6", 6, 4, ()),
+            ("IPv6 in IPv6 in a VLAN", 6, 6, (VLAN,)),
         ):
-            frames = [frame(outer, inner, tag, port) for port in range(1000, 1000 + FLOWS)]
+            frames = [frame(outer, inner, vlans, port) for port in range(1000, 1000 + FLOWS)]
             got = self.received(frames)
             rows.append({"traffic": traffic, "dissector": dissector, "sockets": got})
         return rows
@@ -73,7 +74,6 @@ class FlowDissector(LabApp):
 
         from bpfkit.net.packets.packet_socket import Fanout, PacketSocket
 
-        assert self.lab is not None
         there, here = self.lab.interface("client:eth0"), self.lab.interface("server:eth0")
         got = [0] * SOCKETS
         group = Fanout(here, SOCKETS, "hash", ignore_outgoing=True)
@@ -92,10 +92,10 @@ class FlowDissector(LabApp):
         return got
 
     def rows(self) -> list[Row]:
-        return self.splits if self.lab is not None else self.counted()
+        return self.splits if self.place.has_lab else self.counted()
 
     def counted(self) -> list[Row]:
-        """Packets by what the program made of them."""
+        """Packets by the program's result."""
         seen = self.object["seen"]
         return [{"kind": kind, "packets": int(seen.sum(i))} for i, kind in enumerate(KINDS)]
 
@@ -112,24 +112,14 @@ class FlowDissector(LabApp):
             yield fine, f"{kind}: the program dissected {counted[kind]} packets"
 
 
-def frame(outer: int, inner: int, tag: bytes, port: int) -> bytes:
+def frame(outer: int, inner: int, vlans: tuple[int, ...], port: int) -> bytes:
     """A UDP datagram from ``port`` in the tunnel: Ethernet, IP ``outer``, tunnel, IP ``inner``."""
-    data = b"flow"
-    udp = pack("!HHHH", port, 9, 8 + len(data), 0) + data
+    from bpfkit.net.packets.frames import BROADCAST, ethernet, ip_packet, udp_packet
+
     head = pack("!B3xI", 4 if inner == 4 else 41, 7)
-    packet = ip(outer, PROTOCOL, head + ip(inner, 17, udp))
-    kind = pack("!H", 0x0800 if outer == 4 else 0x86DD)
-    return bytes.fromhex("ffffffffffff020000000001") + tag + kind + packet
-
-
-def ip(version: int, protocol: int, payload: bytes) -> bytes:
-    """An IP header (192.0.2.1 or 2001:db8::1 to .2, ::2) and its payload."""
-    if version == 4:
-        size = 20 + len(payload)
-        ends = bytes([192, 0, 2, 1, 192, 0, 2, 2])
-        return pack("!BBHIBBH", 0x45, 0, size, 0, 64, protocol, 0) + ends + payload
-    ends = b"".join(bytes.fromhex("20010db8") + bytes(11) + bytes([n]) for n in (1, 2))
-    return pack("!IHBB", 6 << 28, len(payload), protocol, 64) + ends + payload
+    body = head + udp_packet(*ENDS[inner], b"flow", ports=(port, 9))
+    packet = ip_packet(*ENDS[outer], PROTOCOL, body)
+    return ethernet(BROADCAST, "02:00:00:00:00:01", packet, vlans=vlans)
 
 
 if __name__ == "__main__":

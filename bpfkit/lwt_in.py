@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.lwt_in: a program on what comes in for a route.
+"""python -m bpfkit.lwt_in: a program on the input of a route.
 
 The C side is bpf_c/lwt/lwt_in.bpf.c.  In the demo a router has it on its routes to the server: it
 counts what is forwarded, and drops UDP.
@@ -7,14 +7,14 @@ counts what is forwarded, and drops UDP.
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
+from bpfkit.app.lifecycle import main
 from bpfkit.app.route import SERVERS, DropApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Verdict
+    from bpfkit.show.rows import Verdict
 
 
 class LwtIn(DropApp):
@@ -22,7 +22,7 @@ class LwtIn(DropApp):
 
     name = "lwt_in"
     source = "lwt/lwt_in.bpf.c"
-    place = "router"
+    lab_namespace = "router"
     drops = "udp"
 
     def routes(self) -> list[tuple[str, str, str]]:

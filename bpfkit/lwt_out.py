@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.lwt_out: a program on what a host sends by a route.
+"""python -m bpfkit.lwt_out: a program on the output of a route.
 
 The C side is bpf_c/lwt/lwt_out.bpf.c.  In the demo a client has it on its routes to the server: it
 counts what is sent, and drops ICMP and ICMPv6.
@@ -7,15 +7,15 @@ counts what is sent, and drops ICMP and ICMPv6.
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
+from bpfkit.app.lifecycle import main
 from bpfkit.app.route import DropApp, forwarding_client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Verdict
     from bpfkit.net.links.lab import Lab
+    from bpfkit.show.rows import Verdict
 
 
 class LwtOut(DropApp):
@@ -23,12 +23,12 @@ class LwtOut(DropApp):
 
     name = "lwt_out"
     source = "lwt/lwt_out.bpf.c"
-    place = "client"
+    lab_namespace = "client"
     drops = "icmp"
     tagged = ("router:left", "client:eth0")
 
-    def build(self) -> Lab:
-        return forwarding_client(super().build())
+    def build_lab(self) -> Lab:
+        return forwarding_client(super().build_lab())
 
     def verify(self) -> Iterable[Verdict]:
         yield from self.verify_drops()

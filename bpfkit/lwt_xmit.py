@@ -8,7 +8,7 @@ server shows what arrives.
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
+from bpfkit.app.lifecycle import main
 from bpfkit.app.route import RouteApp, forwarding_client
 from bpfkit.core.errors import InputError, UsageError
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Verdict
     from bpfkit.net.links.lab import Lab
+    from bpfkit.show.rows import Verdict
 
 #: The networks behind the server: the host that the demo sends to, the client's next hop.
 INNER = {"10.78.0.1": ("10.78.0.0/24", "10.77.1.254"), "fd78::1": ("fd78::/64", "fd77:1::fe")}
@@ -32,36 +32,36 @@ class LwtXmit(RouteApp):
 
     name = "lwt_xmit"
     source = "lwt/lwt_xmit.bpf.c"
-    place = "client"
+    lab_namespace = "client"
     acted = "encapsulated"
     headroom = 40
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
         super().add_options(parser)
-        text = "with --netns: the outer addresses, this end's and the other's"
+        text = "with --netns: the tunnel's outer addresses, local and remote"
         parser.add_argument("--tunnel", nargs=2, metavar=("SRC", "DST"), help=text)
 
     def check_options(self) -> None:
         super().check_options()
         if (self.options.netns is None) != (self.options.tunnel is None):
-            raise UsageError("--netns and --tunnel belong together", why="where should it lead?")
+            raise UsageError("--netns and --tunnel belong together", why="the tunnel needs both")
 
-    def build(self) -> Lab:
-        return forwarding_client(super().build())
+    def build_lab(self) -> Lab:
+        return forwarding_client(super().build_lab())
 
     def setup(self) -> None:
         self.object = self.load()
         self.arrived: dict[tuple[int, int], list[bytes]] = {}
         self.round = 0
-        self.aim(*(self.options.tunnel or OUTER[0]))
-        self.attach()
+        self.set_tunnel_ends(*(self.options.tunnel or OUTER[0]))
+        self.attach_routes()
 
     def routes(self) -> list[tuple[str, str, str]]:
         return [(prefix, "eth0", via) for prefix, via in INNER.values()]
 
-    def aim(self, src: str, dst: str) -> None:
-        """Lead the tunnel from ``src`` to ``dst``; from the next packet on."""
+    def set_tunnel_ends(self, src: str, dst: str) -> None:
+        """Set the outer addresses, from the next packet on."""
         from ipaddress import ip_address
 
         try:
@@ -74,13 +74,12 @@ class LwtXmit(RouteApp):
         self.object["ends"][0] = {"src": packed[0], "dst": packed[1], "family": ends[0].version}
 
     def demo(self) -> None:
-        """Datagrams to both networks, by the one tunnel and the next time by the other."""
+        """Datagrams to both networks, by the IPv4 and the IPv6 tunnel in turn."""
         from bpfkit.net.packets.capture import Capture
 
-        assert self.lab is not None
         outer = self.round % 2
         self.round += 1
-        self.aim(*OUTER[outer])
+        self.set_tunnel_ends(*OUTER[outer])
         version = 6 if outer else 4
         with Capture("eth0", ns=self.lab["server"], outgoing=False) as capture:
             for host in INNER:
@@ -95,10 +94,9 @@ class LwtXmit(RouteApp):
             self.arrived.setdefault((version, wrapped[0] >> 4), []).append(frame)
 
     def send(self, host: str) -> None:
-        """Some datagrams; nobody listens."""
+        """Datagrams to a port without a listener."""
         import _socket
 
-        assert self.lab is not None
         family = _socket.AF_INET6 if ":" in host else _socket.AF_INET
         sock = self.lab["client"].socket(family, _socket.SOCK_DGRAM)
         try:
@@ -111,7 +109,6 @@ class LwtXmit(RouteApp):
         """As many in frames with a priority tag, for the client to forward into the tunnel."""
         from bpfkit.net.packets.frames import PRIORITY, send_frames, udp_frame
 
-        assert self.lab is not None
         ends = self.lab.lladdr("client:eth0"), self.lab.lladdr("router:left")
         source = "fd77:1::77" if ":" in host else "10.77.1.77"
         frame = udp_frame(*ends, source, host, HELLO, vlans=[PRIORITY])
@@ -157,7 +154,7 @@ def inner(frame: bytes) -> tuple[int, bytes]:
 
 
 def sound(frame: bytes) -> bool:
-    """Outer addresses, checksum, length and protocol are right; what is inside is ours."""
+    """Outer addresses, checksum, length and protocol are right; the payload is the demo's."""
     from ipaddress import ip_address
     from struct import unpack
 

@@ -8,8 +8,8 @@ ICMP at one of them.  nftables chains before and after it, in the same hook, cou
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
-from bpfkit.app.lab import LabApp
+from bpfkit.app.lifecycle import main
+from bpfkit.app.namespace import NamespaceApp
 from bpfkit.core.errors import CompileError, InputError, UnsupportedError
 
 TYPE_CHECKING = False
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.net.links.lab import Lab
-    from bpfkit.net.traffic.report import PingReport, UdpReport
+    from bpfkit.net.traffic.ping import PingReport
+    from bpfkit.net.traffic.udp import UdpReport
+    from bpfkit.show.rows import Row, Verdict
 
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 FAMILIES = {4: 2, 6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6
@@ -56,13 +57,13 @@ def _priority(text: str) -> int:
     return number
 
 
-class Netfilter(LabApp):
+class Netfilter(NamespaceApp):
     """A program at each netfilter hook, by priority beside nftables rules."""
 
     name = "netfilter"
     source = "misc/netfilter.bpf.c"
     counters = ("packets", "bytes", "dropped")
-    place = "router"
+    lab_namespace = "router"
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
@@ -72,10 +73,14 @@ class Netfilter(LabApp):
         add("--drop", choices=names, help="protocol to drop (default: icmp in the demo, else none)")
         add("--hook", choices=HOOKS, default="forward", help="where to drop (default: forward)")
         add(
-            "--priority", metavar="N", type=_priority, default=0, help="of the program (default: 0)"
+            "--priority",
+            metavar="N",
+            type=_priority,
+            default=0,
+            help="priority of the program (default: 0)",
         )
 
-    def build(self) -> Lab:
+    def build_lab(self) -> Lab:
         from bpfkit.net.links.lab import router_lab
 
         return router_lab()
@@ -83,26 +88,26 @@ class Netfilter(LabApp):
     def setup(self) -> None:
         options = self.options
         if options.drop is None:
-            options.drop = "none" if self.lab is None else "icmp"
+            options.drop = "none" if not self.place.has_lab else "icmp"
         drop = {"icmp": 1, "tcp": 6, "udp": 17, "none": 255}[options.drop]
         try:
             self.object = self.load(drop=drop, drop_at=HOOKS.index(options.hook))
         except CompileError:
-            self.require()  # without the type its context is not in the kernel's BTF either
+            self.require_type()  # without the type its context is not in the kernel's BTF either
             raise
         program = self.object.programs["filter"]
         with self.namespace.entered():
             for family in FAMILIES.values():
                 for hook in range(len(HOOKS)):
                     self.keep(program.attach_netfilter(family, hook, options.priority))
-        self.made: list[PingReport | UdpReport] = []
+        self.made: list[PingReport | UdpReport] = self.for_check([])
         self.with_nft = False
-        if self.lab is not None:
+        if self.place.has_lab:
             self.add_rules()
 
-    def require(self) -> None:
-        """Raise where the kernel does not have the program type."""
-        from bpfkit.core.features.programs import NOT_SUPPORTED, probe_program_type
+    def require_type(self) -> None:
+        """Raise UnsupportedError if the kernel does not have the program type."""
+        from bpfkit.core.features import NOT_SUPPORTED, probe_program_type
 
         found = probe_program_type("netfilter")
         if found.state == NOT_SUPPORTED:
@@ -117,17 +122,20 @@ class Netfilter(LabApp):
             return
         at = self.options.priority
         if abs(at) > 1 << 30:
-            raise InputError(f"--priority {at} leaves nftables no room", why="the demo needs some")
+            raise InputError(
+                f"--priority {at} leaves nftables no room",
+                why="the demo adds chains before and after the program",
+            )
         rules = RULES.format(hook=self.options.hook, before=at - 10, after=at + 10)
         self.namespace.check_output(["nft", "-f", "-"], input=rules)
         self.with_nft = True
 
     def demo(self) -> None:
         """Ping and UDP, in frames with a priority tag too, through the router."""
-        from bpfkit.net.traffic.report import ping, udp
+        from bpfkit.net.traffic.ping import ping
         from bpfkit.net.traffic.tagged import tagged_udp
+        from bpfkit.net.traffic.udp import udp
 
-        assert self.lab is not None
         client, server = self.lab["client"], self.lab["server"]
         for host in SERVERS:
             self.made.append(ping(host, count=3, interval=0.02, timeout=0.3, ns=client))
@@ -171,7 +179,7 @@ class Netfilter(LabApp):
         yield links == 2 * len(HOOKS), f"the kernel lists {links} links of netfilter's kind"
 
     def verify_order(self) -> Iterable[Verdict]:
-        """nftables' counters in front of the program and behind it."""
+        """The counters of the nftables chains before and after the program."""
         if not self.with_nft:
             return
         import re
@@ -189,7 +197,7 @@ class Netfilter(LabApp):
                 yield number == (0 if gone else sent), text
 
     def links(self) -> int:
-        """How many of our links the kernel says are netfilter's (link type 10)."""
+        """The number of the program's links that are of netfilter's type (10) to the kernel."""
         from bpfkit.core.kernel import syscall
 
         program = self.object.programs["filter"]

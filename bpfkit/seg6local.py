@@ -8,15 +8,15 @@ outer packet off (End.DT6).  A capture at the server shows what arrives.
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
-from bpfkit.app.lab import LabApp
+from bpfkit.app.lifecycle import main
+from bpfkit.app.namespace import NamespaceApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.net.links.lab import Lab
+    from bpfkit.show.rows import Row, Verdict
 
 FUNCTIONS = ("end_tag", "end_dt6")
 #: The router's segments, and a last one behind End.DT6 (which wants segments left).
@@ -27,22 +27,22 @@ SOURCE = "fd77:1::1"
 DATAGRAMS = 3
 
 
-class Seg6Local(LabApp):
+class Seg6Local(NamespaceApp):
     """SRv6 segments as programs (End.BPF): a tag rewritten, End.DT6 decapsulation."""
 
     name = "seg6local"
     source = "lwt/seg6local.bpf.c"
     has_live_view = False
-    place = "router"
+    lab_namespace = "router"
 
     def check_options(self) -> None:
         super().check_options()
         if self.options.netns is not None:
             from bpfkit.core.errors import UsageError
 
-            raise UsageError("seg6local works in its own lab only", why="it needs its segments")
+            raise UsageError("seg6local works in its own lab only", why="it needs the segments")
 
-    def build(self) -> Lab:
+    def build_lab(self) -> Lab:
         from bpfkit.net.links.lab import router_lab
 
         lab = router_lab()
@@ -54,7 +54,6 @@ class Seg6Local(LabApp):
     def setup(self) -> None:
         from bpfkit.net.attach.route import attach_route
 
-        assert self.lab is not None
         self.object = self.load()
         self.arrived: dict[str, list[bytes]] = {name: [] for name in FUNCTIONS}
         self.sent = 0
@@ -66,14 +65,13 @@ class Seg6Local(LabApp):
             )
 
     def demo(self) -> None:
-        """Datagrams through the one segment, then through the other; with a tag and without."""
+        """Datagrams through one segment, then through the other; with and without a VLAN tag."""
         import _socket
         from time import monotonic, sleep
 
         from bpfkit.net.packets.capture import Capture
         from bpfkit.net.packets.frames import PRIORITY, send_frames, tag, udp_frame
 
-        assert self.lab is not None
         client = self.lab["client"]
         ends = self.lab.lladdr("router:left"), self.lab.lladdr("client:eth0")
         sender = client.socket(_socket.AF_INET6, _socket.SOCK_DGRAM)
@@ -103,10 +101,9 @@ class Seg6Local(LabApp):
         self.sent += 2 * DATAGRAMS
 
     def steer(self, mode: str, segments: str) -> None:
-        """The client's route to the server leads through the segments."""
+        """Lead the client's route to the server through the segments."""
         from bpfkit.net.links.netlink import with_iproute
 
-        assert self.lab is not None
         route = {
             "dst": f"{SERVER}/128",
             "gateway": CLIENT_HOP,
@@ -145,26 +142,28 @@ class Seg6Local(LabApp):
 
 
 def steered(frame: bytes, mode: str, segments: str) -> bytes:
-    """``frame``, of IPv6, as the client's route steers it: with a segment routing header.
+    """``frame``, IPv6 from SOURCE to SERVER, with the segment routing header of the client's route.
 
-    :param mode: ``inline``: a header more, before the last segment, its destination; ``encap``:
-        an outer packet.
-    :param segments: the last one first, as for the route.
+    :param mode: ``inline``: the header is inserted, with the destination as its last segment;
+        ``encap``: the packet gets an outer IPv6 header and the segment routing header.
+    :param segments: the last segment first, as for the route.
     """
     from struct import pack
 
-    from bpfkit.xdp_afxdp.answers import packed
+    from bpfkit.net.packets.addresses import packed
+    from bpfkit.net.packets.frames import ip_packet
 
-    ip = frame[14:]
-    ends = [packed(segment) for segment in segments.split(",")]
-    inside, following = (41, ip) if mode == "encap" else (ip[6], ip[40:])
+    packet = frame[14:]
+    hops = segments.split(",")
+    following = packet
+    inside = 41
     if mode == "inline":
-        ends.insert(0, ip[24:40])
-    left = len(ends) - 1
-    header = pack("!BBBBBBH", inside, 2 * len(ends), 4, left, left, 0, 0) + b"".join(ends)
-    size = len(header) + len(following)
-    outer = pack("!IHBB", 6 << 28, size, 43, 64) + ip[8:24] + ends[left]
-    return frame[:14] + outer + header + following
+        hops.insert(0, SERVER)
+        inside, following = packet[6], packet[40:]
+    left = len(hops) - 1
+    header = pack("!BBBBBBH", inside, 2 * len(hops), 4, left, left, 0, 0)
+    body = header + b"".join(map(packed, hops)) + following
+    return frame[:14] + ip_packet(SOURCE, hops[left], 43, body)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ below it the header that was fetched last.  Needs Linux 5.7 (loops, __sk_buff.gs
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
+from bpfkit.app.lifecycle import main
 from bpfkit.app.tap import ProtocolApp
 from bpfkit.core.kernel.asm import (
     Code,
@@ -319,18 +319,20 @@ class SockExample(ProtocolApp):
 
     @classmethod
     def types(cls) -> list[str]:
-        """There is no C source that says it."""
+        """There is no C source with a SEC()."""
         return ["BPF_PROG_TYPE_SOCKET_FILTER"]
 
-    def program(self, direction: int, l2_len: int) -> Program:
+    def load_program(self, **consts: int) -> Program:
         """Assemble, and show the result with ``-v``."""
         from bpfkit.core.maps.base import Map
         from bpfkit.core.program import Program
 
         self.packets = self.keep(Map.create("array", 4, 8, 256, name="packets"))
-        code = assemble_program(self.packets.fd, direction, l2_len)
+        code = assemble_program(self.packets.fd, **consts)
         if self.options.verbose:
-            self.note(f"{len(code) // 8} instructions\n{code.listing()}")
+            from bpfkit.core.kernel.disasm import listing
+
+            self.note(f"{len(code) // 8} instructions\n{listing(code, code.labels)}")
         return self.keep(Program.from_insns("socket_filter", code, name=self.name))
 
     def values(self) -> list[int]:

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
+from bpfkit.app.lifecycle import main
 from bpfkit.app.tap import ProtocolApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bpfkit.app.base import Row
+    from bpfkit.show.rows import Row
 
 
 class Sockex1(ProtocolApp):

@@ -3,30 +3,30 @@
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
-from bpfkit.app.tap import SocketApp, amount
+from bpfkit.app.lifecycle import main
+from bpfkit.app.tap import TapApp, amount
 from bpfkit.show.address import address_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
+    from bpfkit.show.rows import Row, Verdict
 
 
-class Sockex2(SocketApp):
+class Sockex2(TapApp):
     """Bytes and packets per destination address."""
 
     name = "sockex2"
     source = "socket/sockex2.bpf.c"
     counters = ("bytes", "packets")
-    told = False
+    _warned = False
 
     def rows(self) -> list[Row]:
         """The busiest destination first."""
         lost = self.object["totals"].sum(0).unattributed
-        if lost.packets and not self.told:
-            self.told = True
+        if lost.packets and not self._warned:
+            self._warned = True
             self.note("the table is full: packets to further addresses are not shown")
         found = [
             {"dst": address_text(addr[:4] if family == 4 else addr), "bytes": size, "packets": n}

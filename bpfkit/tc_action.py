@@ -8,22 +8,23 @@ ping never meets it.
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
-from bpfkit.app.lab import LabApp
+from bpfkit.app.lifecycle import main
+from bpfkit.app.namespace import NamespaceApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
-    from bpfkit.net.traffic.report import PingReport, UdpReport
+    from bpfkit.net.traffic.ping import PingReport
+    from bpfkit.net.traffic.udp import UdpReport
+    from bpfkit.show.rows import Row, Verdict
 
 #: The server's address -> the client's.
 SERVERS = {"10.77.0.2": "10.77.0.1", "fd77::2": "fd77::1"}
 
 
-class TcAction(LabApp):
+class TcAction(NamespaceApp):
     """A program as the action behind a tc filter's match: every second UDP packet is dropped."""
 
     name = "tc_action"
@@ -33,7 +34,7 @@ class TcAction(LabApp):
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
         super().add_options(parser)
-        text = "the filter that finds the packets (default: u32)"
+        text = "the filter that matches the packets (default: u32)"
         parser.add_argument("--match", choices=("u32", "flower"), default="u32", help=text)
 
     def check_options(self) -> None:
@@ -41,14 +42,13 @@ class TcAction(LabApp):
 
         super().check_options()
         if self.options.netns is not None:
-            raise UsageError("tc_action works in its own lab only", why="its filter is the lab's")
+            raise UsageError("tc_action works in its own lab only", why="it needs the filter")
 
     def setup(self) -> None:
         from bpfkit.net.attach.action import add_action
 
-        assert self.lab is not None
         self.object = self.load(one_in=2)
-        self.made: list[PingReport | UdpReport] = []
+        self.made: list[PingReport | UdpReport] = self.for_check([])
         program = self.object.programs["tc_action"]
         interface = self.lab.interface("server:eth0")
         for version in (4, 6):
@@ -57,10 +57,10 @@ class TcAction(LabApp):
 
     def demo(self) -> None:
         """Ping, UDP, and UDP in priority-tagged frames, over both IP versions."""
-        from bpfkit.net.traffic.report import ping, udp
+        from bpfkit.net.traffic.ping import ping
         from bpfkit.net.traffic.tagged import tagged_udp
+        from bpfkit.net.traffic.udp import udp
 
-        assert self.lab is not None
         client, server = self.lab["client"], self.lab["server"]
         for host, source in SERVERS.items():
             self.made.append(ping(host, count=3, interval=0.02, ns=client))

@@ -9,8 +9,8 @@ The C side is bpf_c/tc/tc_classifier.bpf.c.  Rules set marks and priorities, and
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
-from bpfkit.app.interface import TcApp
+from bpfkit.app.lifecycle import main
+from bpfkit.app.tc import TcApp
 from bpfkit.core.errors import BpfkitError, UsageError
 
 TYPE_CHECKING = False
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable, Sequence
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.core.attach.link import Link
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
+    from bpfkit.net.links.interfaces import Interface
+    from bpfkit.show.rows import Row, Verdict
 
 DIRECTIONS = ("ingress", "egress")
 #: #defines of the C side.
@@ -62,7 +63,7 @@ class Rule:
                 try:
                     rule.proto = protocol_number(name)
                 except ValueError:
-                    raise ValueError(f"{name!r} is no direction and no protocol") from None
+                    raise ValueError(f"{name!r} is neither a direction nor a protocol") from None
             elif name == "dscp":
                 rule.dscp = _number(word, value, 63)
             elif name in ("mark", "priority"):
@@ -72,15 +73,15 @@ class Rule:
             elif name == "burst":
                 rule.burst = _number(word, value, 10**9)
             else:
-                raise ValueError(f"{word!r}: there are dscp, mark, priority, police, burst")
+                raise ValueError(f"{word!r}: dscp, mark, priority, police or burst is expected")
         if rule.rate is None and rule.burst is not None:
             raise ValueError("a burst needs police=RATE")
         if (rule.rate, rule.mark, rule.priority) == (None, None, None):
-            raise ValueError("it does nothing: say mark=, priority= or police=")
+            raise ValueError("mark=, priority= or police= is required")
         return rule
 
     def classes(self) -> Iterable[int]:
-        """The numbers of the classes that it matches."""
+        """The numbers of the classes that the rule matches."""
         for direction in (0, 1) if self.direction is None else (self.direction,):
             for proto in range(256) if self.proto is None else (self.proto,):
                 for dscp in range(64) if self.dscp is None else (self.dscp,):
@@ -109,7 +110,7 @@ def _rate(text: str) -> int:
 
 
 def install(loaded: Object, rules: Sequence[Rule]) -> None:
-    """Write the rules into the maps; where several match, the first one counts."""
+    """Write the rules into the maps; where several match, the first one applies."""
     table = bytearray(2 * 256 * 64)
     for number, rule in reversed(list(enumerate(rules, 1))):
         for one in rule.classes():
@@ -143,7 +144,7 @@ class TcClassifier(TcApp):
     name = "tc_classifier"
     source = "tc/tc_classifier.bpf.c"
     counters = ("packets", "bytes", "policed_packets", "policed_bytes")
-    spot = "client:eth0"
+    lab_device = "client:eth0"
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
@@ -169,22 +170,18 @@ class TcClassifier(TcApp):
                 raise UsageError(f"--rule {text}", why=str(error)) from None
 
     def prepare(self, loaded: Object) -> None:
+        self.sent = 0
         install(loaded, self.rules)
         if self.options.pcap is not None:
             self.entry = f"tc_classifier_{'in' if self.options.direction == 'ingress' else 'out'}"
 
-    def hook(self, program: Program) -> Link:
-        """Both directions; the link that is returned is the ingress one."""
-        links = []
-        for direction, one in zip(DIRECTIONS, self.object.programs.values(), strict=True):
-            how, priority = self.options.attach, self.options.priority
-            more = {"priority": priority} if how == "clsact" else {}
-            links.append(one.attach_tc(self.interface.index, direction, how, **more))
-        self.keep(links[1])
-        return links[0]
+    def attach_program(self, program: Program) -> list[tuple[Interface, Link]]:
+        """Both directions; only the ingress link is watched."""
+        both = zip(DIRECTIONS, self.object.programs.values(), strict=True)
+        return [(self.interface, self.attach_direction(one, way)) for way, one in both]
 
-    def how(self) -> str:
-        kind = self.link.kind if self.link else self.options.attach
+    def attach_mode(self) -> str:
+        kind = self.links[0].kind if self.links else self.options.attach
         return f"tc ingress and egress by {kind}"
 
     def rows(self) -> list[Row]:
@@ -205,8 +202,7 @@ class TcClassifier(TcApp):
         """DSCP 46 (marked), DSCP 8 (policed) and DSCP 0, by UDP to the server, IPv4 and IPv6."""
         import _socket
 
-        assert self.lab is not None
-        self.sent = getattr(self, "sent", 0) + 1
+        self.sent += 1
         for family, host in ((_socket.AF_INET, "10.77.0.2"), (_socket.AF_INET6, "fd77::2")):
             for dscp in (46, 8, 0):
                 sock = self.lab["client"].socket(family, _socket.SOCK_DGRAM)
@@ -221,7 +217,7 @@ class TcClassifier(TcApp):
                     sock.close()
 
     def verify(self) -> Iterable[Verdict]:
-        """Against the number of datagrams that were sent."""
+        """Compare with the number of datagrams that were sent."""
         rows = {(r["direction"], r["proto"], r["dscp"]): r for r in self.rows()}
         for dscp in (46, 8, 0):
             seen = rows.get(("egress", "udp", dscp), {"packets": 0, "policed_packets": 0})
@@ -229,23 +225,22 @@ class TcClassifier(TcApp):
             yield seen["packets"] == sent, f"DSCP {dscp}: {sent} sent, {seen['packets']} counted"
             dropped = seen["policed_packets"]
             yield (dropped > 0) == (dscp == 8), f"DSCP {dscp}: {dropped} dropped by the policer"
-        yield self._tagged("egress", self.spot, "server:eth0")
-        yield self._tagged("ingress", "server:eth0", self.spot)
+        yield self._tagged("egress", self.lab_device, "server:eth0")
+        yield self._tagged("ingress", "server:eth0", self.lab_device)
 
     def _tagged(self, direction: str, leaves: str, arrives: str) -> Verdict:
         """Tagged SYNs, the only TCP here: a tag's bytes count, in the frame or kept beside it."""
-        from bpfkit.net.traffic.tagged_frames import PAIR, TagPlay
+        from bpfkit.net.traffic.tagged_frames import PAIR, TaggedFrames
 
         def counted() -> tuple[int, int]:
             key = (direction, "tcp")
             rows = [r for r in self.rows() if (r["direction"], r["proto"]) == key]
             return sum(r["packets"] for r in rows), sum(r["bytes"] for r in rows)
 
-        assert self.lab is not None
         ends = PAIR if direction == "egress" else [(there, here) for here, there in PAIR]
-        play = TagPlay(self.lab, leaves, arrives, ends, ("TCP",))
-        found = play.round(settled=lambda sent: counted()[0] >= sent)
-        wanted = len(play.sent), sum(map(len, play.sent))
+        tagged = TaggedFrames(self.lab, leaves, arrives, ends, ("TCP",))
+        found = tagged.round(settled=lambda sent: counted()[0] >= sent)
+        wanted = len(tagged.sent), sum(map(len, tagged.sent))
         packets, size = counted()
         text = f"{direction}: {sum(found.values())} of {wanted[0]} tagged SYNs arrive, "
         text += f"{packets} counted with {size} of {wanted[1]} bytes"

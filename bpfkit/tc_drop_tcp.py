@@ -1,37 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m bpfkit.tc_drop_tcp: no TCP gets out (or in).  The C side: bpf_c/tc/tc_drop_tcp.bpf.c.
 
-See also container_lab, where it stands beside xdp_drop_tcp.
+container_lab shows it together with xdp_drop_tcp.
 """
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
-from bpfkit.app.interface import TcApp
-from bpfkit.xdp_drop_tcp import DropTcp
+from bpfkit.app.drop_tcp import DropTcpDemo, drop_rows
+from bpfkit.app.lifecycle import main
+from bpfkit.app.tc import TcApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bpfkit.net.traffic.tagged_frames import TagPlay
+    from collections.abc import Iterable
+
+    from bpfkit.net.traffic.tagged_frames import TaggedFrames
+    from bpfkit.show.rows import Row, Verdict
 
 
-class TcDropTcp(DropTcp, TcApp):
+class TcDropTcp(TcApp):
     """tc, by clsact or tcx, that drops the TCP packets an interface sends (or receives)."""
 
     name = "tc_drop_tcp"
     source = "tc/tc_drop_tcp.bpf.c"
+    counters = ("bytes", "packets")
+    traffic: DropTcpDemo
 
-    def tag_play(self) -> TagPlay:
+    def setup(self) -> None:
+        super().setup()
+        if self.place.has_lab:
+            self.traffic = self.keep(DropTcpDemo(self.lab))
+            self.for_check(self.traffic.answers)
+
+    def demo(self) -> None:
+        self.traffic.run_round()
+
+    def rows(self) -> list[Row]:
+        return drop_rows(self.object)
+
+    def verify(self) -> Iterable[Verdict]:
+        return self.traffic.verdicts(self.rows(), self._tagged_frames(), self.detach)
+
+    def _tagged_frames(self) -> TaggedFrames:
         """Egress: frames to the client, captured there.  Ingress is behind the tap: answers."""
-        from bpfkit.net.traffic.tagged_frames import PAIR, AnswerPlay, TagPlay
+        from bpfkit.net.traffic.tagged_frames import PAIR, PriorityTaggedFrames, TaggedFrames
 
-        assert self.lab is not None
         client, server = "client:eth0", "server:eth0"
         if self.options.direction == "egress":
             ends = [(there, here) for here, there in PAIR]
-            return TagPlay(self.lab, server, client, ends, ("TCP", "UDP"))
-        port = self.server.port
-        return AnswerPlay(self.lab, client, client, PAIR, ("TCP", "ping"), to=server, port=port)
+            return TaggedFrames(self.lab, server, client, ends, ("TCP", "UDP"))
+        port = self.traffic.port
+        return PriorityTaggedFrames(
+            self.lab, client, client, PAIR, ("TCP", "ping"), to=server, port=port
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.xdp_decap: the end of xdp_lb's tunnel, at a backend.
+"""python -m bpfkit.xdp_decap: decapsulates xdp_lb's packets at a backend.
 
 The C side is bpf_c/xdp/xdp_decap.bpf.c.  The demo: datagrams in all four kinds of IP in IP reach a
-socket on an address that only lo has; those of a tunnel that nobody named do not.
+socket whose address is on lo only; those of an unknown tunnel do not.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import _socket
 import struct
 
-from bpfkit.app.base import main
-from bpfkit.app.interface import XdpApp
+from bpfkit.app.lifecycle import main
+from bpfkit.app.xdp import XdpApp
 from bpfkit.core.errors import UsageError
 
 TYPE_CHECKING = False
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.core.object import Object
     from bpfkit.net.links.lab import Lab
+    from bpfkit.show.rows import Row, Verdict
 
 VIPS = ("198.51.100.1", "2001:db8:51::1")
 CLIENTS = ("203.0.113.5", "2001:db8:113::5")
@@ -33,7 +33,7 @@ _COUNT = 5
 
 
 class XdpDecap(XdpApp):
-    """Takes the outer header off IP in IP from a load balancer, without a tunnel device."""
+    """Decapsulates IP in IP from a load balancer, without a tunnel device."""
 
     name = "xdp_decap"
     source = "xdp/xdp_decap.bpf.c"
@@ -43,32 +43,32 @@ class XdpDecap(XdpApp):
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
         super().add_options(parser)
-        text = "outer addresses: the balancer's, and this host's; again: more"
+        text = "outer addresses: the balancer's and this host's; repeat for more"
         parser.add_argument("--tunnel", metavar="A,B", action="append", help=text)
 
     def check_options(self) -> None:
-        from bpfkit.xdp_lb.balancer import address, packed
+        from bpfkit.net.packets.addresses import host_address, mapped
 
         super().check_options()
         options = self.options
         if options.interface is None and options.pcap is None:
             if options.tunnel:
-                raise UsageError("--tunnel needs --interface", why="the demo has its own")
+                raise UsageError("--tunnel needs --interface", why="the demo has its own tunnels")
             options.tunnel = [",".join(ends) for ends in ENDS]
         elif not options.tunnel:
-            raise UsageError("--tunnel is missing", why="not every sender may tunnel packets in")
+            raise UsageError("--tunnel is missing", why="senders must be known")
         self.tunnels: list[bytes] = []
         for text in options.tunnel:
             try:
-                first, second = map(address, text.split(","))
+                first, second = map(host_address, text.split(","))
                 if (":" in first) != (":" in second):
                     raise ValueError("the addresses are of different families")
             except ValueError as error:
-                why = str(error) if "unpack" not in str(error) else "it is written BALANCER,OWN"
+                why = str(error) if "unpack" not in str(error) else "BALANCER,OWN is expected"
                 raise UsageError(f"--tunnel {text}: {why}") from None
-            self.tunnels.append(packed(first) + packed(second))
+            self.tunnels.append(mapped(first) + mapped(second))
 
-    def make_lab(self) -> Lab:
+    def build_lab(self) -> Lab:
         from bpfkit.net.links.lab import pair_lab
 
         lab = pair_lab(offloads=False)
@@ -79,11 +79,13 @@ class XdpDecap(XdpApp):
         return lab
 
     def prepare(self, loaded: Object) -> None:
+        #: (inner family, outer family, from a stranger) -> [sent, arrived]
+        self.arrived: dict[tuple[int, int, bool], list[int]] = {}
         for tunnel in self.tunnels:
             loaded["tunnels"][tunnel] = 1
 
     def rows(self) -> list[Row]:
-        """A row for each thing that is done with packets."""
+        """A row per result."""
         return [
             {"action": _ROWS[i], "packets": sums.packets, "bytes": sums.bytes}
             for i, sums in self.object["rows"].sums()
@@ -97,10 +99,6 @@ class XdpDecap(XdpApp):
 
         from bpfkit.net.packets.frames import send_frames
 
-        assert self.lab is not None
-        if not hasattr(self, "arrived"):
-            #: (inner family, outer family, from a stranger) -> [sent, arrived]
-            self.arrived: dict[tuple[int, int, bool], list[int]] = {}
         client, server = self.lab["client"], self.lab["server"]
         for inner in (0, 1):
             family = _socket.AF_INET6 if inner else _socket.AF_INET
@@ -121,7 +119,6 @@ class XdpDecap(XdpApp):
     def _frame(self, inner: int, outer: int, strange: bool, body: bytes, *vlans: int) -> bytes:
         from bpfkit.net.packets.frames import ethernet, ip_packet
 
-        assert self.lab is not None
         to, by = self.lab.lladdr("server:eth0"), self.lab.lladdr("client:eth0")
         balancer, own = ENDS[outer]
         source = STRANGERS[outer] if strange else balancer
@@ -132,7 +129,6 @@ class XdpDecap(XdpApp):
         from bpfkit.net.packets.capture import Capture
         from bpfkit.net.packets.frames import send_frames
 
-        assert self.lab is not None
         for (inner, outer, strange), (sent, arrived) in self.arrived.items():
             words = f"IPv{6 if inner else 4} in IPv{6 if outer else 4}"
             if strange:
@@ -156,7 +152,7 @@ def _datagram(inner: int, body: bytes) -> bytes:
 
 
 def _received(sock: _socket.socket, body: bytes, timeout: float) -> bool:
-    """Does this datagram come within ``timeout`` seconds?"""
+    """Whether this datagram arrives within ``timeout`` seconds."""
     from select import select
 
     return bool(select([sock], [], [], timeout)[0]) and sock.recv(100) == body

@@ -6,17 +6,17 @@ The demo: on lo of a namespace of its own, pings are lost while TCP and UDP go o
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
-from bpfkit.app.interface import XdpApp
+from bpfkit.app.lifecycle import main
+from bpfkit.app.xdp import XdpApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.net.links.lab import Lab
     from bpfkit.net.traffic.report import Report
+    from bpfkit.show.rows import Row, Verdict
 
 HOSTS = ("127.0.0.1", "::1")
 _NO_TYPE = 512
@@ -50,37 +50,39 @@ class XdpDropIcmp(XdpApp):
     name = "xdp_drop_icmp"
     source = "xdp/xdp_drop_icmp.bpf.c"
     counters = ("bytes", "packets")
-    spot = "host:lo"
+    lab_device = "host:lo"
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
         super().add_options(parser)
-        text = "neighbour discovery passes; without it IPv6 ends on an Ethernet"
+        text = "let neighbour discovery pass; IPv6 over Ethernet needs it"
         parser.add_argument("--keep-nd", action="store_true", help=text)
 
     def consts(self) -> dict[str, int]:
         return {"keep_nd": int(self.options.keep_nd)}
 
-    def make_lab(self) -> Lab:
+    def build_lab(self) -> Lab:
         from bpfkit.net.links.lab import loopback_lab
 
         return loopback_lab()
 
     def setup(self) -> None:
-        self.lost: list[Report] = []
-        self.made: list[Report] = []
+        self.lost: list[Report] = self.for_check([])
+        self.made: list[Report] = self.for_check([])
         super().setup()
 
     def demo(self) -> None:
         """Pings, which are lost, and TCP and UDP, which are not; over IPv4 and IPv6."""
-        from bpfkit.net.traffic.report import ping, tcp, udp
+        from bpfkit.net.traffic.ping import ping
+        from bpfkit.net.traffic.tcp import tcp
+        from bpfkit.net.traffic.udp import udp
 
         for host in HOSTS:
             self.lost.append(ping(host, count=2, interval=0.01, timeout=0.1))
             self.made += [tcp(host), udp(host, count=10)]
 
     def rows(self) -> list[Row]:
-        """A row per ICMP type seen, ICMP and ICMPv6, and what passed."""
+        """A row per ICMP and ICMPv6 type that was seen, and one for packets that passed."""
         rows: list[Row] = []
         for key, sums in self.object["types"].sums():
             if sums.packets or key == _PASSED:
@@ -88,10 +90,11 @@ class XdpDropIcmp(XdpApp):
         return rows
 
     def verify(self) -> Iterable[Verdict]:
-        from bpfkit.net.traffic.report import PingReport, TcpReport, UdpReport, ping
-        from bpfkit.net.traffic.tagged_frames import TagPlay
+        from bpfkit.net.traffic.ping import PingReport, ping
+        from bpfkit.net.traffic.tagged_frames import TaggedFrames
+        from bpfkit.net.traffic.tcp import TcpReport
+        from bpfkit.net.traffic.udp import UdpReport
 
-        assert self.lab is not None
         counted = {(row["proto"], row["type"]): row["packets"] for row in self.rows()}
         for proto, request in (("icmp", 8), ("ipv6-icmp", 128)):
             pings = [r for r in self.lost if isinstance(r, PingReport) and r.proto == proto]
@@ -109,7 +112,7 @@ class XdpDropIcmp(XdpApp):
         seen = counted.get((None, None), 0)
         yield seen == passed, f"{seen} packets passed, TCP and UDP had {passed}"
         ends = [(host, host) for host in HOSTS]
-        tagged = TagPlay(self.lab, self.spot, self.spot, ends, ("ping", "UDP"))
+        tagged = TaggedFrames(self.lab, self.lab_device, self.lab_device, ends, ("ping", "UDP"))
         yield from tagged.verdicts({"ping"})
         self.detach()
         yield from tagged.verdicts(when="without the program ")

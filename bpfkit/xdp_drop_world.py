@@ -7,15 +7,15 @@ the other end show it.
 
 from __future__ import annotations
 
-from bpfkit.app.base import main
-from bpfkit.app.interface import XdpApp
+from bpfkit.app.lifecycle import main
+from bpfkit.app.xdp import XdpApp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.net.links.lab import Lab
+    from bpfkit.show.rows import Row, Verdict
 
 HOSTS = ("10.77.0.2", "fd77::2")
 PINGS = 3
@@ -29,36 +29,34 @@ class XdpDropWorld(XdpApp):
     knows_l2_len = False
     has_live_view = False
 
-    def make_lab(self) -> Lab:
-        # Neighbours are known: what is lost is pings, not the question for a MAC address.
-        lab = super().make_lab()
+    def build_lab(self) -> Lab:
+        # Neighbours are known, so that echo requests are dropped and not neighbour requests.
+        lab = super().build_lab()
         lab.neighbours("client:eth0", "server:eth0")
         return lab
 
     def setup(self) -> None:
-        self.played: list[Row] = []
-        self._shown = 0
+        self.states: list[Row] = []
         super().setup()
 
     def demo(self) -> None:
         """One state: pings over IPv4 and IPv6; then the other state."""
-        from bpfkit.net.traffic.report import ping
+        from bpfkit.net.traffic.ping import ping
 
-        assert self.lab is not None
         before = self.dropped()
-        if self.played:
-            if self.link is None:
-                self.attach(next(iter(self.object.programs.values())))
-            else:
+        if self.states:
+            if self.links:
                 self.detach()
-        state = "on" if self.link else "off"
+            else:
+                self.attach(next(iter(self.object.programs.values())))
+        state = "on" if self.links else "off"
         client = self.lab["client"]
         reports = [ping(host, count=PINGS, interval=0.02, timeout=0.2, ns=client) for host in HOSTS]
         packets, size = (now - was for now, was in zip(self.dropped(), before, strict=True))
         sent, received = (
             sum(getattr(report, what) for report in reports) for what in ("sent", "received")
         )
-        self.played.append(_row(state, sent, received, packets, size))
+        self.states.append(_row(state, sent, received, packets, size))
 
     def dropped(self) -> tuple[int, int]:
         """Packets and bytes that the program dropped."""
@@ -67,30 +65,27 @@ class XdpDropWorld(XdpApp):
 
     def rows(self) -> list[Row]:
         """The demo's states so far; on an interface of the user's, what was dropped."""
-        if self.lab is not None:
-            return list(self.played)
+        if self.place.has_lab:
+            return list(self.states)
         return [_row("on", None, None, *self.dropped())]
+
+    def rows_accumulate(self) -> bool:
+        """Rows of the demo are states, which stay; figures of the user's interface change."""
+        return self.place.has_lab
 
     def lines(self, rows: list[Row]) -> Iterable[str]:
         from bpfkit.show.text import cell, table
 
-        fresh = rows[self._shown :] if self.lab is not None else rows
-        lines = []
-        if fresh:
-            titles = ["XDP", "pings sent", "answered", "packets dropped", "bytes dropped"]
-            body = [[cell(value) for value in row.values()] for row in fresh]
-            lines = table(titles, body, right=[False, True, True, True, True])
-        if self.lab is not None:
-            lines = lines[1 if self._shown else 0 :]
-            self._shown = len(rows)
-        return lines
+        titles = ["XDP", "pings sent", "answered", "packets dropped", "bytes dropped"]
+        body = [[cell(value) for value in row.values()] for row in rows]
+        return table(titles, body, right=[False, True, True, True, True])
 
     def verify(self) -> Iterable[Verdict]:
-        while len(self.played) < 3:
+        while len(self.states) < 3:
             self.demo()
-        states = [row["state"] for row in self.played]
-        yield states[:3] == ["on", "off", "on"], f"the program was {', '.join(states)}"
-        for row in self.played:
+        words = [row["state"] for row in self.states]
+        yield words[:3] == ["on", "off", "on"], f"the program was {', '.join(words)}"
+        for row in self.states:
             sent, received, on = row["sent"], row["received"], row["state"] == "on"
             good = sent > 0 and received == (0 if on else sent)
             yield good, f"{row['state']}: {sent} pings sent, {received} answered"
@@ -99,15 +94,14 @@ class XdpDropWorld(XdpApp):
         yield from self._tagged()
 
     def _tagged(self) -> Iterable[Verdict]:
-        """Tagged frames do not get as far as a capture on the interface."""
-        from bpfkit.net.traffic.tagged_frames import PAIR, TagPlay
+        """Tagged frames do not reach a capture on the interface."""
+        from bpfkit.net.traffic.tagged_frames import PAIR, TaggedFrames
 
-        assert self.lab is not None
-        play = TagPlay(self.lab, "client:eth0", self.spot, PAIR, ("TCP", "UDP"))
+        tagged = TaggedFrames(self.lab, "client:eth0", self.lab_device, PAIR, ("TCP", "UDP"))
         before = self.dropped()[0]
-        yield from play.verdicts(("TCP", "UDP"), lambda sent: self.dropped()[0] >= before + sent)
+        yield from tagged.verdicts(("TCP", "UDP"), lambda sent: self.dropped()[0] >= before + sent)
         self.detach()
-        yield from play.verdicts(when="without the program ")
+        yield from tagged.verdicts(when="without the program ")
 
 
 def _row(state: str, sent: int | None, received: int | None, packets: int, size: int) -> Row:

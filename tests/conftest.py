@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -164,9 +165,10 @@ def _held_by_others() -> set[tuple[str, int]]:
 
 def _inside(number: int) -> set[int]:
     """Ids of the maps in a map of maps."""
+    from bpfkit.core.errors import BpfkitError
     from bpfkit.core.maps.base import Map
 
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, BpfkitError):  # it may be gone by now
         with Map.from_id(number) as outer:
             return {int(inner) for _, inner in outer.items()}
     return set()
@@ -315,3 +317,46 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(f"{reason}:")
         for test in tests:
             terminalreporter.line(f"    {test}")
+
+
+# -- bpfkit as pip installs it --------------------------------------------------------------------
+
+_SOURCES = ("bpfkit", "bpf_c", "pyproject.toml", "README.md")
+_OFFLINE = (
+    "Could not find a version",
+    "No matching distribution",
+    "Failed to establish",
+    "Retrying",
+)
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A virtual environment with bpfkit installed into it, from a copy of the sources."""
+    import shutil
+
+    from running import run_elsewhere
+
+    place = tmp_path_factory.mktemp("installed")
+    tree = place / "tree"
+    tree.mkdir()
+    for name in _SOURCES:
+        source = ROOT.parent / name
+        if source.is_dir():
+            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tree / name)
+    for licence in ROOT.parent.glob("LICENSE*"):
+        shutil.copy(licence, tree)
+    python = place / "venv" / "bin" / "python"
+    done = run_elsewhere([sys.executable, "-m", "venv", place / "venv"], place)
+    if done.returncode:
+        pytest.skip(f"no virtual environments here: {done.stdout.strip()[-200:]}")
+    pip = [python, "-m", "pip", "install", "-q", "--retries", "1", tree]
+    done = run_elsewhere(pip, place, timeout=120)
+    if done.returncode and any(text in done.stderr for text in _OFFLINE):
+        pytest.skip("the package index is not reachable")
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(tree)
+    yield python
+    shutil.rmtree(place)

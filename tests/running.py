@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,25 @@ def run(name: str, *args: str, **more: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(name, *args),
         **{"cwd": ROOT, "capture_output": True, "text": True, "timeout": 240, **more},
+    )
+
+
+def run_elsewhere(
+    argv: Sequence[str | os.PathLike[str]],
+    where: Path,
+    timeout: float = 60,
+    environ: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """A command in another directory, which does not find the checkout by PYTHONPATH."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        argv,
+        cwd=where,
+        env=env | dict(environ or {}),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 

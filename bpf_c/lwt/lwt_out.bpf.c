@@ -10,15 +10,17 @@
  *
  *    socket -> route lookup -> netfilter output
  *                                   |
- *       the route has a program: lwt_out -+-> BPF_DROP: lost without a word to the sender
+ *       the route has a program: lwt_out -+-> BPF_DROP: the sender gets no error
  *                                         +-> BPF_OK -> netfilter postrouting -> tc egress -> wire
  *
- * Map (struct in <bpfkit/lwt.h>)
+ * Map (struct in "lwt.h")
  *   rows  percpu_array  IP protocol -> packets, bytes, dropped
  */
-#include <bpfkit/lwt.h>
+#include "lwt.h"
 
-LOAD_CONST(0, drop, 255); /* IPPROTO_* to drop; 255, which no packet has: none */
+LOAD_CONST(0, drop, 255); /* IPPROTO_* to drop; 255, a reserved number: none */
+
+BPF_TABLE("percpu_array", u32, struct row, rows, LWT_ROWS);
 
 SEC("lwt_out")
 int lwt_out(struct __sk_buff *skb)
@@ -26,6 +28,6 @@ int lwt_out(struct __sk_buff *skb)
 	u32 proto = protocol_of(skb);
 	bool dropped = is_proto(proto, drop());
 
-	count(skb, proto, dropped);
+	count(rows.lookup(&proto), skb, dropped);
 	return dropped ? BPF_DROP : BPF_OK;
 }

@@ -19,9 +19,9 @@
  *
  * Maps
  *   ends  array         0 -> struct ends: the outer addresses
- *   rows  percpu_array  inner IP protocol -> packets, bytes, encapsulated (<bpfkit/lwt.h>)
+ *   rows  percpu_array  inner IP protocol -> packets, bytes, encapsulated ("lwt.h")
  */
-#include <bpfkit/lwt.h>
+#include "lwt.h"
 
 #define TTL     64
 #define IPV4_DF 0x4000
@@ -33,6 +33,7 @@ struct ends {
 };
 
 BPF_ARRAY(ends, struct ends, 1);
+BPF_TABLE("percpu_array", u32, struct row, rows, LWT_ROWS);
 
 static __always_inline int push_ipv4(struct __sk_buff *skb, const struct ends *e, u8 proto)
 {
@@ -81,8 +82,8 @@ int lwt_xmit(struct __sk_buff *skb)
 	if (!e)
 		return BPF_DROP;
 	copy = *e;
-	/* counted before: afterwards the length is another */
-	count(skb, inner, true);
+	/* count first: the encapsulation changes skb->len */
+	count(rows.lookup(&inner), skb, true);
 	if (copy.family == 4)
 		error = push_ipv4(skb, &copy, proto);
 	else

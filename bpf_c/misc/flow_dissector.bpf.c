@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * flow_dissector: which flow is this packet of? The kernel asks a program
- * =======================================================================
+ * flow_dissector: tells the kernel which flow a packet belongs to
+ * ===============================================================
  *
  * hook      a network namespace (BPF_LINK_CREATE with its fd), asked whenever the kernel wants to
  *           know a packet's flow: receive hashing, PACKET_FANOUT, bonding, fq, cls_flower
  * context   struct __sk_buff: only data, data_end and flow_keys, the answer
  * packets   not changed, and not dropped: BPF_DROP only means "no flow found"
  *
- * To the kernel's own dissector an unknown tunnel is one flow per pair of hosts. This one knows a
- * small tunnel header, behind IP protocol 253 (RFC 3692's number for experiments):
+ * The kernel's own dissector treats an unknown tunnel as one flow per pair of hosts. This program
+ * parses a small tunnel header behind IP protocol 253 (RFC 3692's number for experiments):
  *
  *   0               1               2                               4              8
  *   +---------------+---------------+-------------------------------+--------------+
@@ -20,17 +20,15 @@
  *   IP, anything else ------------------------------------> flow_keys: its own ends  -> BPF_OK
  *   no IP, headers that are not all in the linear part ------------> the kernel's own dissector
  *
- * Fragments have a flow by their addresses alone: only the first has ports.
+ * Fragments are a flow by addresses alone, because only the first has ports.
  *
  * Map
  *   seen  percpu_array  enum kind -> packets
  */
 #include <uapi/linux/bpf.h>
 #include <bpfkit/bpfkit.h>
-/* Few, because they are walked twice; deeper ones are left to the kernel. */
-#define MAX_TAGS 2
-#define MAX_EXTS 4
-#include <bpfkit/direct.h>
+#define MAX_TAGS 2 /* see <bpfkit/headers.h>; more are left to the kernel */
+#include <bpfkit/headers.h>
 
 LOAD_CONST(0, protocol, 253); /* the tunnel's IP protocol */
 
@@ -97,12 +95,13 @@ int dissect(struct __sk_buff *skb)
 	__be16 *ports;
 	u64 net;
 
+	w.by_load = false;
 	w.data = (void *)(long)skb->data;
 	w.end = (void *)(long)skb->data_end;
 	w.off = keys->nhoff;
 	w.limit = skb->data_end - skb->data;
 	net = w.off;
-	if (direct_ethertype(&w, &h, bpf_ntohs(keys->n_proto)) != FOUND)
+	if (walk_ethertype(&w, &h, NULL, bpf_ntohs(keys->n_proto)) != FOUND)
 		return answer(LEFT_TO_KERNEL, DISSECTOR_CONTINUE);
 	net += h.tags * VLAN_HLEN;
 	if (h.proto == protocol() && !h.fragment && !(keys->flags & STOP_AT_ENCAP)) {
@@ -114,7 +113,7 @@ int dissect(struct __sk_buff *skb)
 		if (kind == TUNNEL6 && tunnel->next != IPPROTO_IPV6)
 			return answer(LEFT_TO_KERNEL, DISSECTOR_CONTINUE);
 		__builtin_memset(&h, 0, sizeof(h));
-		if ((kind == TUNNEL4 ? direct_ipv4(&w, &h) : direct_ipv6(&w, &h)) != FOUND)
+		if (walk_ip(&w, &h, NULL, kind == TUNNEL4) != FOUND)
 			return answer(LEFT_TO_KERNEL, DISSECTOR_CONTINUE);
 		h.payload = w.off;
 		keys->is_encap = true;

@@ -16,11 +16,11 @@
  * packets on their way out still start with the link-layer header.
  */
 #include <bpfkit/bpfkit.h>
-#include <bpfkit/parse.h>
+#include <bpfkit/headers.h>
 #include <uapi/linux/if_packet.h>
 
 LOAD_CONST(0, sockets, 2); /* in the group */
-LOAD_CONST(1, l2_len, 14); /* of the interface: 14 or 0 */
+LOAD_CONST(1, l2_len, 14); /* of the interface, see link_offset() */
 
 /* The final mix of MurmurHash3: every input bit reaches every output bit. */
 static __always_inline u32 mix(u32 h)
@@ -33,10 +33,8 @@ static __always_inline u32 mix(u32 h)
 }
 
 /* One end of the flow. */
-static __always_inline u32 hash_end(const u8 *addr, u16 port)
+static __always_inline u32 hash_end(const __be32 *word, __be16 port)
 {
-	const u32 *word = (const u32 *)addr;
-
 	return mix(mix(mix(mix(mix(word[0]) + word[1]) + word[2]) + word[3]) + port);
 }
 
@@ -44,15 +42,26 @@ SEC("socket")
 int fanout(struct __sk_buff *skb)
 {
 	bool l2 = skb->pkt_type == PACKET_OUTGOING && l2_len();
-	struct ip_packet p = {};
+	__be32 src[4] = {}, dst[4] = {};
+	union ip_header ip;
 	__be16 port[2] = {};
+	struct headers h = {};
+	struct window w;
 	u32 hash;
 
-	if (!parse_frame(skb, &p, l2 ? ETH_HLEN : 0))
+	load_skb(skb, &h, &ip, &w, l2 ? l2_len() : 0);
+	if (!h.family)
 		return 0;
-	if (!p.fragment && has_ports(p.proto))
-		cursor_peek(skb, &p.cur, port, sizeof(port));
+	if (h.family == 4) {
+		src[0] = ip.v4.saddr;
+		dst[0] = ip.v4.daddr;
+	} else {
+		__builtin_memcpy(src, ip.v6.saddr, sizeof(src));
+		__builtin_memcpy(dst, ip.v6.daddr, sizeof(dst));
+	}
+	if (!h.fragment && has_ports(h.proto))
+		header_peek(&w, port, sizeof(port));
 	/* a sum: the same whichever end comes first */
-	hash = mix(hash_end(p.src, port[0]) + hash_end(p.dst, port[1]));
+	hash = mix(hash_end(src, port[0]) + hash_end(dst, port[1]));
 	return (u64)hash * (u32)sockets() >> 32;
 }

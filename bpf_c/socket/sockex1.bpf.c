@@ -12,21 +12,21 @@
  *                                               |           headers
  *                                               +-> anything else ------------> nonip[0]
  *
- * For IPv6 the protocol is what the extension headers lead to; the fragment header's, for later
- * fragments. A frame that is cut off before its IP header ends is non-IP. Every frame is counted
- * once.
+ * The protocol is the one behind all extension headers (of IPv4: authentication headers); for later
+ * fragments, the one the fragment header names. A frame that is cut off before its IP header ends is
+ * non-IP. Every frame is counted once.
  *
  * Maps (struct in <bpfkit/wire.h>)
  *   protocols  percpu_array  IPPROTO_* -> struct traffic
  *   nonip      percpu_array  0 -> struct traffic
  */
 #include <bpfkit/bpfkit.h>
-#include <bpfkit/parse.h>
+#include <bpfkit/headers.h>
 #include <bpfkit/segment.h>
 #include <bpfkit/wire.h>
 
 LOAD_CONST(0, direction, 2); /* DIRECTION_IN | DIRECTION_OUT */
-LOAD_CONST(1, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
+LOAD_CONST(1, l2_len, 14); /* 14: Ethernet; else see link_offset() */
 
 BPF_TABLE("percpu_array", u32, struct traffic, protocols, 256);
 BPF_TABLE("percpu_array", u32, struct traffic, nonip, 1);
@@ -34,17 +34,20 @@ BPF_TABLE("percpu_array", u32, struct traffic, nonip, 1);
 SEC("socket")
 int sockex1(struct __sk_buff *skb)
 {
-	struct ip_packet packet = {};
+	struct headers h = {};
 	struct traffic what, *row;
 	u32 header_len = 0, key = 0;
+	union ip_header ip;
+	struct window w;
 
 	if (!wanted(skb, direction()))
 		return 0;
-	if (parse_frame(skb, &packet, l2_len())) {
-		key = packet.proto;
+	load_skb(skb, &h, &ip, &w, l2_len());
+	if (h.family) {
+		key = h.proto;
 		row = protocols.lookup(&key);
 		if (is_super_frame(skb))
-			header_len = segment_header_len(skb, packet.cur.off, packet.proto);
+			header_len = segment_header_len(skb, h.payload, h.proto);
 	} else {
 		row = nonip.lookup(&key);
 	}

@@ -21,12 +21,12 @@
  *   totals        percpu_array  0 -> struct totals
  */
 #include <bpfkit/bpfkit.h>
-#include <bpfkit/parse.h>
+#include <bpfkit/headers.h>
 #include <bpfkit/segment.h>
 #include <bpfkit/wire.h>
 
 LOAD_CONST(0, direction, 2); /* DIRECTION_IN | DIRECTION_OUT */
-LOAD_CONST(1, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
+LOAD_CONST(1, l2_len, 14); /* 14: Ethernet; else see link_offset() */
 
 struct destination {
 	u8 addr[16] __aligned(4); /* network byte order; IPv4: the first four bytes, rest zero */
@@ -37,12 +37,15 @@ BPF_TABLE("percpu_hash", struct destination, struct traffic, destinations, 16384
 BPF_TABLE("percpu_array", u32, struct totals, totals, 1);
 
 /* The row of this packet's destination; NULL if there is no place for a new one. */
-static __always_inline struct traffic *destination_row(const struct ip_packet *packet)
+static __always_inline struct traffic *destination_row(const union ip_header *ip, u8 family)
 {
-	struct destination key = { .family = packet->family };
+	struct destination key = { .family = family };
 	struct traffic zero = {};
 
-	__builtin_memcpy(key.addr, packet->dst, sizeof(key.addr));
+	if (family == 4)
+		__builtin_memcpy(key.addr, &ip->v4.daddr, sizeof(ip->v4.daddr));
+	else
+		__builtin_memcpy(key.addr, ip->v6.daddr, sizeof(key.addr));
 	/*
 	 * look up, insert if still absent, look up again: another CPU's first packets are not
 	 * overwritten
@@ -53,18 +56,21 @@ static __always_inline struct traffic *destination_row(const struct ip_packet *p
 SEC("socket")
 int sockex2(struct __sk_buff *skb)
 {
-	struct ip_packet packet = {};
+	struct headers h = {};
 	u32 header_len = 0, zero = 0;
 	struct traffic what, *row;
+	union ip_header ip;
 	struct totals *sum;
+	struct window w;
 
 	sum = totals.lookup(&zero);
 	if (!sum || !wanted(skb, direction()))
 		return 0;
-	if (parse_frame(skb, &packet, l2_len())) {
+	load_skb(skb, &h, &ip, &w, l2_len());
+	if (h.family) {
 		if (is_super_frame(skb))
-			header_len = segment_header_len(skb, packet.cur.off, packet.proto);
-		row = destination_row(&packet);
+			header_len = segment_header_len(skb, h.payload, h.proto);
+		row = destination_row(&ip, h.family);
 		if (!row)
 			row = &sum->unattributed;
 	} else {

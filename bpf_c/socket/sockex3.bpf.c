@@ -35,7 +35,7 @@
  * (the flow, or its outer headers, found no place in the table). On an LRU table evicted flows are
  * missing from the sum: seen - nonip - unattributed - (sum over flows).
  *
- * Maps (structs in <bpfkit/flow.h> and <bpfkit/wire.h>)
+ * Maps (structs in "sockex3_flow.h" and <bpfkit/wire.h>)
  *   flows    percpu_hash   struct flow_key -> struct traffic     may be loaded as lru_percpu_hash
  *   outers   hash          struct outer_key -> u32 id            what flow_key.outer_id stands for
  *   totals   percpu_array  0 -> struct totals
@@ -43,17 +43,17 @@
  *   scratch  percpu_array  0 -> struct parse_state               one packet at a time per CPU
  */
 #include <bpfkit/bpfkit.h>
-#include <bpfkit/flow.h>
+#include <bpfkit/headers.h>
+#include "sockex3_flow.h"
 #include <bpfkit/segment.h>
 #include <bpfkit/wire.h>
 
 LOAD_CONST(0, direction, 2); /* DIRECTION_IN | DIRECTION_OUT */
-LOAD_CONST(1, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
+LOAD_CONST(1, l2_len, 14); /* 14: Ethernet; else see link_offset() */
 LOAD_CONST(2, vxlan_port, 0); /* UDP port of VXLAN; 0: do not look into VXLAN */
 
 #define MAX_STEPS   30 /* leaves room for count() under the kernel's limit of 33 tail calls */
 #define MPLS_LABELS 8 /* labels per tail call */
-#define IPV6_EXTS   6 /* extension headers per tail call */
 
 #define MPLS_BOTTOM     0x100
 #define GRE_ACK         0x0080 /* version 1 only */
@@ -73,6 +73,15 @@ enum layer {
 	PARSE_GRE,
 	PARSE_TRANSPORT,
 	COUNT,
+};
+
+/*
+ * Where the walk is in the frame. Ethernet pads short frames, so bytes that are there are not always
+ * bytes of the packet: `end` is the packet's, bpf_skb_load_bytes() checks the frame's.
+ */
+struct cursor {
+	u32 off; /* next byte to read, from skb->data */
+	u32 end; /* first byte behind the packet, from skb->data */
 };
 
 /*
@@ -96,6 +105,30 @@ BPF_TABLE("hash", struct outer_key, u32, outers, 8192);
 BPF_TABLE("percpu_array", u32, struct totals, totals, 1);
 BPF_TABLE("percpu_array", u32, struct parse_state, scratch, 1);
 BPF_PROG_ARRAY(jump, 16);
+
+/* Copies the next `len` bytes without moving on; false if they are not all there. */
+static __always_inline bool cursor_peek(struct __sk_buff *skb, const struct cursor *cur, void *to,
+					u32 len)
+{
+	return cur->off + len <= cur->end && bpf_skb_load_bytes(skb, cur->off, to, len) == 0;
+}
+
+/* The same, and moves behind them. */
+static __always_inline bool cursor_pull(struct __sk_buff *skb, struct cursor *cur, void *to,
+					u32 len)
+{
+	if (!cursor_peek(skb, cur, to, len))
+		return false;
+	cur->off += len;
+	return true;
+}
+
+/* The packet that starts at the cursor is `len` bytes long; 0: its header does not say. */
+static __always_inline void cursor_limit(struct cursor *cur, u32 len)
+{
+	if (len && cur->off + len < cur->end)
+		cur->end = cur->off + len;
+}
 
 /* ---- counting -------------------------------------------------------------------------------- */
 
@@ -378,21 +411,30 @@ int parse_ipv4(struct __sk_buff *skb)
 		st->flow.proto = ip.protocol;
 		return next(skb, st, COUNT);
 	}
+	if (ip.protocol == IPPROTO_AH) {
+		st->nexthdr = ip.protocol;
+		return next(skb, st, PARSE_IPV6_EXT);
+	}
 	return next_proto(skb, st, ip.protocol);
 }
 
-/* Behind the fixed IPv6 header, or still among its extension headers. */
-static __always_inline int walk_ipv6_ext(struct __sk_buff *skb, struct parse_state *st, u8 nexthdr)
+/*
+ * Behind an IP header and MAX_EXTS or a multiple of its extension headers (of IPv4: AH), by the walk
+ * that all programs share.
+ */
+static __always_inline int walk_ext(struct __sk_buff *skb, struct parse_state *st, u8 nexthdr)
 {
-	bool fragment; /* not needed: a first fragment counts as any packet */
-	enum ipv6_walk walk = ipv6_skip_ext(skb, &st->cur, &nexthdr, &fragment, IPV6_EXTS);
+	struct window w = { .skb = skb, .by_load = true, .off = st->cur.off, .limit = st->cur.end };
+	struct headers h = {};
+	enum outcome outcome = walk_exts(&w, &h, nexthdr, st->flow.family == 6);
 
-	st->header_len = st->cur.off;
-	if (walk == IPV6_PAYLOAD)
-		return next_proto(skb, st, nexthdr);
-	st->flow.proto = nexthdr;
-	if (walk == IPV6_MORE) {
-		st->nexthdr = nexthdr;
+	st->cur.off = w.off;
+	st->header_len = w.off;
+	if (outcome == FOUND && !h.later_fragment)
+		return next_proto(skb, st, h.proto);
+	st->flow.proto = h.proto;
+	if (outcome == TOO_DEEP && w.off <= WINDOW_MAX) {
+		st->nexthdr = h.proto;
 		return next(skb, st, PARSE_IPV6_EXT);
 	}
 	return next(skb, st, COUNT);
@@ -414,7 +456,7 @@ int parse_ipv6(struct __sk_buff *skb)
 	__builtin_memcpy(st->flow.dst, ip.daddr, sizeof(ip.daddr));
 	st->cur.off += sizeof(ip);
 	cursor_limit(&st->cur, bpf_ntohs(ip.payload_len));
-	return walk_ipv6_ext(skb, st, ip.nexthdr);
+	return walk_ext(skb, st, ip.nexthdr);
 }
 
 SEC("socket")
@@ -425,7 +467,7 @@ int parse_ipv6_ext(struct __sk_buff *skb)
 
 	if (!st)
 		return 0;
-	return walk_ipv6_ext(skb, st, st->nexthdr);
+	return walk_ext(skb, st, st->nexthdr);
 }
 
 /* ---- tunnels --------------------------------------------------------------------------------- */
@@ -671,7 +713,8 @@ int sockex3(struct __sk_buff *skb)
 	st->cur.end = skb->len;
 	if (skb->vlan_present)
 		add_vlan(st, skb->vlan_tci);
-	if (l2_len())
+	if (l2_len() == ETH_HLEN)
 		return read_eth(skb, st);
+	st->cur.off = l2_len();
 	return next_ethertype(skb, st, bpf_ntohs(skb->protocol));
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * tc_action: a program as the action behind somebody else's match
- * ===============================================================
+ * tc_action: a program as the action of another filter
+ * ====================================================
  *
  * hook      a tc filter's action (`tc filter add ... u32|flower ... action bpf ...`)
  * context   struct __sk_buff, from the Ethernet header on
@@ -11,11 +11,11 @@
  *                                            +-> yes: this program -+-> TC_ACT_SHOT
  *                                                                   +-> TC_ACT_OK
  *
- * Matching is the filter's business: the program sees only what was matched, with or without a VLAN
- * tag, and counts it.
+ * The filter does the matching: the program sees and counts only matched packets, with or without a
+ * VLAN tag.
  *
  * Map
- *   sums  array  0 -> struct sums, with a spin lock: "every second" is meant over all CPUs
+ *   sums  array  0 -> struct sums, with a spin lock: "every second packet" counts all CPUs
  */
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/pkt_cls.h>

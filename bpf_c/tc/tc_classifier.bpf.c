@@ -16,11 +16,11 @@
  *                          |                                 +-> too few tokens: TC_ACT_SHOT
  *                          +-> counts[class] ----------------+-> TC_ACT_UNSPEC: the filters behind
  *
- * Which rule a class has is worked out in user space, once, not here for every packet: a table with
- * a byte for each of the 2 * 256 * 64 classes.
+ * User space works out the rule of each class once and writes a table with a byte for each of the
+ * 2 * 256 * 64 classes.
  *
- * Frames that are not IP, and those whose IP headers are cut off, have class (direction, NO_PROTO)
- * and no rule: ARP is never policed. A super-frame (GSO) counts, and costs, as its segments.
+ * Frames that are not IP, and those with truncated IP headers, have class (direction, NO_PROTO) and
+ * no rule: ARP is never policed. A super-frame (GSO) is counted and charged as its segments.
  *
  * Maps
  *   counts   percpu_hash  struct class_key -> struct class_row
@@ -29,14 +29,13 @@
  *   buckets  array        number -> struct bucket, with a spin lock: all CPUs share its tokens
  */
 #include <uapi/linux/pkt_cls.h>
-#include <uapi/linux/tcp.h>
 #define MAX_TAGS 4
-#define MAX_EXTS 8
 #include <bpfkit/bpfkit.h>
-#include <bpfkit/direct.h>
+#include <bpfkit/headers.h>
+#include <bpfkit/segment.h>
 #include <bpfkit/wire.h>
 
-LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
+LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; else see link_offset() */
 
 #define INGRESS     0
 #define EGRESS      1
@@ -93,29 +92,6 @@ BPF_ARRAY(classes, struct class_table, 1);
 BPF_ARRAY(rules, struct rule, MAX_RULES);
 BPF_ARRAY(buckets, struct bucket, MAX_RULES);
 
-/* Frames and bytes on the wire: every segment of a super-frame repeats all headers. */
-static __always_inline struct traffic on_wire(struct __sk_buff *skb, const struct window *w,
-					      const struct headers *h)
-{
-	struct traffic t = { .packets = 1, .bytes = skb->len };
-	u64 repeated = h->payload;
-	struct tcphdr *tcp;
-
-	if (skb->gso_segs > 1) {
-		if (h->proto == IPPROTO_UDP) {
-			repeated += 8;
-		} else if (h->proto == IPPROTO_TCP) {
-			tcp = window_peek(w, sizeof(*tcp));
-			repeated += tcp ? tcp->doff * 4 : sizeof(*tcp);
-		}
-		t.packets = skb->gso_segs;
-		t.bytes += (t.packets - 1) * repeated;
-	}
-	if (skb->vlan_present)
-		t.bytes += t.packets * VLAN_HLEN;
-	return t;
-}
-
 /* The six DSCP bits of the IPv4 TOS byte or the IPv6 traffic class. */
 static __always_inline u8 dscp_of(const struct window *w, const struct headers *h)
 {
@@ -138,7 +114,7 @@ static __always_inline bool take(struct bucket *b, u64 bytes)
 	bool enough;
 
 	bpf_spin_lock(&b->lock);
-	/* another CPU may have read the clock later and been here before */
+	/* another CPU may have read a later time and taken the lock first */
 	passed = now > b->since_ns ? now - b->since_ns : 0;
 	if (passed >= b->fill_ns)
 		b->tokens = b->limit;
@@ -154,7 +130,7 @@ static __always_inline bool take(struct bucket *b, u64 bytes)
 	return enough;
 }
 
-/* What the class's rule says; false: the packet is to be dropped. */
+/* Applies the class's rule; false: drop the packet. */
 static __always_inline bool obey(struct __sk_buff *skb, const struct class_key *key, u64 bytes)
 {
 	struct class_table *table;
@@ -167,7 +143,7 @@ static __always_inline bool obey(struct __sk_buff *skb, const struct class_key *
 	if (!table)
 		return true;
 	class = key->direction << 14 | (key->proto & 0xff) << 6 | (key->dscp & 0x3f);
-	/* or the compiler leaves the mask out, which 6.1's verifier wants to see */
+	/* keep clang from dropping the mask, which 6.1's verifier needs */
 	asm volatile("" : "+r"(class));
 	number = table->rule[class & 0x7fff];
 	if (!number)
@@ -198,14 +174,14 @@ static __always_inline int classify(struct __sk_buff *skb, u8 direction)
 	struct window w;
 	bool pass = true;
 
-	/* headers beyond what is linear are pulled there first: looking through them twice is dear */
+	/* pull the headers into the linear part first: walking them twice costs more */
 	if (skb->data_end - skb->data < skb->len && skb->data_end - skb->data < HEADERS_LEN)
 		bpf_skb_pull_data(skb, skb->len < HEADERS_LEN ? skb->len : HEADERS_LEN);
 	if (direct_skb(skb, &h, &w, l2_len()) == FOUND) {
 		key.proto = h.proto;
 		key.dscp = dscp_of(&w, &h);
 	}
-	wire = on_wire(skb, &w, &h);
+	wire = tc_traffic(skb, h.payload, h.proto);
 	if (key.proto != NO_PROTO)
 		pass = obey(skb, &key, wire.bytes);
 	row = counts.lookup_or_try_init(&key, &zero);

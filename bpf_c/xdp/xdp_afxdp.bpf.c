@@ -21,7 +21,7 @@
  *   taken      percpu_array   enum kind -> struct traffic
  */
 #include <bpfkit/bpfkit.h>
-#include <bpfkit/direct.h>
+#include <bpfkit/headers.h>
 #include <bpfkit/wire.h>
 #include <uapi/linux/bpf.h>
 

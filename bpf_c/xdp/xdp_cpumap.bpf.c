@@ -11,25 +11,25 @@
  *                                                    +- hash of the flow -> CPUMAP[cpu]
  *   CPUMAP[cpu] -> queue -> kthread on that CPU: on_cpu (counts) -> skb -> kernel, that CPU
  *
- * Sockets, conntrack and the rest of the kernel then work on that CPU: what RSS does in a card and
- * RPS behind the making of the skb, here before it, and by a rule of one's own. The hash
- * is the same for both directions of a flow (a router or firewall finds its state in the same
- * cache). Fragments have no ports: a datagram's are together, by addresses and protocol. ICMP goes
- * by the addresses. What is not IP, or whose headers cannot be looked through, stays on its CPU.
+ * Sockets, conntrack and the rest of the stack then run on that CPU. RSS does the same in the network
+ * card and RPS after the skb was allocated; this program does it before, by its own rule. The hash is
+ * the same for both directions of a flow, so that a router or firewall finds its state in one CPU's
+ * cache. Fragments are hashed by addresses and protocol, because only the first has ports; ICMP too.
+ * Frames that are not IP, or whose headers cannot be read, stay on their CPU.
  *
  * Maps (struct traffic: <bpfkit/wire.h>)
  *   chosen  array         slot -> CPU, written by user space
  *   cpus    cpumap        CPU -> length of its queue, and the program on it (struct bpf_cpumap_val)
  *   queued  percpu_array  0: stayed, 1 + CPU it was sent to -> struct traffic
- *   ran     percpu_array  0 -> struct traffic, of each CPU what it got
+ *   ran     percpu_array  0 -> struct traffic that each CPU received
  */
 #include <bpfkit/bpfkit.h>
 #include <bpfkit/maps.h>
-#include <bpfkit/tuple.h>
+#include "tuple.h"
 #include <bpfkit/wire.h>
 #include <uapi/linux/bpf.h>
 
-LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
+LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; else see link_offset() */
 LOAD_CONST(1, cpu_count, 1); /* slots of `chosen` that are used */
 
 #define MAX_CPUS 4096 /* the maps are made as large as the machine is */
@@ -47,7 +47,7 @@ static __always_inline u32 endpoint_hash(const __be32 *address, __be16 port)
 	return hash_3words(address[3], (__force u32)port, hash, 0);
 }
 
-/* A sum does not change when its terms change places: both directions have the same. */
+/* Addition is commutative: both directions of a flow have the same hash. */
 static __always_inline u32 flow_hash(const struct tuple *t)
 {
 	u32 a = endpoint_hash(t->saddr, t->sport), b = endpoint_hash(t->daddr, t->dport);
@@ -65,7 +65,7 @@ int xdp_cpumap(struct xdp_md *ctx)
 	struct window w;
 
 	if (direct_xdp(ctx, &h, &w, l2_len()) == FOUND && read_tuple(&w, &h, &t)) {
-		/* the upper bits of the product: as even as a remainder, without a division */
+		/* the upper bits of the product: as uniform as a remainder, without a division */
 		slot = (u64)flow_hash(&t) * cpu_count() >> 32;
 		cpu = chosen.lookup(&slot);
 		if (cpu)

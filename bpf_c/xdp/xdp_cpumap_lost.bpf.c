@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * xdp_cpumap_lost: frames that found a CPU's queue full, or of which no skb could be made
- * ======================================================================================
+ * xdp_cpumap_lost: frames lost because a CPU's queue was full or no skb could be allocated
+ * =======================================================================================
  *
  * hook      raw tracepoints xdp_cpumap_enqueue (by the CPU that sends) and xdp_cpumap_kthread (on
  *           the CPU that was sent to)

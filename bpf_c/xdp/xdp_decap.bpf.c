@@ -19,11 +19,10 @@
  *   rows     percpu_array  enum row -> struct traffic, as they came
  */
 #define MAX_TAGS 2
-#define MAX_EXTS 1
 #include <bpfkit/bpfkit.h>
-#include <bpfkit/direct.h>
-#include <bpfkit/link.h>
-#include <bpfkit/tuple.h>
+#include <bpfkit/headers.h>
+#include "link.h"
+#include "tuple.h"
 #include <bpfkit/wire.h>
 #include <uapi/linux/bpf.h>
 

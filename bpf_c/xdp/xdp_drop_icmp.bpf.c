@@ -10,20 +10,20 @@
  *   frame -> VLAN tags -> IPv4 -----------------------+-> ICMP? -> counted by type, XDP_DROP
  *                      -> IPv6 -> extension headers --+-> else  -> counted, XDP_PASS
  *
- * Without ICMPv6 there is no neighbour discovery, so on an Ethernet the whole of IPv6 fails soon;
- * keep_nd lets those messages pass (lo needs none).
+ * Without ICMPv6 there is no neighbour discovery, so IPv6 on Ethernet soon fails; keep_nd lets the
+ * neighbour discovery messages pass (lo needs none).
  *
- * A frame whose IP headers are cut off passes (no host takes it); one with more tags or extension
- * headers than can be looked through is dropped: it could be ICMP.
+ * A frame with truncated IP headers passes, because no host accepts it; one with more tags or
+ * extension headers than the walk follows is dropped, because it could be ICMP.
  *
  * Map (struct in <bpfkit/wire.h>)
  *   types  percpu_array  type, 256 + type for ICMPv6, or one of `enum row` -> struct traffic
  */
 #include <bpfkit/bpfkit.h>
-#include <bpfkit/direct.h>
+#include <bpfkit/headers.h>
 #include <bpfkit/wire.h>
 
-LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
+LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; else see link_offset() */
 LOAD_CONST(1, keep_nd, 0); /* 1: neighbour discovery passes */
 
 enum row {

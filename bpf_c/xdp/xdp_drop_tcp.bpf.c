@@ -10,8 +10,8 @@
  *   wire -> this program -+-> XDP_DROP: TCP, by the protocol of the IP header
  *                         +-> XDP_PASS: everything else -> tap (tcpdump) -> tc ingress -> IP
  *
- * On the host's end of a container's cable that is what the container sends. What is sent to it
- * passes: XDP has no transmit side (see tc_drop_tcp).
+ * On the host's end of a container's veth pair this drops TCP that the container sends. TCP sent to
+ * the container passes, because XDP has no transmit side (see tc_drop_tcp).
  *
  * What counts as TCP: see <bpfkit/drop_tcp.h>.
  *
@@ -22,7 +22,7 @@
 #include <bpfkit/drop_tcp.h>
 #include <bpfkit/wire.h>
 
-LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
+LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; else see link_offset() */
 
 BPF_TABLE("percpu_array", u32, struct traffic, rows, ROWS);
 

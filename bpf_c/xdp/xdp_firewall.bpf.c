@@ -12,22 +12,23 @@
  *                       protocol: a rule?                                   -+-> deny: XDP_DROP,
  *                       none of them: XDP_PASS (or drop_rest)                    and an event
  *
- * Rules of addresses are hash entries (length, address), and the lengths in use are tried from the
- * longest on. A trie (BPF_MAP_TYPE_LPM_TRIE) with a million prefixes walks some 25 nodes that are
- * in no cache, and takes several times as long to fill. In front of the hashes stand two bits per
- * prefix (or a bloom filter), so that a length costs a hash lookup only where there is a rule.
+ * Address rules are hash entries (length, address); the lengths in use are tried longest first. A
+ * trie (BPF_MAP_TYPE_LPM_TRIE) with a million prefixes visits about 25 uncached nodes per lookup and
+ * takes several times as long to fill. A pre-filter (two bits per prefix, or a bloom filter) is
+ * consulted first, so that a length costs a hash lookup only if it has a matching rule.
  *
  *   state.generation & 1 -> fronts[ ], v4[ ], v6[ ], blooms[ ]
  *
- * Each is an array of two maps, one of which is in force. User space builds a new list in the
- * other one while this one goes on working; one store into `generation` then makes it valid.
+ * Each is an array of two maps, one of which is active. User space builds a new list in the inactive
+ * one; a single store into `generation` then activates it.
  *
- * A later fragment has no ports, so no rule of a port applies to it; the first one's ports decide,
- * and without it nobody can put the datagram together. Not IP: passes. IP headers that are cut off
- * pass (no host takes them), but what cannot be decided is dropped: more tags or extension headers
- * than are looked through, and a fragment whose headers go on in the next one (RFC 7112).
+ * A later fragment has no ports, so port rules do not apply to it; they apply to the first fragment,
+ * without which the datagram cannot be reassembled. Frames that are not IP pass, and so do frames with
+ * truncated IP headers, because no host accepts them. Undecidable frames are dropped: more tags or
+ * extension headers than the walk follows, and fragments whose headers continue in the next fragment
+ * (RFC 7112).
  *
- * Maps (structs here and in <bpfkit/firewall.h>)
+ * Maps (structs here and in "xdp_firewall.h")
  *   state          array          struct state
  *   fronts         array_of_maps  struct front: prefix lengths in use, bits of each prefix
  *   blooms         array_of_maps  bloom filters of prefixes, where asked for
@@ -37,15 +38,15 @@
  *   hits           percpu_array   number -> struct traffic
  *   totals         percpu_array   enum reason -> struct traffic
  *   ring, perf     dropped packets: struct dropped and the first bytes of the frame
- *   scratch        percpu_array   struct packet: the one at hand
+ *   scratch        percpu_array   struct packet: the current one
  */
 #include <bpfkit/bpfkit.h>
 #include <uapi/linux/bpf.h>
-#include <bpfkit/direct.h>
-#include <bpfkit/firewall.h>
+#include <bpfkit/headers.h>
+#include "xdp_firewall.h"
 #include <bpfkit/wire.h>
 
-LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
+LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; else see link_offset() */
 LOAD_CONST(1, front_kind, 1); /* FRONT_* */
 LOAD_CONST(2, drop_rest, 0); /* 1: IP packets that no rule decides about are dropped */
 LOAD_CONST(3, events, 0); /* EVENTS_* */
@@ -85,7 +86,7 @@ struct rule {
 
 /* Written by user space. */
 struct state {
-	u64 generation; /* its last bit says which maps are in force */
+	u64 generation; /* bit 0: which maps are active */
 	u64 most; /* rules there may be */
 	u64 front; /* FRONT_* */
 };
@@ -117,8 +118,8 @@ struct dropped {
 };
 
 /*
- * What is known of the packet at hand. In a map and not on the stack: the verifier then forgets by
- * which of many ways through the headers it was found out, and walks the rest once.
+ * What is known of the current packet. In a map instead of on the stack: otherwise the verifier
+ * re-verifies the rest once per path through the headers.
  */
 struct packet {
 	u32 cell; /* of its destination port; 0: it has none */
@@ -149,7 +150,7 @@ BPF_TABLE("percpu_array", u32, struct packet, scratch, 1);
 BPF_RINGBUF_OUTPUT(ring, 256);
 BPF_PERF_OUTPUT(perf);
 
-/* Where the search for a rule is. */
+/* State of the search for a rule. */
 struct search {
 	struct front *front;
 	void *bloom;
@@ -207,7 +208,7 @@ static __always_inline u32 search4(const struct search *s, __be32 addr, u8 *len)
 	return 0;
 }
 
-/* The first `len` of 128 bits; without a branch, for the verifier would walk both ways. */
+/* The first `len` of 128 bits; without a branch, because the verifier follows both sides. */
 static __always_inline void mask_prefix6(struct prefix6 *p, const __be64 *addr)
 {
 	u64 len = p->len, part = ~(~0ULL >> (len & 63)), first, second;
@@ -304,7 +305,7 @@ static __always_inline u32 port_cell(u8 proto, u16 port)
 	return 256 + which * 65536 + port;
 }
 
-/* What the rules are asked about, out of the headers. */
+/* Collects what the rules match on from the headers. */
 static __always_inline void read_packet(struct window *w, const struct headers *h,
 					enum outcome outcome, struct packet *p)
 {
@@ -362,7 +363,7 @@ rest:
 	return drop_rest() ? DROP_REST : PASS_REST;
 }
 
-/* An event. For the ring it is put together here, because its size is not constant. */
+/* Sends an event. For the ring buffer it is assembled here, because its size is not constant. */
 static __always_inline void report(struct xdp_md *ctx, struct packet *p, u32 bytes)
 {
 	u64 len = bytes < snap() ? bytes : snap();
@@ -371,7 +372,7 @@ static __always_inline void report(struct xdp_md *ctx, struct packet *p, u32 byt
 	long failed = 0;
 
 	if (snap()) {
-		/* 1 to MAX_SNAP, which it is anyway: old verifiers learn nothing from "not 0" */
+		/* len is 1 to MAX_SNAP already, but old verifiers learn nothing from "not 0" */
 		asm volatile("" : "+r"(len));
 		len = ((len - 1) & (MAX_SNAP - 1)) + 1;
 		asm volatile("" : "+r"(len));

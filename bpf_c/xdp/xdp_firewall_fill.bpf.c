@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * xdp_firewall_fill: puts prefixes into the filter in front of xdp_firewall's rules
- * =================================================================================
+ * xdp_firewall_fill: puts prefixes into the pre-filter of xdp_firewall
+ * ===================================================================
  *
  * hook      none: user space runs it by BPF_PROG_TEST_RUN, and the "packet" is an array of prefixes
  * context   struct xdp_md
@@ -9,24 +9,24 @@
  *
  *   prefix | prefix | ... -> hash -> two bits of struct front, or the bloom filter
  *
- * So the hash is written down once, in C, and a million prefixes take some 30 ms. Bits are set one
- * at a time and atomically: the firewall may be looking at them.
+ * This keeps the hash in one place, in C; a million prefixes take about 30 ms. Bits are set
+ * atomically, because the firewall may read them at the same time.
  *
- * Maps: the firewall's own, given by the loader (struct in <bpfkit/firewall.h>)
- *   front  array         what stands in front of the rules
- *   bloom  bloom_filter  the same in the kernel's own way (a prefix4 is padded with zeros)
+ * Maps: the firewall's own, given by the loader (struct in "xdp_firewall.h")
+ *   front  array         the pre-filter: two bits per rule
+ *   bloom  bloom_filter  the same as a kernel bloom filter (a prefix4 is padded with zeros)
  */
 #include <bpfkit/bpfkit.h>
 #include <uapi/linux/bpf.h>
-#include <bpfkit/firewall.h>
+#include "xdp_firewall.h"
 
 LOAD_CONST(0, family, 4); /* 4: struct prefix4; 6: struct prefix6 */
 LOAD_CONST(1, kind, 1); /* FRONT_BITS or FRONT_BLOOM */
 
-#define MOST 128 /* prefixes a run: the verifier walks the loop round by round */
+#define MOST 128 /* prefixes per run: the verifier verifies each iteration of the loop */
 
 BPF_F_TABLE("array", u32, struct front, front, 1, BPF_F_MMAPABLE);
-typedef u64 padded_prefix[3]; /* a struct would be a mere declaration in BTF */
+typedef u64 padded_prefix[3]; /* BTF would hold only a forward declaration of a struct */
 BPFKIT_MAP(0, BPF_MAP_TYPE_BLOOM_FILTER, bloom, void, padded_prefix, 1, 0, 0);
 
 static __always_inline void put(struct front *to, struct prefix6 *p, const struct place *at)

@@ -37,7 +37,7 @@
  *
  * To the kernel go: everything else for the VIP (ping, other ports), frames that are not for this
  * interface's MAC address, wrong lengths, and what has more than MAX_TAGS tags or MAX_EXTS extension
- * headers. Dropped is what no backend is there for.
+ * headers. Packets for a service without a usable backend are dropped.
  *
  * IP options, extension headers and VLAN tags stay in the packet: a tagged frame is sent back in its
  * VLAN. (Tags that the card takes off are not seen: ethtool -K IF rxvlan off.) The TTL is not
@@ -58,11 +58,10 @@
  */
 #include <uapi/linux/icmp.h>
 #define MAX_TAGS 2
-#define MAX_EXTS 8
 #include <bpfkit/bpfkit.h>
-#include <bpfkit/direct.h>
-#include <bpfkit/link.h>
-#include <bpfkit/tuple.h>
+#include <bpfkit/headers.h>
+#include "link.h"
+#include "tuple.h"
 #include <bpfkit/wire.h>
 #include <uapi/linux/bpf.h>
 
@@ -140,8 +139,7 @@ BPF_TABLE("lru_hash", struct tuple, struct flow, flows, 65536);
 BPF_TABLE("percpu_array", u32, struct served, served, MAX_BACKENDS);
 BPF_TABLE("percpu_array", u32, struct traffic, results, RESULTS);
 
-/* Link header with room for the tags. */
-/* What the IP header of a packet says. */
+/* Fields of the IP header that are needed. */
 struct ip_says {
 	u64 len; /* header and payload */
 	u8 tos;
@@ -212,7 +210,7 @@ static __always_inline bool quoted_flow(const struct window *w, const struct hea
 	return true;
 }
 
-/* False: its lengths cannot be. */
+/* False if the lengths in the header are impossible. */
 static __always_inline bool read_ip(const struct window *w, const struct headers *h, u64 frame_len,
 				    struct ip_says *says)
 {
@@ -292,7 +290,7 @@ static __always_inline struct backend *pick(const struct tuple *t, u32 hash, boo
 	return b;
 }
 
-/* The Internet checksum of what add up to `sum`. */
+/* The Internet checksum of data whose words add up to `sum`. */
 static __always_inline __sum16 fold(u64 sum)
 {
 	sum = (sum & 0xffffffff) + (sum >> 32);
@@ -364,7 +362,7 @@ static __always_inline enum result encapsulate(struct xdp_md *ctx, struct link_h
 	return SENT;
 }
 
-/* The packet becomes the answer that it is too long; `fits` bytes would be right. */
+/* Turns the packet into the ICMP error "too big"; `fits` is the MTU that it reports. */
 static __always_inline enum result tell_too_big(struct xdp_md *ctx, struct link_header *link,
 						const struct headers *h, const struct tuple *t,
 						u32 frame_len, u32 fits)
@@ -430,7 +428,7 @@ static __always_inline enum result tell_too_big(struct xdp_md *ctx, struct link_
 	return TOLD_TOO_BIG;
 }
 
-/* For this interface, or does it only happen to see the frame? */
+/* Is the frame addressed to this interface? (A promiscuous interface sees others.) */
 static __always_inline bool is_for_us(const struct link_header *link)
 {
 	const u8 *to = link->eth.h_dest;
@@ -488,7 +486,7 @@ static __always_inline enum result balance(struct xdp_md *ctx)
 			return DROPPED_TOO_BIG;
 		return tell_too_big(ctx, &link, &h, &t, frame_len, (u32)mtu() - outer);
 	}
-	/* the address that the frame came to is our own */
+	/* the destination address of the frame is our own */
 	__builtin_memcpy(link.eth.h_source, link.eth.h_dest, ETH_ALEN);
 	__builtin_memcpy(link.eth.h_dest, b->mac, ETH_ALEN);
 	if (encap()) {

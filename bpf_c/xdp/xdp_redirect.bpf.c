@@ -13,15 +13,25 @@
  * The kernel sees nothing of what crosses the wire. A frame whose way out is gone is the kernel's:
  * bpf_redirect_map() returns its flags then, here XDP_PASS.
  *
- * Maps (more in <bpfkit/redirect.h>)
+ * Maps (`ports` and `results`: "xdp_redirect.h")
  *   wires  devmap  slot of the port a frame came in by -> the port it leaves by, and the program
  *                  that runs there (struct bpf_devmap_val)
  */
 #include <bpfkit/bpfkit.h>
 #include <bpfkit/maps.h>
-#include <bpfkit/redirect.h>
+#include "xdp_redirect.h"
 
 BPFKIT_MAP(0, BPF_MAP_TYPE_DEVMAP, wires, u32, u64, MAX_PORTS, 0, 0);
+BPF_HASH(ports, u32, struct port, MAX_PORTS);
+BPF_TABLE("percpu_hash", struct seen, struct traffic, results, MAX_RESULTS);
+
+static __always_inline void count(struct xdp_md *ctx, u32 result)
+{
+	struct seen key = { .ifindex = ctx->ingress_ifindex, .result = result };
+	struct traffic zero = {};
+
+	add_frame(results.lookup_or_try_init(&key, &zero), ctx->data_end - ctx->data);
+}
 
 SEC("xdp")
 int xdp_redirect(struct xdp_md *ctx)

@@ -18,7 +18,7 @@
  *   departed  percpu_hash  ifindex, enum departure -> struct traffic
  */
 #include <bpfkit/bpfkit.h>
-#include <bpfkit/direct.h>
+#include <bpfkit/headers.h>
 #include <bpfkit/wire.h>
 #include <uapi/linux/bpf.h>
 

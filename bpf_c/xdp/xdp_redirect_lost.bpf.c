@@ -11,16 +11,15 @@
  *   XDP_REDIRECT -> xdp_do_redirect() --error--> xdp_redirect_err --+-> lost[ifindex, errno]
  *                   queue -> driver --------drops--> xdp_devmap_xmit-+
  *
- * A program learns nothing of what becomes of its redirects, and most of it is in no statistic of
- * the interface. Tracepoints are the machine's, not a namespace's: `netns` and the map's id tell
+ * A program does not learn what happens to its redirects, and most losses are in no statistic of the
+ * interface. Tracepoints are the machine's, not a namespace's: `netns` and the map's id tell
  * whose frame it was. Offsets in the kernel's structs are those of the running one (BTF).
  *
  * Map
  *   lost  hash  interface (the one to leave by; the one it came in by where that is not known), and
  *               errno -> frames
  *
- * Not here: a broadcast goes past a port that is down, or whose driver sends no XDP frames, without
- * a word.
+ * Not counted: broadcasts silently skip ports that are down or whose driver cannot send XDP frames.
  */
 #include <bpfkit/bpfkit.h>
 #include <uapi/linux/bpf.h>

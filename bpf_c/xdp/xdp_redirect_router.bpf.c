@@ -22,18 +22,28 @@
  * The kernel must be a router itself (net.ipv4.ip_forward=1, net.ipv6.conf.all.forwarding=1):
  * bpf_fib_lookup() says FWD_DISABLED otherwise.
  *
- * Maps (more in <bpfkit/redirect.h>)
+ * Maps (`ports` and `results`: "xdp_redirect.h")
  *   out  devmap_hash  ifindex -> the same, and the program that runs there
  */
 #include <bpfkit/bpfkit.h>
 #include <bpfkit/maps.h>
-#include <bpfkit/redirect.h>
+#include "xdp_redirect.h"
 
 #define FORWARD     32 /* behind all results */
 #define FAMILY_IPV4 2 /* AF_INET */
 #define FAMILY_IPV6 10 /* AF_INET6 */
 
 BPFKIT_MAP(0, BPF_MAP_TYPE_DEVMAP_HASH, out, u32, u64, MAX_PORTS, 0, 0);
+BPF_HASH(ports, u32, struct port, MAX_PORTS);
+BPF_TABLE("percpu_hash", struct seen, struct traffic, results, MAX_RESULTS);
+
+static __always_inline void count(struct xdp_md *ctx, u32 result)
+{
+	struct seen key = { .ifindex = ctx->ingress_ifindex, .result = result };
+	struct traffic zero = {};
+
+	add_frame(results.lookup_or_try_init(&key, &zero), ctx->data_end - ctx->data);
+}
 
 /* 0.0.0.0/8, 127.0.0.0/8, and from 224.0.0.0 on: multicast, reserved, broadcast */
 static __always_inline bool is_odd_ipv4(__be32 address)

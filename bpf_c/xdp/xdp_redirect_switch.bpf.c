@@ -17,13 +17,13 @@
  * is redirected or passed, not both. What was learned is forgotten when the table is full (the least
  * recently used first) or the station is heard at another port.
  *
- * Maps (more in <bpfkit/redirect.h>)
+ * Maps (`ports` and `results`: "xdp_redirect.h")
  *   out       devmap_hash  ifindex -> the same, and the program that runs there
  *   stations  lru_hash     struct station -> ifindex
  */
 #include <bpfkit/bpfkit.h>
 #include <bpfkit/maps.h>
-#include <bpfkit/redirect.h>
+#include "xdp_redirect.h"
 
 LOAD_CONST(0, learns, 1); /* 1: a switch; 0: a hub, everything goes to all others */
 
@@ -36,6 +36,16 @@ struct station {
 
 BPFKIT_MAP(0, BPF_MAP_TYPE_DEVMAP_HASH, out, u32, u64, MAX_PORTS, 0, 0);
 BPF_TABLE("lru_hash", struct station, u32, stations, MAX_STATIONS);
+BPF_HASH(ports, u32, struct port, MAX_PORTS);
+BPF_TABLE("percpu_hash", struct seen, struct traffic, results, MAX_RESULTS);
+
+static __always_inline void count(struct xdp_md *ctx, u32 result)
+{
+	struct seen key = { .ifindex = ctx->ingress_ifindex, .result = result };
+	struct traffic zero = {};
+
+	add_frame(results.lookup_or_try_init(&key, &zero), ctx->data_end - ctx->data);
+}
 
 /* 01:80:c2:00:00:00 to 0f: between neighbours only (IEEE 802.1D, 7.12.6) */
 static __always_inline bool is_link_local(const u8 *mac)

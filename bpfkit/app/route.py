@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lwt_in, lwt_out and lwt_xmit share: a program on a route.
+"""Base of the programs that are attached to a route: lwt_in, lwt_out, lwt_xmit.
 
 The demo's lab is a client and a server with a router between them, IPv4 and IPv6.  With
-``--netns NS --route PREFIX -i IF [--via ADDRESS]`` a route of that kind is added in a namespace of
-yours, and removed at the end.  Rows: ``proto, packets, bytes`` and what was done to them.
+``--netns NS --route PREFIX -i IF [--via ADDRESS]`` a route with the program is added in a namespace
+of the user's, and removed at the end.  Rows: ``proto, packets, bytes``, and how many packets were
+dropped or encapsulated.
 """
 
 from __future__ import annotations
 
-from bpfkit.app.lab import LabApp
+from bpfkit.app.namespace import NamespaceApp
+from bpfkit.app.place import add_interface
 from bpfkit.core.errors import InputError, UsageError
 
 TYPE_CHECKING = False
@@ -16,9 +18,9 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.net.links.lab import Lab
     from bpfkit.net.traffic.report import Report
+    from bpfkit.show.rows import Row, Verdict
 
 __all__ = ["DropApp", "RouteApp", "forwarding_client"]
 
@@ -27,18 +29,18 @@ SERVERS = {"10.77.2.1": ("10.77.2.0/24", "10.77.1.254"), "fd77:2::1": ("fd77:2::
 
 
 def forwarding_client(lab: Lab) -> Lab:
-    """Let the lab's client forward: what came in with a tag leaves by its routes only so."""
+    """Let the lab's client forward, so that tagged frames that it receives leave by its routes."""
     lab.forward("client")
     for device in ("all", "eth0"):
         lab.sysctl("client", f"net.ipv4.conf.{device}.send_redirects", 0)
     return lab
 
 
-class RouteApp(LabApp):
+class RouteApp(NamespaceApp):
     """A BPF program on a route."""
 
     counters = ("packets", "bytes")
-    #: What the third figure is.
+    #: Name of the third figure.
     acted = "dropped"
     headroom = 0
 
@@ -46,8 +48,12 @@ class RouteApp(LabApp):
     def add_options(cls, parser: ArgumentParser) -> None:
         super().add_options(parser)
         add = parser.add_argument
-        add("--route", metavar="PREFIX", help="with --netns: add a route to here, with the program")
-        add("-i", "--interface", metavar="IF", help="the device that the route leaves by")
+        add(
+            "--route",
+            metavar="PREFIX",
+            help="with --netns: add a route to this prefix, with the program",
+        )
+        add_interface(parser, "the device that the route leaves by")
         add("--via", metavar="ADDRESS", default="", help="the next hop of the route")
 
     def check_options(self) -> None:
@@ -57,7 +63,7 @@ class RouteApp(LabApp):
         if options.netns is None and given:
             raise UsageError(f"--{given[0]} needs --netns", why="the demo has routes of its own")
         if options.netns is not None and not (options.route and options.interface):
-            raise UsageError("--netns needs --route and -i", why="the program sits on a route")
+            raise UsageError("--netns needs --route and -i", why="the program needs a route")
         if options.route:
             from ipaddress import ip_network
 
@@ -66,7 +72,7 @@ class RouteApp(LabApp):
             except ValueError as error:
                 raise InputError(f"--route {options.route}", why=str(error)) from None
 
-    def build(self) -> Lab:
+    def build_lab(self) -> Lab:
         from bpfkit.net.links.lab import router_lab
 
         return router_lab()
@@ -75,14 +81,14 @@ class RouteApp(LabApp):
         """The lab's routes with the program: (prefix, device, next hop)."""
         return [(prefix, "eth0", via) for prefix, via in SERVERS.values()]
 
-    def attach(self) -> None:
-        """Add the routes."""
+    def attach_routes(self) -> None:
+        """Add the routes with the program."""
         from bpfkit.net.attach.route import attach_route
 
         options = self.options
         program = next(iter(self.object.programs.values()))
-        mine = self.lab is not None
-        routes = self.routes() if mine else [(options.route, options.interface, options.via)]
+        in_lab = self.place.has_lab
+        routes = self.routes() if in_lab else [(options.route, options.interface, options.via)]
         for prefix, device, via in routes:
             self.keep(
                 attach_route(
@@ -92,7 +98,7 @@ class RouteApp(LabApp):
                     device=device,
                     via=via,
                     headroom=self.headroom,
-                    recorded=not mine,
+                    recorded=not in_lab,
                 )
             )
 
@@ -109,12 +115,12 @@ class RouteApp(LabApp):
 
 
 class DropApp(RouteApp):
-    """A program on a route that counts, and drops one protocol."""
+    """A program on a route that counts packets, and drops one protocol."""
 
     #: (protocol, number) that the demo drops.
     drops = "icmp"
-    #: Where frames with a priority tag come from and go to, for the route to forward what is in
-    #: them: no tag is made or seen behind the IP layer, so one that came in has to be taken off.
+    #: The devices that frames with a priority tag leave and arrive by, before the route.  Routes
+    #: neither add nor see tags, so tagged packets have to be received and forwarded.
     tagged = ("client:eth0", "router:left")
 
     @classmethod
@@ -127,15 +133,16 @@ class DropApp(RouteApp):
     def setup(self) -> None:
         drop = {"icmp": 1, "tcp": 6, "udp": 17, "none": 255}[self.options.drop]
         self.object = self.load(drop=drop)
-        self.made: list[Report] = []
-        self.attach()
+        self.made: list[Report] = self.for_check([])
+        self.attach_routes()
 
     def demo(self) -> None:
-        """Ping, TCP and UDP (tagged too) to the server; what is dropped is not waited for."""
-        from bpfkit.net.traffic.report import ping, tcp, udp
+        """Ping, TCP and UDP (tagged too) to the server; no TCP if the program drops it."""
+        from bpfkit.net.traffic.ping import ping
         from bpfkit.net.traffic.tagged import tagged_udp
+        from bpfkit.net.traffic.tcp import tcp
+        from bpfkit.net.traffic.udp import udp
 
-        assert self.lab is not None
         client, server = self.lab["client"], self.lab["server"]
         drop = self.options.drop
         for host in SERVERS:
@@ -147,9 +154,11 @@ class DropApp(RouteApp):
                 self.made.append(tcp(host, requests=2, ns=client, server_ns=server))
 
     def verify_drops(self) -> Iterable[Verdict]:
-        """The dropped protocol arrives nowhere, the others whole; the program counted both."""
-        from bpfkit.net.traffic.report import PingReport, TcpReport, UdpReport
+        """The dropped protocol does not arrive, the others do; the program counted both."""
+        from bpfkit.net.traffic.ping import PingReport
         from bpfkit.net.traffic.tagged import TaggedReport
+        from bpfkit.net.traffic.tcp import TcpReport
+        from bpfkit.net.traffic.udp import UdpReport
 
         counted = {row["proto"]: row for row in self.rows()}
         drop = self.options.drop

@@ -7,62 +7,54 @@
                                      │
                                      └─▶ keeps 0 bytes: nothing is copied to user space
 
-What they share: which interface and network namespace, which direction, ``--pcap`` (every packet
-of a capture through the loaded program, by BPF_PROG_TEST_RUN), the demo's traffic over ``lo``, and
-what ``--check`` compares.
+They share the direction, the demo's traffic over ``lo``, and what ``--check`` compares with.
 """
 
 from __future__ import annotations
 
-import sys
-
 from bpfkit.app.base import App
-from bpfkit.core.errors import BpfkitError, UsageError
+from bpfkit.app.place import add_interface, add_netns, add_pcap, check_pcap
+from bpfkit.app.watch import InterfaceWatch
+from bpfkit.core.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-    from bpfkit.app.base import Row, Verdict
-    from bpfkit.core.object import Object
-    from bpfkit.core.program import Program
     from bpfkit.net.links.interfaces import Interface
     from bpfkit.net.packets.packet_socket import PacketSocket
     from bpfkit.net.traffic.report import Report
+    from bpfkit.show.rows import Row, Verdict
 
-__all__ = ["ProtocolApp", "SocketApp", "amount"]
+__all__ = ["ProtocolApp", "TapApp", "amount"]
 
 #: LOAD_CONST direction: which packets the programs count.
 INCOMING, OUTGOING = 1, 2
 _DIRECTIONS = {"in": INCOMING, "out": OUTGOING, "both": INCOMING | OUTGOING}
 _ETHERNET = 14
-_LINK_ETHERNET = 1  # LINKTYPE_ETHERNET
 _SOL_SOCKET, _SO_ERROR = 1, 4
 _CLASSIC = (6, 17, 1)  # the protocols of the classic line
 
 
-class SocketApp(App):
-    """Watches the packets of an interface."""
+class TapApp(App):
+    """Attached to a packet socket of an interface: gets a copy of each packet."""
 
     needs = ("NET_RAW", "BPF")
     #: What ``--direction`` is by default.
     direction = "out"
     #: False where a program has no choice of direction.
     has_direction = True
-    #: False where a program cannot say anything about a single packet.
-    judges_captures = True
-    #: The function that the socket gets; "" is the first of the source.
-    entry = ""
+    takes_capture = True
+    takes_netns = True
 
     interface: Interface
     socket: PacketSocket | None = None
-    object: Object
 
     def __init__(self, options: Namespace) -> None:
         super().__init__(options)
         #: What the demo's traffic makers report.
-        self.made: list[Report] = []
+        self.made: list[Report] = self.for_check([])
         self._hosts: list[str] = []
 
     # -- command line
@@ -70,13 +62,12 @@ class SocketApp(App):
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
         """Interface, namespace, capture, direction."""
-        add = parser.add_argument
-        add("-i", "--interface", metavar="IF", help="interface to watch (default: lo, with a demo)")
-        add("--netns", metavar="NS", help="network namespace: a name, a process id or a path")
-        if cls.judges_captures:
-            add("--pcap", metavar="FILE", help="judge a capture (pcap, pcapng, gzip)")
+        add_interface(parser, "interface to watch (default: lo, with a demo)")
+        add_netns(parser)
+        if cls.takes_capture:
+            add_pcap(parser, "run the program on a capture (pcap, pcapng, gzip)")
         if cls.has_direction:
-            add(
+            parser.add_argument(
                 "--direction",
                 choices=_DIRECTIONS,
                 help=f"packets to count (default: {cls.direction}); lo shows each packet once",
@@ -85,12 +76,8 @@ class SocketApp(App):
     def check_options(self) -> None:
         """Captures exclude everything live; ``--check`` is for loopback only."""
         options = self.options
-        if getattr(options, "pcap", None) is not None:
-            for name in ("interface", "netns", "check"):
-                if getattr(options, name) not in (None, False):
-                    raise UsageError(
-                        f"--pcap and --{name} do not go together", why="a capture is not live"
-                    )
+        if self.capture_path() is not None:
+            check_pcap(options)
             if self.has_direction and options.direction in ("in", "out"):
                 raise UsageError(
                     f"--pcap and --direction {options.direction} do not go together",
@@ -104,11 +91,7 @@ class SocketApp(App):
         from bpfkit.net.links.interfaces import Interface
 
         options = self.options
-        namespace = None
-        if options.netns is not None:
-            from bpfkit.net.links.netns import NetNS
-
-            namespace = NetNS.open(options.netns)
+        namespace = self.place.open_namespace()
         if options.check and options.interface is not None:
             inside = Interface.find(options.interface, namespace)
             if not inside.is_loopback:
@@ -117,13 +100,11 @@ class SocketApp(App):
                     why="its traffic runs over a loopback interface, in a namespace of its own",
                 )
         if options.check:
-            from bpfkit.net.links.netns import NetNS
-
             if namespace is not None:
                 namespace.close()
-            namespace = NetNS.new("check")
-            # A busy machine may send a segment once too often; its answer's SACK block is bytes
-            # that no socket reports.
+            namespace = self.place.new_namespace("check")
+            # A busy machine may retransmit a segment needlessly; the SACK block of the answer has
+            # bytes that no socket reports.
             namespace.sysctl("net.ipv4.tcp_sack", 0)
         if namespace is not None:
             self.enter_namespace(namespace)
@@ -135,100 +116,55 @@ class SocketApp(App):
         from bpfkit.net.packets.packet_socket import PacketSocket
 
         interface = self.interface
-        program = self.program(self.directions(), interface.l2_len)
-        self.observe(self.keep(PacketSocket(interface, program, counting=True)))
+        program = self.load_program(direction=self.directions(), l2_len=interface.l2_len)
+        self.start_watch(self.keep(PacketSocket(interface, program, counting=True)))
 
-    def observe(self, socket: PacketSocket) -> None:
-        """``socket`` tells from now on what becomes of the interface."""
+    def start_watch(self, socket: PacketSocket) -> None:
+        """Watch the interface; ``socket`` has an error when it goes down or is removed."""
         self.socket = socket
-        self._up = self.interface.is_up()
-        if not self._up:
-            self.note(f"interface {self.interface.name} is down, waiting for it to come up")
-
-    def program(self, direction: int, l2_len: int) -> Program:
-        """Load, and return the program for the socket.
-
-        :param direction: LOAD_CONST ``direction``: 1 incoming, 2 outgoing, 3 both.
-        :param l2_len: LOAD_CONST ``l2_len``: bytes of link header.
-        """
-        self.object = self.load(direction=direction, l2_len=l2_len, **self.consts())
-        self.prepare(self.object)
-        programs = self.object.programs
-        return programs[self.entry or next(iter(programs))]
-
-    def consts(self) -> dict[str, int]:
-        """More LOAD_CONSTs."""
-        return {}
-
-    def prepare(self, loaded: Object) -> None:
-        """Between loading and attaching: fill tail-call arrays and the like."""
+        watch = InterfaceWatch(self.note)
+        watch.add(self.interface)
+        self.check_regularly(watch.check)
+        # Reading a pending ENETDOWN takes it off the socket, or poll(2) would return at once.
+        self.check_regularly(lambda: _read_error(socket))
 
     def directions(self) -> int:
         """The LOAD_CONST ``direction`` for the interface."""
-        wanted = getattr(self.options, "direction", None) or self.direction
+        wanted = (self.has_direction and self.options.direction) or self.direction
         if self.interface.is_loopback and wanted == "both":
             return OUTGOING  # lo shows every frame twice, on its way out and on its way in
         return _DIRECTIONS[wanted]
 
-    def where(self) -> str:
+    def describe_target(self) -> str:
         """Interface and namespace."""
-        options = self.options
-        name = self.interface.name
-        if options.check:
-            return f"{name} of a namespace of its own"
-        return f"{name} of namespace {options.netns}" if options.netns else name
+        return self.place.describe(self.interface.name)
 
     def wants_demo(self) -> bool:
-        """Own traffic runs over lo, and only where nobody asked for an interface."""
+        """The demo runs over lo, and only without ``--interface``."""
         return super().wants_demo() and self.options.interface is None
 
-    # -- the interface while it is watched
-
-    def watch(self) -> list[int]:
-        """The packet socket: it has an error when its interface goes down or away."""
+    def error_filenos(self) -> list[int]:
+        """The packet socket: it has an error when its interface goes down or is removed."""
         return [self.socket.fileno()] if self.socket else []
-
-    def look(self) -> None:
-        """Tell once when the interface goes down and when it is back; raise when it is gone."""
-        if self.socket is None:
-            return
-        state = self.socket.state()
-        if state == "gone":
-            raise BpfkitError(f"interface {self.interface.name} was removed", why="that is the end")
-        if self._up != (state == "up"):
-            self._up = state == "up"
-            name = self.interface.name
-            self.note(
-                f"interface {name} is up again"
-                if self._up
-                else f"interface {name} went down, waiting for it to come back"
-            )
-        # Reading a pending ENETDOWN takes it off the socket, or poll(2) would return at once.
-        self.socket.sock.getsockopt(_SOL_SOCKET, _SO_ERROR)
 
     # -- captures
 
-    def judge(self, path: str) -> None:
-        """Every packet of a capture through the program; bytes follow the original length."""
-        from bpfkit.net.packets.pcap import PcapReader, to_ethernet
+    def run_capture(self, path: str) -> None:
+        """Run the program on every packet of a capture; bytes follow the original length."""
+        from bpfkit.app.captures import Progress, run_packets
 
-        with PcapReader(path) as records:
-            run = self.program(INCOMING | OUTGOING, _ETHERNET).runner()
-            progress = _Progress(self.name) if sys.stderr.isatty() else None
-            for record in records:
-                frame = record.data if record.linktype == _LINK_ETHERNET else to_ethernet(record)
-                run(frame, record.orig_len)
-                self.judged = record.number
-                if progress and not record.number & 0xFFF:
-                    progress.show(record.number)
-            if progress:
-                progress.end()
+        progress = Progress(self)
+
+        def load() -> Callable[[bytes, int], int]:
+            return self.load_program(direction=INCOMING | OUTGOING, l2_len=_ETHERNET).runner()
+
+        run_packets(self, path, load, progress.add, progress.end)
 
     # -- demo
 
     def demo(self) -> None:
         """Ping, TCP request and response, UDP, over IPv4 and IPv6, through lo."""
-        from bpfkit.net.traffic.report import mixed
+        from bpfkit.net.traffic.mixed import mixed
 
         for host in self.hosts():
             self.made += mixed(host)
@@ -265,7 +201,8 @@ class SocketApp(App):
 
     def made_by_flow(self) -> dict[tuple[str, int | None, int | None, str], tuple[int, int]]:
         """Packets and bytes by (address, source port, destination port, protocol)."""
-        from bpfkit.net.traffic.report import TcpReport, UdpReport
+        from bpfkit.net.traffic.tcp import TcpReport
+        from bpfkit.net.traffic.udp import UdpReport
 
         sums: dict[tuple[str, int | None, int | None, str], tuple[int, int]] = {}
 
@@ -315,26 +252,12 @@ def amount(packets: int, size: int) -> str:
     return f"{packets} packets {size} bytes"
 
 
-class _Progress:
-    """How many packets were judged, on a terminal's standard error."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._shown = False
-
-    def show(self, count: int) -> None:
-        sys.stderr.write(f"\r{self._name}: {count:,} packets".replace(",", " "))
-        sys.stderr.flush()
-        self._shown = True
-
-    def end(self) -> None:
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+def _read_error(socket: PacketSocket) -> None:
+    socket.sock.getsockopt(_SOL_SOCKET, _SO_ERROR)
 
 
-class ProtocolApp(SocketApp):
-    """Watches an interface and counts per IP protocol: one number each, in ``unit``s."""
+class ProtocolApp(TapApp):
+    """Counts per IP protocol: one number each, in ``unit``s."""
 
     #: The field that is counted: ``bytes`` or ``packets``.
     unit = "bytes"

@@ -55,7 +55,7 @@ class MapGuide(NamedTuple):
     :ivar value: what a value is.
     :ivar entries: what max_entries means, and what is to know about flags.
     :ivar operations: what user space can do with it.
-    :ivar handled_by: the class of :mod:`bpfkit.core.maps.base` for that.
+    :ivar handled_by: the class of :mod:`bpfkit.core.maps` for that.
     """
 
     since: str

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m bpfkit.container_lab."""
 
-from bpfkit.app.base import main
+from bpfkit.app.lifecycle import main
 from bpfkit.container_lab.program import ContainerLab
 
 if __name__ == "__main__":

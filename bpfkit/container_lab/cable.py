@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's end of a container's cable, two programs that are put on it and taken off, and what
+"""The host's end of a container's veth pair: attaches and detaches two programs, and checks what
 ``ip``, ``tc`` and ``bpftool`` show of them.
 
-Whatever else is there stays: a cable with another XDP program is refused, tc filters keep their
-place in front of ours, and clsact goes only if we brought it.
+Other programs stay attached: a device with another XDP program is refused, existing tc filters stay
+in front of ours, and clsact is removed only if bpfkit added it.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ _SO_PEERCRED = 17
 
 
 class Cable(Closing):
-    """One end of a veth and what sits there.
+    """The host's end of a veth pair and the programs attached to it.
 
-    :param device: in ``ns``.
+    :param device: the device, in ``ns``.
     :param programs: ``xdp`` and ``tc`` -> the program of that kind.
-    :param how: ``clsact`` or ``tcx``; :param mode: ``auto``, ``native``, ``generic``, ``offload``.
-    :ivar mode: the mode that XDP really ran in, "" until it was attached.
-    :ivar notes: what the user should know.
-    :raises AttachError: another XDP program is there, or another process works on it.
+    :param how: ``clsact`` or ``tcx``.
+    :param mode: ``auto``, ``native``, ``generic`` or ``offload``.
+    :ivar mode: the mode that XDP was attached in, "" before.
+    :ivar notes: notes for the user.
+    :raises AttachError: another XDP program is attached, or another process uses the device.
     """
 
     def __init__(
@@ -54,11 +55,11 @@ class Cable(Closing):
         self.notes: list[str] = []
         self._wanted = mode
         self._links: dict[str, Link] = {}
-        self._lock = _alone(ns, device)
+        self._lock = _lock_device(ns, device)
         try:
             self._refuse_occupied()
             self._clsact = "clsact" in (self._run(f"tc qdisc show dev {device.name}") or "")
-            if mode != "auto":  # is there such a mode?
+            if mode != "auto":  # fail now if the driver lacks the mode
                 self.switch("xdp")
                 self.switch("none")
         except BaseException:
@@ -66,13 +67,13 @@ class Cable(Closing):
             raise
 
     def close(self) -> None:
-        """Take both off."""
+        """Detach both programs."""
         while self._links:
             self._links.popitem()[1].close()
         self._lock.close()
 
     def switch(self, state: str) -> None:
-        """Have those there that the state names."""
+        """Attach the programs that ``state`` names, and detach the others."""
         for kind in ("xdp", "tc"):
             if kind in state and kind not in self._links:
                 self._links[kind] = self.ns.run(self._xdp if kind == "xdp" else self._tc)
@@ -91,13 +92,13 @@ class Cable(Closing):
         except BpfkitError as error:
             if error.errno in (errno.EBUSY, errno.EEXIST):
                 self._refuse_occupied()
-            # Veth: ERANGE where the MTU is too large.  Generic XDP takes packets of any size.
+            # Veth: ERANGE if the MTU is too large.  Generic XDP takes packets of any size.
             if error.errno in (errno.ERANGE, errno.EINVAL) and self._wanted == "auto":
                 link = program.attach_xdp(index, "generic")
             elif error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
                 what = f"cannot attach to {self.device.name} in mode {self._wanted}"
-                why = "its driver has no such mode"
-                raise UnsupportedError(what, why=why, hint="--mode generic works") from None
+                why = "the driver does not support this mode"
+                raise UnsupportedError(what, why=why, hint="use --mode generic") from None
             else:
                 raise
         mode = next((one.mode for one in attached(index) if one.prog_id == program.id), "?")
@@ -111,16 +112,15 @@ class Cable(Closing):
 
         if there := self.ns.run(attached, self.device.index):
             raise AttachError(
-                f"cannot put XDP on {self.device.name}",
-                why="there is " + " and ".join(map(str, there)),
-                hint=f"it stays; whoever owns it takes it off: ip link set {self.device.name} "
-                "xdp off",
+                f"cannot attach XDP to {self.device.name}",
+                why="already attached: " + " and ".join(map(str, there)),
+                hint=f"its owner can detach it: ip link set {self.device.name} xdp off",
             )
 
-    # -- what others see
+    # -- what tools show
 
     def _run(self, command: str) -> str | None:
-        """Its output; None: it is not installed."""
+        """The output of a command; None if it is not installed."""
         try:
             return self.ns.check_output(command.split()).strip()
         except UnsupportedError:
@@ -129,7 +129,7 @@ class Cable(Closing):
             return f"({error.why or error})"
 
     def view(self) -> dict[str, str]:
-        """What the usual tools show: command -> its output, "(not installed)" without it."""
+        """What tools show: command -> its output, or "(not installed)"."""
         name = self.device.name
         commands = [
             f"ip link show dev {name}",
@@ -137,7 +137,7 @@ class Cable(Closing):
             f"tc filter show dev {name} egress",
             f"bpftool net show dev {name}",
             *(f"bpftool prog show id {self.programs[kind].id}" for kind in self._links),
-            # bpftool before 7.3 does not know tcx; a link's program it shows
+            # bpftool before 7.3 does not know tcx, but shows the link
             *(f"bpftool link show id {link.id}" for link in self._links.values() if link.id),
         ]
         outputs = {command: self._run(command) for command in commands}
@@ -147,25 +147,25 @@ class Cable(Closing):
         }
 
     def verify(self, state: str, view: dict[str, str]) -> Iterator[tuple[bool, str]]:
-        """Do the tools show what the state says?  A verdict per fact; none of missing tools."""
+        """Compare the tools' output with the state: a verdict per fact; none for missing tools."""
         link, qdisc, filters, net, *_ = view.values()
         tools = {"xdp": ("ip link", link), "tc": ("tc filter", filters)}
         for kind, program in self.programs.items():
             words = [f"id {program.id}", f"tag {program.tag}"] + ["jited"] * program.jited
             tool, text = tools[kind]
             there = kind in state
-            asked = [(tool, text, words)]
-            if kind == "tc" and self.how == "tcx":  # tc-filter(8) knows nothing of it
-                asked = []
+            checks = [(tool, text, words)]
+            if kind == "tc" and self.how == "tcx":  # tc-filter(8) does not show tcx
+                checks = []
             if not (there and self.how == "tcx" and "tcx" not in net):
-                asked.append(("bpftool net", net, [f"id {program.id}"]))
+                checks.append(("bpftool net", net, [f"id {program.id}"]))
             if there:
                 detail = view[f"bpftool prog show id {program.id}"]
-                asked.append(("bpftool prog", detail, words[1:]))
+                checks.append(("bpftool prog", detail, words[1:]))
                 if number := self._links[kind].id:
                     detail = view[f"bpftool link show id {number}"]
-                    asked.append(("bpftool link", detail, [f"prog {program.id}"]))
-            for tool, text, wanted in asked:
+                    checks.append(("bpftool link", detail, [f"prog {program.id}"]))
+            for tool, text, wanted in checks:
                 if text == "(not installed)":
                     continue
                 shown = set(_phrases(text))
@@ -183,7 +183,7 @@ class Cable(Closing):
 
 
 def _phrases(text: str) -> Iterator[str]:
-    """Words, and pairs of words: ``jited``, ``id 7``.  ``prog_id 7`` is ``id 7`` too."""
+    """Words and pairs of words: ``jited``, ``id 7``; ``prog_id 7`` also counts as ``id 7``."""
     before = ""
     for word in text.split():
         yield word
@@ -191,10 +191,10 @@ def _phrases(text: str) -> Iterator[str]:
         before = word
 
 
-def _alone(ns: NetNS, device: Interface) -> _socket.socket:
-    """A socket whose name says that this process works on the device; it is no file.
+def _lock_device(ns: NetNS, device: Interface) -> _socket.socket:
+    """A lock on the device: an abstract socket whose name other processes cannot bind, too.
 
-    :raises AttachError: another process does.
+    :raises AttachError: another process has the lock.
     """
     name = f"\0bpfkit/cable/{device.index}"
     sock = ns.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
@@ -207,12 +207,12 @@ def _alone(ns: NetNS, device: Interface) -> _socket.socket:
         try:
             other.connect(name)
             creds = other.getsockopt(_socket.SOL_SOCKET, _SO_PEERCRED, 12)
-            who = f"process {struct.unpack('=iII', creds)[0]} does"
+            who = f"process {struct.unpack('=iII', creds)[0]}"
         except OSError:
-            who = "another process does"
+            who = "another process"
         finally:
             other.close()
             sock.close()
         raise AttachError(
-            f"cannot work on {device.name}", why=f"{who} already", hint="wait for its end"
+            f"cannot use {device.name}", why=f"{who} is using it", hint="wait until it ends"
         ) from None

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which veth of the host leads into a container, and by which addresses the two reach each other.
+"""Finds the host's veth of a container, and the addresses by which both reach each other.
 
 ::
 
     container eth0 ─── veth1234 [docker0] host
 
-A container is a network namespace: of a process, with a name, or behind a path.  Its cable is the
-veth that its default route leaves by.  The kernel tells of each end of a veth which index the
-other has (IFLA_LINK) and in which namespace (IFLA_LINK_NETNSID).  Nothing is changed.
+A container is a network namespace, given by a process, a name or a path.  Its veth is the output
+device of its default route.  For each end of a veth pair the kernel reports the other end's index
+(IFLA_LINK) and namespace (IFLA_LINK_NETNSID).  Nothing is changed.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _UNUSABLE = 0x08 | 0x20 | 0x40  # IFA_F_DADFAILED, DEPRECATED, TENTATIVE
 
 
 class Container(Closing):
-    """A container and its cable.
+    """A container and its veth pair.
 
     :param spec: process id, name or path of its network namespace.
-    :param host: the namespace that has the other end; stays the caller's.
+    :param host: the namespace of the other end, which the caller closes.
     :ivar ns: the container's namespace.
-    :ivar inside: the cable's end in the container, by name.
-    :ivar device: its other end, in ``host``.
-    :ivar bridge: the device that :attr:`device` is a port of, "" if of none.
-    :ivar addresses: IP version -> address in the container, as far as it has one.
-    :raises InputError: no such namespace, the host's own, or none with a veth into ``host``.
+    :ivar inside: name of the end in the container.
+    :ivar device: the other end, in ``host``.
+    :ivar bridge: the device that :attr:`device` is a port of; "": none.
+    :ivar addresses: IP version -> the container's address.
+    :raises InputError: no such namespace, the host's own, or one without a veth to ``host``.
     """
 
     def __init__(self, spec: str, host: NetNS) -> None:
@@ -54,7 +54,7 @@ class Container(Closing):
             raise
 
     def close(self) -> None:
-        """Let go of the namespace."""
+        """Close the namespace's descriptor."""
         self.ns.close()
 
     def _find(self, spec: str) -> None:
@@ -62,19 +62,19 @@ class Container(Closing):
 
         if self.ns.same_as(self.host):
             raise InputError(
-                f"{spec} is no container: it is in the host's own network namespace",
+                f"{spec} is not a container: it is in the host's network namespace",
                 hint="give the id of a process inside the container (docker inspect, lsns -t net)",
             )
-        what = f"cannot look into the container {spec}"
+        what = f"cannot read the devices of container {spec}"
         links, routes, addresses = with_iproute(self.ns, what, _inventory)
-        link = _way_out(links, routes, spec)
+        link = _uplink(links, routes, spec)
         self.inside = str(link.get_attr("IFLA_IFNAME"))
         kind = _kind(link)
         if kind != "veth":
             raise InputError(
-                f"{self.inside} of the container {spec} is no veth",
+                f"{self.inside} of the container {spec} is not a veth",
                 why=f"it is {f'a {kind}' if kind else 'a device without a kind'}",
-                hint="only a veth has an end on the host, where programs can sit on the cable",
+                hint="only a veth has an end on the host that programs can attach to",
             )
         peer = link.get_attr("IFLA_LINK")
 
@@ -94,7 +94,7 @@ class Container(Closing):
             raise InputError(
                 f"the other end of {self.inside} of the container {spec} is not here",
                 why="it is in another network namespace",
-                hint="say in which: --netns NAME|PID|PATH",
+                hint="give that namespace: --netns NAME|PID|PATH",
             )
         name, self.bridge = found
         self.device = Interface.find(name, self.host)
@@ -108,7 +108,7 @@ class Container(Closing):
                 self.addresses.setdefault(version, str(text))
 
     def host_address(self, version: int) -> str | None:
-        """The host's address that it talks to the container with; None: there is no way."""
+        """The host's source address towards the container; None if there is no route."""
         if version not in self.addresses:
             return None
         family = _socket.AF_INET6 if version == 6 else _socket.AF_INET
@@ -140,8 +140,8 @@ def _inventory(ipr: Any) -> tuple[list[Any], list[Any], list[Any]]:
     return list(ipr.get_links()), routes, list(ipr.get_addr())
 
 
-def _way_out(links: list[Any], routes: list[Any], spec: str) -> Any:
-    """The link of the best default route; without one, the only link there is beside lo."""
+def _uplink(links: list[Any], routes: list[Any], spec: str) -> Any:
+    """The link of the best default route; without one, the only veth."""
     by_index = {link["index"]: link for link in links}
     routes.sort(key=lambda route: route.get_attr("RTA_PRIORITY") or 0)
     for route in routes:
@@ -155,8 +155,8 @@ def _way_out(links: list[Any], routes: list[Any], spec: str) -> Any:
         return veths[0]
     names = ", ".join(str(link.get_attr("IFLA_IFNAME")) for link in others)
     raise InputError(
-        f"the container {spec} has no cable",
-        why=f"no default route, and {f'{names} beside lo' if names else 'nothing but lo'}",
+        f"the container {spec} has no uplink",
+        why=f"no default route, and {f'the devices {names}' if names else 'no device but lo'}",
     )
 
 
@@ -166,6 +166,6 @@ def _kind(link: Any) -> str:
 
 
 def _nsid(ipr: Any, fd: int) -> int | None:
-    """The number by which the namespace of ``ipr`` knows the one that ``fd`` is."""
+    """The id of the namespace ``fd`` in the namespace of ``ipr``; None if it has none."""
     number = ipr.get_netnsid(fd=fd)["nsid"]
     return None if number < 0 else int(number)

@@ -16,9 +16,11 @@ bpfkit/container_lab/scene.py, what is attached in bpfkit/container_lab/cable.py
 
 from __future__ import annotations
 
-from time import time as unix_time
-
-from bpfkit.app.base import App, output, port
+from bpfkit.app.base import App
+from bpfkit.app.lifecycle import conclude
+from bpfkit.app.options import port
+from bpfkit.app.place import add_netns
+from bpfkit.app.signals import output
 from bpfkit.container_lab.scene import STATES, expected
 from bpfkit.core.errors import BpfkitError, UsageError
 
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import TypeVar
 
-    from bpfkit.app.base import Row, Signals, Verdict
+    from bpfkit.app.signals import Signals
     from bpfkit.container_lab.scene import Found
+    from bpfkit.show.rows import Row, Verdict
 
     T = TypeVar("T")
 
@@ -40,6 +43,7 @@ class ContainerLab(App):
     name = "container_lab"
     needs = ("NET_ADMIN", "NET_RAW", "SYS_ADMIN", "BPF")
     has_live_view = False
+    takes_netns = True
 
     @classmethod
     def types(cls) -> list[str]:
@@ -58,8 +62,7 @@ class ContainerLab(App):
         add("--container", metavar="PID", help=text)
         text = "with --container: ask this TCP server beyond the host, too ([ADDRESS]:PORT, IPv6)"
         add("--outside", metavar="ADDRESS:PORT", type=_endpoint, help=text)
-        text = "with --container: the host's network namespace (default: this one)"
-        add("--netns", metavar="NS", help=text)
+        add_netns(parser, "with --container: the host's network namespace", default="this one")
 
     def check_options(self) -> None:
         options = self.options
@@ -79,13 +82,14 @@ class ContainerLab(App):
         from bpfkit.net.links.lab import bridge_lab
         from bpfkit.net.links.netns import NetNS
 
-        spec, host = self.options.container, self.options.netns
+        spec = self.options.container
         if spec is None:
-            self.lab = self.keep(bridge_lab())
+            self.place.use_lab(self.keep(bridge_lab()))
             self.enter_namespace(self.lab["host"].dup())
             return
+        host = self.place.open_namespace()
         if host is not None:
-            self.enter_namespace(NetNS.open(host))
+            self.enter_namespace(host)
         self.container = self.keep(Container(spec, self.keep(NetNS.current("host"))))
         self.note(f"{self.container}; while programs are on it, its TCP is interrupted")
 
@@ -109,7 +113,7 @@ class ContainerLab(App):
         web = scene.web
         self.note(f"web server in the container: {web.software}{f' ({web.why})' * bool(web.why)}")
         if options.container is not None:
-            self._while_there(scene.rehearse)
+            self._while_there(scene.probe_unfiltered)
             for probe, why in scene.left_out.items():
                 self.note(f"left out {probe}: {why}")
 
@@ -123,10 +127,10 @@ class ContainerLab(App):
                 raise
             raise BpfkitError(f"interface {device.name} was removed") from error
 
-    def conduct(self, signals: Signals) -> int:
-        return self._while_there(lambda: self._play(signals))
+    def run(self, signals: Signals) -> int:
+        return self._while_there(lambda: self._run_states(signals))
 
-    def _play(self, signals: Signals) -> int:
+    def _run_states(self, signals: Signals) -> int:
         """The matrix, then the stream; the exit status."""
         options = self.options
         verdicts: list[Verdict] = []
@@ -135,7 +139,7 @@ class ContainerLab(App):
                 verdicts += self._matrix(signals, number)
             if options.check:  # the other IP version is only judged
                 for version in list(self.scene.addresses)[1:]:
-                    self.scene.speak(version)
+                    self.scene.use_ip_version(version)
                     verdicts += self._matrix(signals)
         if options.stream or options.check or not options.json:
             verdicts += self._stream(signals)
@@ -145,7 +149,7 @@ class ContainerLab(App):
         if signals.asked:
             self.note("interrupted, nothing was verified")
             return 1
-        return self._conclude(verdicts)
+        return conclude(self, verdicts)
 
     def _switch(self, state: str) -> None:
         self.cable.switch(state)
@@ -159,7 +163,7 @@ class ContainerLab(App):
                 return
             self._switch(state)
             view = self.cable.view()
-            found = self.scene.ask(state)
+            found = self.scene.probe_all(state)
             if number is not None:
                 self._show(number, state, found, view)
             for probe, was in found.items():
@@ -177,13 +181,13 @@ class ContainerLab(App):
 
     def _tagged(self, state: str) -> Iterator[Verdict]:
         """Tagged frames on the cable, both ways: which come out of it at the other end?"""
-        from bpfkit.net.traffic.tagged_frames import TagPlay
+        from bpfkit.net.traffic.tagged_frames import TaggedFrames
 
         ends = [one[:2] for one in self.scene.addresses.values()]
         back = [(there, here) for here, there in ends]
         inside, device, kinds = "container:eth0", "host:c0", ("TCP", "UDP")
-        coming = TagPlay(self.lab, inside, device, ends, kinds, to="host:br0")
-        going = TagPlay(self.lab, device, inside, back, kinds)
+        coming = TaggedFrames(self.lab, inside, device, ends, kinds, to="host:br0")
+        going = TaggedFrames(self.lab, device, inside, back, kinds)
         yield from coming.verdicts(("TCP",) * ("xdp" in state), when=f"{state}: to the host, ")
         yield from going.verdicts(("TCP",) * ("tc" in state), when=f"{state}: to the container, ")
 
@@ -223,21 +227,9 @@ class ContainerLab(App):
             yield good, f"stream: {text}"
 
     def _json(self, number: int, rows: Iterable[Row]) -> None:
-        from bpfkit.show.jsonl import json_lines
+        from bpfkit.show.rows import json_rows
 
-        stamp = {"ts": round(unix_time(), 6), "round": number}
-        output(json_lines({**stamp, **row} for row in rows))
-
-    def _conclude(self, verdicts: list[Verdict]) -> int:
-        good = sum(fine for fine, _ in verdicts)
-        failed = "" if good == len(verdicts) else ": FAILED"
-        report = [f"{'ok' if fine else 'FAILED':8}{text}" for fine, text in verdicts]
-        report.append(f"{self.name}: {good} of {len(verdicts)} verified{failed}")
-        if self.options.json:
-            self.note("\n".join(report))
-        else:
-            output("\n".join(report) + "\n")
-        return 1 if failed else 0
+        output(json_rows(rows, number))
 
 
 def _endpoint(text: str) -> tuple[str, int]:

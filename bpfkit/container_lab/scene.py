@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seven questions between a container, its host and the outside; which are answered, which seen.
+"""Seven probes between a container, its host and the outside: which are answered, which captured.
 
 ::
 
     container eth0 ──── c0 [XDP in, tc out] ── br0 host up0 ──── outside
 
-A :class:`Scene` knows who asks whom and brings the servers.  :meth:`Scene.ask` asks all questions
-at once and looks at a capture on the host's end of the cable: a question was captured if one of
-its own packets was (TCP by its port, pings by their identifier).
+A :class:`Scene` has the addresses and runs the servers.  :meth:`Scene.probe_all` runs all probes at
+once, with a capture at the host's end of the veth pair: a probe was captured if one of its own
+packets was (TCP by its source port, pings by their identifier).
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PROBES", "STATES", "Scene", "expected", "scene_of_container", "scene_of_lab"]
 
-#: Which of the two programs are there.
+#: Which of the two programs are attached.
 STATES = ("none", "xdp", "xdp+tc", "tc", "none-again")
-#: What is asked.
+#: The probes, named by source, destination and protocol.
 PROBES = (
     "container-outside-tcp",
     "container-bridge-tcp",
@@ -47,39 +47,40 @@ PROBES = (
     "container-outside-ping",
     "host-itself-tcp",
 )
-PORT = 5201  # of the servers in the lab
+PORT = 5201  # port of the servers in the lab
 _LAB: dict[int, Addresses] = {
     4: ("10.77.3.2", "10.77.3.1", ("10.77.4.2", PORT)),
     6: ("fd77:3::2", "fd77:3::1", ("fd77:4::2", PORT)),
 }
 _TCP, _ICMP, _ICMP6 = 6, 1, 58
-_PATIENCE_S = 3.0  # for an answer that should come: a SYN is sent again after one second
-_LOST_S = 0.5  # for one that should not
-_RATE = 20  # SYNs a second of the stream
+_PATIENCE_S = 3.0  # to wait for an expected answer: a SYN is retransmitted after one second
+_LOST_S = 0.5  # to wait for an answer that must not arrive
+_RATE = 20  # SYNs per second in the stream
 
 
 def expected(state: str, probe: str) -> tuple[bool, bool]:
-    """(is it answered, does a capture on the host's end of the cable see it)."""
+    """(whether the probe is answered, whether a capture at the host's end sees it)."""
     xdp, tc = "xdp" in state, "tc" in state
     if probe == "host-itself-tcp":
         return True, False  # goes over lo
     if probe.endswith("-ping"):
         return True, True
-    # A request is lost where it meets the program; an answer is lost just the same.
+    # The program drops requests in its direction, and equally the answers to others.
     request_lost = xdp if probe.startswith("container") else tc
     return not (xdp or tc), not request_lost
 
 
 class Scene(Closing):
-    """Who asks whom.
+    """The addresses and servers of the probes.
 
-    :param device: the host's end of the cable; programs and captures go there.
-    :param addresses: IP version -> (the container's address, the host's, address and port that are
-        asked beyond the host; None: nobody is there).
-    :param web: the container's web server, :param bridge_port: where TCP is answered on the host.
-    :ivar version: IP version that is spoken: the first; :meth:`speak` changes it.
-    :ivar probes: those of :data:`PROBES` that can be made.
-    :ivar left_out: the others -> why not.
+    :param device: the host's end of the veth pair, where programs and captures are.
+    :param addresses: IP version -> (the container's address, the host's address, address and port
+        of a server outside the host; None: there is none).
+    :param web: the container's web server.
+    :param bridge_port: port of a TCP server on the host.
+    :ivar version: the IP version in use, at first that of the first address.
+    :ivar probes: those of :data:`PROBES` that can run.
+    :ivar left_out: the other probes -> why they cannot.
     """
 
     def __init__(
@@ -97,13 +98,13 @@ class Scene(Closing):
         self.web, self.bridge_port = web, bridge_port
         self.left_out: dict[str, str] = {}
         self._keep: list[Any] = [web]
-        self.speak(next(iter(addresses)))
+        self.use_ip_version(next(iter(addresses)))
         for probe in PROBES if self.outside is None else ():
             if "outside" in probe:
-                self.left_out[probe] = "no address outside was named"
+                self.left_out[probe] = "no outside address was given"
 
-    def speak(self, version: int) -> None:
-        """Use the addresses of this IP version from now on."""
+    def use_ip_version(self, version: int) -> None:
+        """Use the addresses of this IP version."""
         self.version = version
         self.inside, self.bridge, self.outside = self.addresses[version]
 
@@ -111,34 +112,34 @@ class Scene(Closing):
     def probes(self) -> tuple[str, ...]:
         return tuple(probe for probe in PROBES if probe not in self.left_out)
 
-    def rehearse(self) -> None:
-        """Ask while no program is there: what is not answered now cannot be judged later."""
-        for probe, (answered, _) in self.ask("none").items():
+    def probe_unfiltered(self) -> None:
+        """Run all probes without programs, and leave out those that are not answered."""
+        for probe, (answered, _) in self.probe_all("none").items():
             if not answered:
-                self.left_out[probe] = "it is not answered without any program either"
+                self.left_out[probe] = "not answered without the programs either"
 
-    def ask(self, state: str) -> Found:
-        """Ask everything at once, and see what a capture saw."""
+    def probe_all(self, state: str) -> Found:
+        """Run all probes at once; probe -> (answered, captured)."""
         from threading import Thread
 
+        from bpfkit.container_lab.probes import free_ports
         from bpfkit.net.packets.capture import Capture
-        from bpfkit.net.traffic.probes import free_ports
 
         family = 10 if self.version == 6 else 2
         free = free_ports(self.container, self.host, family=family, count=len(PROBES))
         ports = dict(zip(PROBES, free, strict=True))
-        asks = self._questions(state, ports)
-        answered = dict.fromkeys(asks, False)
+        functions = self._functions(state, ports)
+        answered = dict.fromkeys(functions, False)
         errors: list[BaseException] = []
 
-        def ask(probe: str) -> None:
+        def run(probe: str) -> None:
             try:
-                answered[probe] = asks[probe]()
+                answered[probe] = functions[probe]()
             except BaseException as error:
                 errors.append(error)
 
         with Capture(self.device, ns=self.host) as capture:
-            threads = [Thread(target=ask, args=(probe,)) for probe in asks]
+            threads = [Thread(target=run, args=(probe,)) for probe in functions]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -151,25 +152,26 @@ class Scene(Closing):
                 answered[probe],
                 any(ports[probe] in numbers for ping, numbers in seen if ping == _is_ping(probe)),
             )
-            for probe in asks
+            for probe in functions
         }
 
-    def _questions(self, state: str, ports: dict[str, int]) -> dict[str, Callable[[], bool]]:
-        """Probe -> a function that asks; TCP comes from its port, a ping has it as identifier."""
-        from bpfkit.net.traffic.probes import SynProber, http_answers, tcp_answers
-        from bpfkit.net.traffic.report import ping
+    def _functions(self, state: str, ports: dict[str, int]) -> dict[str, Callable[[], bool]]:
+        """Probe -> its function; the probe's port is TCP's source port, or ping's identifier."""
+        from bpfkit.container_lab.probes import SynProber, http_answers
+        from bpfkit.net.traffic.ping import ping
+        from bpfkit.net.traffic.probes import tcp_answers
 
         def tcp(probe: str, host: str, port: int, ns: NetNS) -> bool:
             limit = _PATIENCE_S if expected(state, probe)[0] else _LOST_S
-            ask = http_answers if probe.endswith("-http") else tcp_answers
-            return ask(host, port, ns=ns, timeout=limit, sport=ports[probe])
+            answers = http_answers if probe.endswith("-http") else tcp_answers
+            return answers(host, port, ns=ns, timeout=limit, sport=ports[probe])
 
         def syn(probe: str) -> bool:
             limit = _PATIENCE_S if expected(state, probe)[0] else _LOST_S
             prober = SynProber(self.inside, self.web.port, ns=self.host)
             try:
                 prober.sport = ports[probe]
-                return prober.answers(limit)
+                return prober.probe(limit)
             finally:
                 prober.close()
 
@@ -182,7 +184,7 @@ class Scene(Closing):
 
         host, port = self.outside or ("", 0)
         container, bridge = self.container, self.bridge
-        asks: dict[str, Callable[[str], bool]] = {
+        functions: dict[str, Callable[[str], bool]] = {
             "container-outside-tcp": lambda probe: tcp(probe, host, port, container),
             "container-bridge-tcp": lambda probe: tcp(probe, bridge, self.bridge_port, container),
             "host-container-http": lambda probe: tcp(probe, self.inside, self.web.port, self.host),
@@ -192,23 +194,24 @@ class Scene(Closing):
             "host-itself-tcp": lambda probe: tcp(probe, bridge, self.bridge_port, self.host),
         }
 
-        def question(probe: str) -> Callable[[], bool]:
-            return lambda: asks[probe](probe)
+        def bound(probe: str) -> Callable[[], bool]:
+            return lambda: functions[probe](probe)
 
-        return {probe: question(probe) for probe in self.probes}
+        return {probe: bound(probe) for probe in self.probes}
 
     def stream(
         self,
         switch: Callable[[str], None],
-        asked: Callable[[], bool],
+        stop: Callable[[], bool],
         seconds: int = 2,
     ) -> Iterator[dict[str, Any]]:
-        """SYNs from the host to the container while the programs go on and off; a row a second.
+        """SYNs from the host to the container with the programs off, on, and off; a row per second.
 
-        :param switch: called with the state, :param asked: says that it shall end.
-        :param seconds: of each part: off, on, off again.
+        :param switch: called with each state.
+        :param stop: returns True to end the stream.
+        :param seconds: duration of each part.
         """
-        from bpfkit.net.traffic.probes import SynProber
+        from bpfkit.container_lab.probes import SynProber
 
         prober = SynProber(self.inside, self.web.port, ns=self.host)
         prober.sport = 40000
@@ -218,7 +221,7 @@ class Scene(Closing):
                 sent, received = prober.sent, prober.received
                 began = monotonic()
                 for i in range(_RATE):
-                    if asked():
+                    if stop():
                         return
                     prober.send()
                     prober.receive(monotonic())
@@ -237,17 +240,17 @@ class Scene(Closing):
             prober.close()
 
     def keep(self, closable: Any) -> None:
-        """Close it together with the scene."""
+        """Close an object together with the scene."""
         self._keep.append(closable)
 
     def close(self) -> None:
-        """End the servers."""
+        """Stop the servers."""
         while self._keep:
             self._keep.pop().close()
 
 
 def scene_of_lab(lab: Lab, *, six: bool = False) -> Scene:
-    """The scene in a :func:`bpfkit.net.links.lab.bridge_lab`, which stays the caller's."""
+    """The scene in a :func:`bpfkit.net.links.lab.bridge_lab`, which the caller closes."""
     from bpfkit.container_lab.webserver import WebServer
     from bpfkit.net.links.interfaces import Interface
     from bpfkit.net.traffic.probes import Listener
@@ -273,11 +276,11 @@ def scene_of_lab(lab: Lab, *, six: bool = False) -> Scene:
 def scene_of_container(
     container: Container, *, six: bool = False, outside: tuple[str, int] | None = None
 ) -> Scene:
-    """The scene of a container of somebody's, which stays the caller's.
+    """The scene of an existing container, which the caller closes.
 
-    The servers take free ports of the two addresses.
+    The servers listen on free ports of the container's and the host's address.
 
-    :raises InputError: the container has no address of that IP version, or the host no way to it.
+    :raises InputError: the container has no address of that IP version, or the host no route to it.
     """
     from bpfkit.container_lab.webserver import WebServer
     from bpfkit.net.traffic.probes import Listener
@@ -314,7 +317,7 @@ def _is_ping(probe: str) -> bool:
 
 
 def _identify(packet: Packet) -> tuple[bool, tuple[int, ...]]:
-    """(is it a ping, its ports or its identifier) of a TCP or an echo packet."""
+    """(whether it is a ping, its ports or its identifier) of a TCP or echo packet."""
     data = packet.data
     kind = data[12:14]
     if kind == b"\x08\x00" and len(data) >= 34:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A state of the container lab as text: expected and observed side by side, and what tools show."""
+"""A state of the container lab as text: expected and observed results, and tools' output."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ def matrix(
     wanted: Mapping[str, tuple[bool, bool]],
     view: Mapping[str, str],
 ) -> list[str]:
-    """Lines of text.
+    """The table of a state, as lines of text.
 
-    :param found, wanted: probe -> (answered, captured).
+    :param found: probe -> (answered, captured), as observed.
+    :param wanted: the same, as expected.
     :param view: command -> its output.
     """
     body = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A web server with one page in a namespace: nginx where it is installed, else Python's.
+"""A web server with one page, in a namespace: nginx if it is installed, else Python's.
 
 ::
 
@@ -7,8 +7,8 @@
         print(server.software, server.port)          # nginx/1.22.1 34567
         print(http_answers("10.77.3.2", server.port, ns=lab["host"]))
 
-Nothing of it is a file: nginx reads its configuration from memory, as nobody, in one process, and
-needs no directory of its own.  It ends with this process, however that ends (PR_SET_PDEATHSIG).
+It leaves no files: nginx reads its configuration from memory and runs as nobody, in one process,
+without a directory of its own.  It ends when this process ends for any reason (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import sys
 import time
 
 from bpfkit.core.closing import Closing
-from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_text
+from bpfkit.core.errors import InputError, UnsupportedError
+from bpfkit.net.traffic.sockets import listen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
 
 __all__ = ["PAGE", "WebServer"]
 
-#: What ``GET /`` gets, as text/plain.
+#: The page, text/plain.
 PAGE = "bpfkit: a page from the container\n"
 _NOBODY = 65534
 _READY_S = 10.0
 
-# What nginx would write goes nowhere: a temporary path that exists is not made, and in this one
-# nobody can make anything.  The pid file is memory, too.
+# nginx must not write files: it does not create a temporary path that exists, and nobody can create
+# files in /proc.  The pid file is in memory, too.
 _CONFIG = """\
 daemon off;
 master_process off;
@@ -51,8 +52,9 @@ server {{ {listen} location / {{ return 200 "{page}"; }} }}
 """
 _TEMP_PATHS = ("proxy", "fastcgi", "uwsgi", "scgi")
 
-# A Python that becomes nginx: nobody's user id, then death with the parent (the change of user
-# would clear that), then exec.  Nothing has to run between fork and exec of a threaded process.
+# A Python process that becomes nginx: it takes nobody's user id, then requests SIGKILL at the end
+# of its parent (a change of user id would clear that), then calls exec.  So nothing has to run
+# between fork and exec of a threaded process.
 _BECOME = """\
 import ctypes, os, signal, sys
 parent, user = int(sys.argv[1]), int(sys.argv[2])
@@ -70,17 +72,17 @@ os.execv(sys.argv[3], sys.argv[3:])
 class WebServer(Closing):
     """Answers ``GET /`` with :data:`PAGE`.
 
-    The thread that makes one must live as long as it: the kernel takes the end of the thread for
-    the end of nginx's parent.
+    The thread that creates a server must live as long as the server: the kernel takes the end of
+    that thread for the end of nginx's parent.
 
-    :param address: to listen at; "" is every address, IPv4 and IPv6.
-    :param port: from 1024 on; 0 takes a free one.
+    :param address: address to listen on; "": every address, IPv4 and IPv6.
+    :param port: at least 1024; 0: a free port.
     :param kind: ``nginx``, ``python``, or ``auto``: the first of them that works.
-    :ivar port: its port.
-    :ivar software: what its answers call it: ``nginx/1.22.1``, ``BaseHTTP/0.6 Python/3.11.2``.
-    :ivar why: why it is not nginx; "" if it is, or was not asked for.
-    :raises BpfkitError: the port is taken.
-    :raises UnsupportedError: nginx was asked for and does not run.
+    :ivar port: the port that it listens on.
+    :ivar software: its Server header: ``nginx/1.22.1``, ``BaseHTTP/0.6 Python/3.11.2``.
+    :ivar why: why it is not nginx; "" if it is nginx, or nginx was not requested.
+    :raises BpfkitError: the port is in use.
+    :raises UnsupportedError: nginx was requested and does not run.
     """
 
     def __init__(self, ns: NetNS, port: int = 0, *, address: str = "", kind: str = "auto") -> None:
@@ -88,7 +90,7 @@ class WebServer(Closing):
             raise InputError(f"no web server '{kind}'", why="there are nginx, python and auto")
         self._server: _Nginx | _Python | None = None
         self.why = ""
-        sock = _bound(ns, address, port)
+        sock = listen(ns, port, address=address)
         self.port = int(sock.getsockname()[1])
         if kind != "python":
             sock.close()
@@ -98,38 +100,20 @@ class WebServer(Closing):
                 if kind == "nginx":
                     raise
                 self.why = error.why
-                sock = _bound(ns, address, self.port)
+                sock = listen(ns, self.port, address=address)
         if self._server is None:
             self._server = _Python(sock)
         self.software = self._server.software
 
     def close(self) -> None:
-        """End it."""
+        """Stop the server."""
         server, self._server = self._server, None
         if server is not None:
             server.close()
 
 
-def _bound(ns: NetNS, address: str, port: int) -> socket_module.socket:
-    import socket
-
-    family = socket.AF_INET if address and ":" not in address else socket.AF_INET6
-    with ns.entered():
-        sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if address else 0)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((address or "::", port))
-        return sock
-    except OSError as error:
-        sock.close()
-        what = f"cannot listen on port {port}" + (f" of {address}" if address else "")
-        raise BpfkitError(what, why=errno_text(error.errno or 0)) from error
-
-
 class _Nginx:
-    """nginx as a child, in the namespace."""
+    """nginx as a child process in the namespace."""
 
     def __init__(self, ns: NetNS, address: str, port: int) -> None:
         import subprocess
@@ -168,14 +152,14 @@ class _Nginx:
             raise
 
     def _wait(self, port: int) -> None:
-        """Until it listens."""
+        """Wait until it listens."""
         deadline = time.monotonic() + _READY_S
         while not _listens(self._child.pid, port):
             if self._child.poll() is not None:
                 assert self._child.stderr is not None
                 said = self._child.stderr.read().strip().splitlines()
                 raise UnsupportedError(
-                    "cannot start nginx", why=said[-1] if said else "it ended at once"
+                    "cannot start nginx", why=said[-1] if said else "it exited at once"
                 )
             if time.monotonic() > deadline:
                 raise UnsupportedError("cannot start nginx", why=f"not up after {_READY_S:.0f} s")
@@ -189,7 +173,7 @@ class _Nginx:
 
 
 def _configured(built: str, address: str, port: int, pid: int) -> str:
-    """nginx.conf; ``built`` is what ``nginx -V`` says: a path of a missing module is an error."""
+    """nginx.conf; ``built`` is the output of ``nginx -V``: paths of missing modules are errors."""
     paths = ["client_body"]
     paths += [name for name in _TEMP_PATHS if f"--without-http_{name}_module" not in built]
     listen = [f"listen {address or '0.0.0.0'}:{port};"]
@@ -206,7 +190,7 @@ def _configured(built: str, address: str, port: int, pid: int) -> str:
 
 
 def _listens(pid: int, port: int) -> bool:
-    """Does a socket of the namespace of ``pid`` listen on ``port``?"""
+    """Whether a socket in the namespace of ``pid`` listens on ``port``."""
     for name in ("tcp", "tcp6"):
         try:
             with open(f"/proc/{pid}/net/{name}") as table:
@@ -241,13 +225,12 @@ class _Python:
 
         class Server(ThreadingHTTPServer):
             def handle_error(self, *_: object) -> None:
-                pass  # a client that went away
+                pass  # the client closed the connection
 
         self.software = f"{Handler.server_version} {Handler.sys_version}"
         self._server = Server(("", 0), Handler, bind_and_activate=False)
         self._server.socket.close()
         self._server.socket = sock
-        sock.listen(64)
         self._thread = Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
         self._thread.start()
 

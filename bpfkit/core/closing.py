@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes a class with ``close()`` a context manager."""
+"""The base class that makes a class with ``close()`` a context manager."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Closing"]
 
 
 class Closing:
-    """``with`` closes it at the end of the block, however that comes."""
+    """A context manager that calls :meth:`close` at the end of the block."""
 
     __slots__ = ()
 
     def close(self) -> None:
-        """Undo, let go.  Closing twice does nothing."""
+        """Release the resource.  Closing twice does nothing."""
         raise NotImplementedError
 
     def __enter__(self: T) -> T:

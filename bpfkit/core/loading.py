@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BPF_PROG_LOAD with the kernel's refusals put into words."""
+"""BPF_PROG_LOAD, with an explanation if the kernel refuses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LOG_SIZES = (1 << 16, 1 << 20, 1 << 24)
 
 
 def needs_root(what: str) -> PrivilegeError:
-    """The error for a refusal that a user without privileges gets."""
+    """The error for a user without privileges."""
     return PrivilegeError(
         what,
         why="needs root (CAP_BPF, and CAP_NET_ADMIN or CAP_PERFMON by program type)",
@@ -51,10 +51,10 @@ def load_program(
     attach_prog_fd: int = 0,
     find_line: Callable[[str, int], tuple[str, int] | None] | None = None,
 ) -> int:
-    """BPF_PROG_LOAD with the errors put into words; returns the fd.
+    """BPF_PROG_LOAD; returns the fd, and explains the error if the kernel refuses.
 
-    The first attempt goes without a log, which is what makes loading fast; only a refusal is
-    repeated with one.
+    The first attempt has no log, which makes loading fast; only a refused load is repeated with
+    a log.
     """
     import ctypes
 
@@ -121,7 +121,7 @@ def _load_error(
         return needs_root(what)
     if not log.strip() and number != errno.E2BIG:  # that one is too large to have a log
         if number == errno.EPERM:
-            from bpfkit.core.features.programs import refused_by_policy
+            from bpfkit.core.features.privileges import refused_by_policy
 
             return PrivilegeError(what, why=refused_by_policy(section.prog_type))
         if number == errno.EINVAL:

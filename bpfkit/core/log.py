@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``-v`` shows: one line on stderr per thing worth knowing, nothing otherwise."""
+"""The notes that ``-v`` shows: one line on stderr each."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def set_verbose(on: bool) -> None:
 
 
 def say(text: str) -> None:
-    """Write a note where it was asked for."""
+    """Write a note to stderr if notes are switched on."""
     if _verbose:
         print(f"bpfkit: {text}", file=sys.stderr, flush=True)

@@ -2,22 +2,21 @@
 """A loaded program: how to attach it, and how to run it on a packet.
 
 Every kind of attachment is one ``attach_*`` method and returns a
-:class:`~bpfkit.core.attach.link.Link`.
+:class:`~bpfkit.core.attach.link.Link`; the code of a kind is a file in :mod:`bpfkit.core.attach`,
+imported when the method is called.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from struct import Struct, pack, pack_into
+from struct import pack_into
 
-from bpfkit.core.attach.link import Link, attach_error
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_text
 from bpfkit.core.kernel import syscall
 from bpfkit.core.kernel.constants import SOCKET_FILTER, prog_type_name
 from bpfkit.core.kernel.sections import Section
-from bpfkit.core.registry import attachers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from bpfkit.core.attach.link import Link
     from bpfkit.core.maps.base import Map
 
 __all__ = ["Program", "RunResult", "Runner", "skb_context"]
@@ -32,11 +32,9 @@ __all__ = ["Program", "RunResult", "Runner", "skb_context"]
 _ETH_HLEN = 14
 #: Where that ethertype is IP, the kernel refuses packet runs over less than an IP header (EINVAL).
 _IPV6_HLEN = 40
-_SOL_SOCKET = 1
-_SO_ATTACH_BPF = 50
-_SO_DETACH_FILTER = 27
-_SO_ATTACH_REUSEPORT_EBPF = 52
-_SO_DETACH_REUSEPORT_BPF = 68
+
+#: ``cb[4]`` of a captured packet without any byte: CAPTURED_EMPTY of bpf_c/include/bpfkit/wire.h.
+_EMPTY = 0xFFFFFFFF
 
 #: BPF_PROG_TEST_RUN takes one page less headroom, tailroom and skb_shared_info.
 MAX_RUN_DATA = 3520
@@ -84,7 +82,7 @@ def skb_context(fields: Mapping[str, Any]) -> bytes:
 
 
 class RunResult:
-    """What a packet run gave.
+    """The result of a packet run.
 
     ``retval`` is the program's return value (unsigned 32 bit), ``data`` the packet afterwards,
     ``duration_ns`` nanoseconds per run, ``ctx`` the context afterwards (bytes; empty unless one
@@ -111,7 +109,7 @@ class Runner:
 
     Made for captures.  A frame longer than the kernel's limit for packet runs
     (:data:`MAX_RUN_DATA`) is cut; its wire length is passed in ``cb[4]``, where bpfkit's own
-    programs look for it.
+    programs look for it (:data:`_EMPTY` for length 0: in ``cb[4]``, 0 says that nothing is passed).
     """
 
     __slots__ = ("_ctx", "_data", "_pad", "_run")
@@ -124,12 +122,13 @@ class Runner:
         self._data = memoryview(self._run.data_in).cast("B")
         self._ctx = self._run.ctx_in
 
-    def __call__(self, frame: bytes, wire_len: int = 0) -> int:
-        """Run once and return the verdict; ``wire_len`` 0 means as long as ``frame``."""
+    def __call__(self, frame: bytes, wire_len: int | None = None) -> int:
+        """Run once and return the verdict; ``wire_len`` None means as long as ``frame``."""
+        if wire_len is None:
+            wire_len = len(frame)
         if not frame:
             frame = b"\0"  # the kernel runs no empty packet; one byte is no header either
         elif len(frame) > MAX_RUN_DATA:
-            wire_len = wire_len or len(frame)
             frame = frame[:MAX_RUN_DATA]
         pad = self._pad
         size = len(frame)
@@ -139,7 +138,7 @@ class Runner:
             # The kernel takes 14 bytes off and the ethertype from them.
             data[12:14] = frame[12:14] if size >= _IPV6_HLEN else b"\0\0"
         if self._ctx is not None:
-            pack_into("<I", self._ctx, _SKB_CB + 16, wire_len)
+            pack_into("<I", self._ctx, _SKB_CB + 16, wire_len or _EMPTY)
         return self._run.run(size + pad)[0]
 
 
@@ -148,7 +147,7 @@ class Program(Closing):
 
     :ivar name: the C function's name.
     :ivar type: number in ``enum bpf_prog_type``; ``type_name`` is the kernel's name.
-    :ivar section: what ``SEC()`` said.
+    :ivar section: the meaning of the ``SEC()`` name.
     """
 
     __slots__ = ("_info", "_links", "fd", "insns", "name", "section", "type")
@@ -173,7 +172,7 @@ class Program(Closing):
         expected_attach_type: int = 0,
         prog_flags: int = 0,
     ) -> Program:
-        """Load instructions made by hand (:mod:`bpfkit.core.kernel.asm`).
+        """Load assembled instructions (:mod:`bpfkit.core.kernel.asm`).
 
         :param type: a name or number of ``enum bpf_prog_type``.
         :param insns: 8 bytes per instruction, in the machine's byte order.
@@ -187,7 +186,7 @@ class Program(Closing):
         fd = load_program(name, section, insns, license.encode())
         return cls(name, section, fd, insns)
 
-    # --- what the kernel says of it ---------------------------------------------------------
+    # --- facts from the kernel --------------------------------------------------------------
 
     @property
     def info(self) -> dict[str, Any]:
@@ -218,7 +217,7 @@ class Program(Closing):
 
     @property
     def links(self) -> tuple[Link, ...]:
-        """Where it is attached at this moment through bpfkit."""
+        """The links that attach the program at this moment, if bpfkit made them."""
         return tuple(self._links)
 
     # --- packet runs ------------------------------------------------------------------------
@@ -271,7 +270,7 @@ class Program(Closing):
                 ) from None
             why = errno_text(error.errno or 0)
             if error.errno == errno.EINVAL and len(data) > MAX_RUN_DATA:
-                why = f"{len(packet)} bytes are more than a packet run takes ({MAX_RUN_DATA})"
+                why = f"{len(packet)} bytes exceed the limit of a packet run ({MAX_RUN_DATA})"
             raise BpfkitError(what, why=why) from None
         if strip and len(out) >= strip and out[:strip] == data[:strip]:
             out = out[strip:]
@@ -283,68 +282,21 @@ class Program(Closing):
 
     # --- attaching --------------------------------------------------------------------------
 
-    def _link(
-        self, kind: str, target: str, number: int, attach_type: int, flags: int, extra: bytes = b""
-    ) -> Link:
-        try:
-            fd = syscall.link_create(self.fd, number, attach_type, flags, extra)
-        except OSError as error:
-            raise attach_error(self, target, error) from None
-        return Link(self, kind, target, fd)
-
     def attach_socket(self, sock: socket_module.socket | int) -> Link:
-        """Filter what a socket receives (SO_ATTACH_BPF; kernel 3.19).
+        """Filter the packets that a socket receives (SO_ATTACH_BPF; kernel 3.19).
 
         On an AF_PACKET socket attach before bind, so that nothing unfiltered queues up; on a
         listening TCP socket the accepted ones inherit it.
         """
-        return self._setsockopt(sock, _SO_ATTACH_BPF, _SO_DETACH_FILTER, "socket")
+        from bpfkit.core.attach.socket import attach_filter
+
+        return attach_filter(self, sock)
 
     def attach_reuseport(self, sock: socket_module.socket | int) -> Link:
         """Choose among the sockets of an SO_REUSEPORT group (SO_ATTACH_REUSEPORT_EBPF; 4.5)."""
-        return self._setsockopt(
-            sock, _SO_ATTACH_REUSEPORT_EBPF, _SO_DETACH_REUSEPORT_BPF, "reuseport"
-        )
+        from bpfkit.core.attach.socket import attach_reuseport
 
-    def _interface(self, ifindex: int) -> str:
-        """The name of an interface of the caller's namespace."""
-        import _socket
-
-        try:
-            return _socket.if_indextoname(ifindex)
-        except OSError:
-            raise InputError(
-                f"cannot attach '{self.name}' to interface {ifindex}",
-                why="there is no such interface",
-            ) from None
-
-    def _setsockopt(
-        self, sock: socket_module.socket | int, attach: int, detach: int, kind: str
-    ) -> Link:
-        import _socket
-
-        fd = sock if isinstance(sock, int) else sock.fileno()
-
-        def option(number: int, value: int) -> None:
-            copy = _socket.socket(fileno=os.dup(fd))
-            try:
-                copy.setsockopt(_SOL_SOCKET, number, value)
-            finally:
-                copy.close()
-
-        def undo() -> None:
-            # A socket that is closed already has taken the filter with it.
-            if isinstance(sock, int) or sock.fileno() == fd:
-                try:
-                    option(detach, 0)
-                except OSError:
-                    pass
-
-        try:
-            option(attach, self.fd)
-        except OSError as error:
-            raise attach_error(self, f"socket fd {fd}", error) from None
-        return Link(self, kind, f"socket fd {fd}", undo=undo)
+        return attach_reuseport(self, sock)
 
     def attach_xdp(self, ifindex: int, mode: str = "auto", *, replace: bool = False) -> Link:
         """Attach to an interface's receive path (BPF_LINK_CREATE; kernel 5.9).
@@ -354,67 +306,41 @@ class Program(Closing):
         :raises AttachError: EBUSY when another program is there, EOPNOTSUPP without driver
             support.
         """
-        modes = {"auto": 0, "generic": 1 << 1, "native": 1 << 2, "offload": 1 << 3}
-        if mode not in modes:
-            raise InputError(f"no XDP mode '{mode}'", why="there are " + ", ".join(modes))
-        return self._link("xdp", self._interface(ifindex), ifindex, 37, modes[mode])
+        from bpfkit.core.attach.xdp import attach
+
+        return attach(self, ifindex, mode)
 
     def attach_tcx(self, ifindex: int, direction: str = "") -> Link:
         """Attach to tc's ingress or egress by tcx (BPF_LINK_CREATE; kernel 6.6).
 
-        :param direction: ``ingress`` or ``egress``; by default what ``SEC("tc/…")`` said.
+        :param direction: ``ingress`` or ``egress``; by default the one of ``SEC("tc/…")``.
         """
-        attach = self._direction(direction)
-        return self._link("tcx", self._interface(ifindex), ifindex, attach, 0, bytes(16))
+        from bpfkit.core.attach.tcx import attach_tcx
+
+        return attach_tcx(self, ifindex, direction)
 
     def attach_tc(
         self, ifindex: int, direction: str = "", how: str = "auto", **options: Any
     ) -> Link:
         """Attach to tc by ``clsact`` or ``tcx``; ``auto`` takes tcx where the kernel has it."""
-        if how == "auto":
-            try:
-                return self.attach_tcx(ifindex, direction)
-            except UnsupportedError:
-                how = "clsact"
-        if how == "tcx":
-            return self.attach_tcx(ifindex, direction)
-        if how not in attachers:
-            raise InputError(f"no way '{how}' to attach to tc", why="there are clsact and tcx")
-        word = "ingress" if self._direction(direction) == 46 else "egress"
-        return attachers[how](self, ifindex, word, **options)
+        from bpfkit.core.attach.tcx import attach
 
-    def _direction(self, direction: str) -> int:
-        types = {"ingress": 46, "egress": 47}
-        if not direction and self.section.expected_attach_type in types.values():
-            return self.section.expected_attach_type
-        if direction not in types:
-            raise InputError(f"'{self.name}' needs a direction", why="say 'ingress' or 'egress'")
-        return types[direction]
+        return attach(self, ifindex, direction, how, **options)
 
     def attach_netkit(self, ifindex: int) -> Link:
         """Attach to a netkit device (kernel 6.7)."""
-        attach = self.section.expected_attach_type
-        return self._link("netkit", self._interface(ifindex), ifindex, attach, 0, bytes(16))
+        from bpfkit.core.attach.netkit import attach
+
+        return attach(self, ifindex)
 
     def attach_cgroup(self, cgroup: int | str, *, attach_type: int | None = None) -> Link:
         """Attach to a cgroup of the v2 hierarchy (BPF_LINK_CREATE; kernel 5.7).
 
         :param cgroup: an fd of the directory, or its path.
         """
-        attach = self.section.expected_attach_type if attach_type is None else attach_type
-        opened = -1
-        if isinstance(cgroup, str):
-            try:
-                opened = cgroup_fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except OSError as error:
-                raise InputError(f"no cgroup {cgroup}", why=errno_text(error.errno or 0)) from None
-        else:
-            cgroup_fd = cgroup
-        try:
-            return self._link("cgroup", f"cgroup {cgroup}", cgroup_fd, attach, 0)
-        finally:
-            if opened >= 0:
-                os.close(opened)
+        from bpfkit.core.attach.cgroup import attach
+
+        return attach(self, cgroup, attach_type)
 
     def attach_sockmap(self, sockmap: Map) -> Link:
         """Attach an sk_skb or sk_msg program to a SOCKMAP or SOCKHASH.
@@ -423,129 +349,64 @@ class Program(Closing):
         it either way.  Attach before sockets are entered: a socket takes the programs that the
         map has at that moment.
         """
-        attach = self.section.expected_attach_type
-        target = f"map {sockmap.name}"
-        try:
-            return Link(self, "sockmap", target, syscall.link_create(self.fd, sockmap.fd, attach))
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise attach_error(self, target, error) from None
-        try:
-            syscall.prog_attach(sockmap.fd, self.fd, attach)
-        except OSError as error:
-            raise attach_error(self, target, error) from None
+        from bpfkit.core.attach.sockmap import attach
 
-        def undo() -> None:
-            try:
-                syscall.prog_detach(sockmap.fd, self.fd, attach)
-            except OSError:
-                pass  # the map is gone, and the attachment with it
-
-        return Link(self, "sockmap", target, undo=undo)
+        return attach(self, sockmap)
 
     def attach_netns(self, netns: int | str = "/proc/thread-self/ns/net") -> Link:
         """Attach a flow dissector or sk_lookup program to a network namespace (kernel 5.8/5.9).
 
         :param netns: an fd of the namespace, or a path; by default the caller's own.
         """
-        opened = -1
-        if isinstance(netns, str):
-            try:
-                opened = number = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise InputError(
-                    f"no network namespace {netns}", why=errno_text(error.errno or 0)
-                ) from None
-        else:
-            number = netns
-        try:
-            attach = self.section.expected_attach_type
-            return self._link("netns", f"netns {netns}", number, attach, 0)
-        finally:
-            if opened >= 0:
-                os.close(opened)
+        from bpfkit.core.attach.netns import attach
+
+        return attach(self, netns)
 
     def attach_netfilter(self, pf: int, hook: int, priority: int, *, defrag: bool = False) -> Link:
         """Attach to a netfilter hook of the caller's network namespace (kernel 6.4).
 
         :param pf: NFPROTO_IPV4 (2) or NFPROTO_IPV6 (10); ``hook`` is NF_INET_* (0–4).
         """
-        extra = pack("<IIiI", pf, hook, priority, 1 if defrag else 0)
-        return self._link("netfilter", f"netfilter pf {pf} hook {hook}", 0, 45, 0, extra)
+        from bpfkit.core.attach.netfilter import attach
+
+        return attach(self, pf, hook, priority, defrag)
 
     def attach_raw_tracepoint(self, name: str = "") -> Link:
         """Attach to a raw tracepoint (4.17); by default the one ``SEC("raw_tp/…")`` names.
 
         Programs that know their target by BTF (fentry, fexit, LSM, tp_btf) attach here as well.
         """
-        name = name or self.section.target
-        by_btf = self.section.attach_btf
-        try:
-            fd = syscall.raw_tracepoint_open(self.fd, None if by_btf else name.encode())
-        except OSError as error:
-            raise attach_error(self, f"tracepoint {name}", error) from None
-        return Link(self, "raw_tracepoint", name, fd)
+        from bpfkit.core.attach.raw_tracepoint import attach
+
+        return attach(self, name)
 
     attach_trace = attach_raw_tracepoint
 
     def attach_iter(self, extra: bytes = b"") -> Link:
         """Make an iterator's link (5.8); :func:`.syscall.iter_create` reads it."""
-        return self._link("iter", self.section.target, 0, 28, 0, extra)
+        from bpfkit.core.attach.iter import attach
+
+        return attach(self, extra)
 
     def attach_perf_event(self, event_fd: int, *, target: str = "") -> Link:
         """Attach to an open perf event and enable it (link 5.15; else the ioctl).
 
         The link owns ``event_fd`` from now on.
         """
-        import fcntl
+        from bpfkit.core.attach.perf_event import attach
 
-        target = target or f"perf event fd {event_fd}"
-        try:
-            try:
-                fd = syscall.link_create(self.fd, event_fd, 41)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                fcntl.ioctl(event_fd, 0x40042408, self.fd)  # PERF_EVENT_IOC_SET_BPF
-                fd = -1
-            fcntl.ioctl(event_fd, 0x2400, 0)  # PERF_EVENT_IOC_ENABLE
-        except OSError as error:
-            os.close(event_fd)
-            raise attach_error(self, target, error) from None
-        return Link(self, "perf_event", target, fd, undo=lambda: os.close(event_fd))
+        return attach(self, event_fd, target)
 
     def attach_tracepoint(self, name: str = "") -> Link:
         """Attach to a tracepoint, ``category/name`` (4.7; needs tracefs to learn its number)."""
-        from bpfkit.core.features.programs import tracefs
+        from bpfkit.core.attach.perf_event import attach_tracepoint
 
-        name = name or self.section.target
-        root = tracefs()
-        if not root:
-            raise UnsupportedError(
-                f"cannot attach '{self.name}' to tracepoint {name}",
-                why="tracefs is not mounted",
-                hint="mount it: mount -t tracefs tracefs /sys/kernel/tracing",
-            )
-        try:
-            with open(f"{root}/events/{name}/id") as file:
-                number = int(file.read())
-        except OSError as error:
-            raise InputError(f"no tracepoint {name}", why=errno_text(error.errno or 0)) from None
-        return self._perf(2, number, f"tracepoint {name}")
-
-    def _perf(self, kind: int, config: int, target: str, pid: int = -1, cpu: int = 0) -> Link:
-        # struct perf_event_attr: type, size, config, sample_period 1, wakeup_events 1
-        attr = Struct("<IIQQQQQI").pack(kind, 128, config, 1, 0, 0, 0, 1).ljust(128, b"\0")
-        try:
-            fd = syscall.perf_event_open(attr, pid, cpu)
-        except OSError as error:
-            raise attach_error(self, target, error) from None
-        return self.attach_perf_event(fd, target=target)
+        return attach_tracepoint(self, name)
 
     # --- end --------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Detach everywhere and let go of the program."""
+        """Detach all links and close the program."""
         for link in tuple(self._links):
             link.close()
         fd, self.fd = self.fd, -1

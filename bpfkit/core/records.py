@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ownership records: for what the kernel does not take down with the process.
+"""Ownership records, for objects that the kernel does not remove with the process.
 
-Links, unnamed namespaces and sockets vanish by themselves.  A cgroup directory and a filter on
-somebody's interface do not, so before making one bpfkit writes down what it makes; the next start
-and ``python -m bpfkit clean`` undo what belongs to a process that is gone.
+Links, unnamed namespaces and sockets disappear with their process.  A cgroup directory and a filter
+on a user's interface do not, so before creating one bpfkit records it; the next start and ``python
+-m bpfkit clean`` remove the objects of processes that no longer exist.
 
-A record is written before the thing is made and removed after it is undone, so a ``kill -9`` in
-between leaves at worst a record of nothing.  Its owner keeps it locked (flock(2)) and the kernel
-drops the lock with the process, so a record that can be locked has no owner any more.  A process
-number would not tell: it means another process in another PID namespace, and none after a while.
+A record is written before the object is created and deleted after the object is removed, so a
+``kill -9`` in between leaves at worst a record without an object.  The owner keeps its record
+locked (flock(2)), and the kernel drops the lock with the process: a record that can be locked has
+no owner any more.  A pid would not do: in another PID namespace it means another process.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import errno
 import fcntl
 import os
 
+from bpfkit.core.entries import find_entry
 from bpfkit.core.errors import BpfkitError, errno_text
 from bpfkit.core.log import say
-from bpfkit.core.registry import undoers
 from bpfkit.core.trust import UntrustedError, open_trusted
 
 TYPE_CHECKING = False
@@ -61,21 +61,33 @@ def _unusable(error: OSError) -> BpfkitError:
     )
 
 
+def _start_time() -> str:
+    """Field 22 of /proc/self/stat: a bpfkit that knows no locks tells the living by it."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            # The command's name may hold spaces and parentheses; fields count from the last ")".
+            return file.read().rsplit(b")", 1)[1].split()[19].decode()
+    except (OSError, IndexError):
+        return "0"
+
+
 class Record:
-    """A thing this process is about to make outside of itself."""
+    """An object that this process is about to create and that outlives it."""
 
     __slots__ = ("_fd", "path")
 
     def __init__(self, kind: str, data: Mapping[str, Any]) -> None:
-        """Write it down.
+        """Write the record.
 
-        :raises BpfkitError: when that is impossible; then the thing must not be made.
+        :param kind: names the function that removes the object (``bpfkit.ENTRIES``, role ``undo``).
+        :param data: what that function needs to find the object; plain data for JSON.
+        :raises BpfkitError: the record cannot be written; the object must not be created then.
         """
         import json
 
         global _count
         _count += 1
-        name = f"{os.getpid()}-{_count}-{os.urandom(4).hex()}"
+        name = f"{os.getpid()}-{_start_time()}-{_count}-{os.urandom(4).hex()}"
         self.path = f"{records_dir()}/{name}"
         # Written and locked before it has a name: nobody finds it half done or without an owner.
         hidden = f".{name}"
@@ -100,7 +112,7 @@ class Record:
             os.close(directory)
 
     def done(self) -> None:
-        """The thing is undone."""
+        """Delete the record: the object is removed."""
         if self._fd >= 0:
             _unlink(self.path)
             self._close()
@@ -112,7 +124,7 @@ class Record:
 
 
 def _unlink(path: str) -> bool:
-    """Was it there, and is it gone?"""
+    """Delete a file; True if it existed and is gone."""
     try:
         os.unlink(path)
     except OSError:
@@ -153,9 +165,9 @@ class locked:
 
 
 def reap() -> list[str]:
-    """Undo what dead processes left; returns a line about each thing.
+    """Remove what dead processes left behind; returns a line about each object.
 
-    Costs one ``listdir`` where there is nothing to do.
+    Costs one ``listdir`` if there is nothing to remove.
     """
     directory = records_dir()
     try:
@@ -204,18 +216,18 @@ def _reap_one(directory: int, name: str) -> list[str]:
             record = json.loads(text)
             kind, data = record["kind"], record["data"]
         except (ValueError, TypeError, KeyError):
-            say(f"{path} is no record; removed")
+            say(f"{path} is not a record; removed")
             _unlink(path)
             return []
-        handler = undoers.get(kind)
+        handler = find_entry("undo", kind)
         if handler is None:
             say(f"leftover of unknown kind {kind} in {path}")
             return []
         try:
             handler(data)
         except Exception as error:
-            # Whatever it is (an interpreter without pyroute2, a refusal of the kernel's): it must
-            # not keep a program from starting, and a later start may get on with it.
+            # No failure (no pyroute2 here, an error of the kernel) may keep a program
+            # from starting; a later start may succeed.
             say(f"cannot undo {path}: {error}")
             return []
         if not _unlink(path):

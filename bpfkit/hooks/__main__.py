@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m bpfkit.hooks."""
 
-from bpfkit.app.base import main
+from bpfkit.app.lifecycle import main
 from bpfkit.hooks.program import Hooks
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one packet met on its way: the hooks in their order, and what follows from it.
+"""The hooks that one packet passes, in their order, and what follows from it.
 
-The order that the kernel's sources say is :func:`expected`.  Hooks that have packets, and are not
-here: netkit is another device than veth, with its program in the place of a cable (6.7); nf_tables'
-ingress and egress chains take no BPF programs (BPF_PROG_TYPE_NETFILTER has the five hooks of IPv4
-and IPv6); programs of DEVMAP and CPUMAP entries, act_bpf, SRv6's End.BPF, sk_reuseport and the flow
-dissector only meet packets that something else sent to them; cgroup sock_addr, sockops, sk_msg and
-sk_skb see calls and data of sockets, not packets.
+:func:`expected` is the order according to the kernel's sources.  Not covered: netkit, another
+device than veth, with a program in place of the link (Linux 6.7); nf_tables' ingress and egress
+chains, which take no BPF programs (BPF_PROG_TYPE_NETFILTER has the five hooks of IPv4 and IPv6);
+programs of DEVMAP and CPUMAP entries, act_bpf, SRv6's End.BPF, sk_reuseport and the flow dissector,
+which see only packets that are directed to them; cgroup sock_addr, sockops, sk_msg and sk_skb,
+which see calls and data of sockets, not packets.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from bpfkit.core.errors import UsageError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from typing import Any, TypeAlias
+    from typing import TypeAlias
 
-    Row: TypeAlias = dict[str, Any]
-    Verdict: TypeAlias = tuple[bool, str]
-    #: Hook of a drop, tap beside it, namespace:device of both, microseconds by which the tap comes
-    #: later (negative: earlier), and did the capture there see the dropped packet?
+    from bpfkit.show.rows import Row, Verdict
+
+    #: Hook of a drop, adjacent tap, namespace:device of both, microseconds from hook to tap
+    #: (negative: the tap is earlier), and whether the capture there saw the dropped packet.
     Tapped: TypeAlias = tuple[str, str, str, float, bool]
 
 __all__ = [
@@ -43,7 +43,7 @@ __all__ = [
     "taps",
 ]
 
-#: enum hook of the C side.
+#: ``enum hook`` of the C program.
 HOOKS = (
     "xdp_native",
     "xdp_generic",
@@ -68,16 +68,20 @@ HOOKS = (
 )
 PLACES = ("client", "router", "server")
 DEVICES = ("client:eth0", "router:left", "router:right", "server:eth0")
-#: Everything that is not a tap, which only gets a copy.
+#: Hooks that can drop: all but the taps, which get a copy.
 DROPS = tuple(hook for hook in HOOKS if not hook.startswith("tap"))
-#: Path: (sender, receiver, places that are looked at).
+#: Path -> (sender, receiver, observed namespaces).
 PATHS = {
     "in": ("client", "router", ("router",)),
-    "out": ("router", "server", ("router",)),  # to an address of its own, see _routes()
+    "out": (
+        "router",
+        "server",
+        ("router",),
+    ),  # see PacketPath._routes()
     "forward": ("client", "server", ("router",)),
     "all": ("client", "server", PLACES),
 }
-#: Which device gets which XDP mode; one cannot have both.
+#: XDP mode of each device; a device can have only one.
 XDP = {
     "both": ("native", "native", "native", "generic"),
     "native": ("native",) * 4,
@@ -97,7 +101,7 @@ _LAYERS = {0: "none", 2: "L2", 3: "L3", 4: "L4"}
 
 
 def expected(path: str, proto: str, xdp: str = "both") -> list[tuple[str, str]]:
-    """(place, hook) in the order that the kernel's sources say.
+    """(namespace, hook) in the order of the kernel's sources.
 
     Source: net/core/dev.c (__netif_receive_skb_core, __dev_queue_xmit), net/ipv4/ip_input.c,
     ip_output.c, ip_forward.c, net/core/lwtunnel.c, net/core/filter.c (sk_filter_trim_cap).
@@ -119,11 +123,11 @@ def expected(path: str, proto: str, xdp: str = "both") -> list[tuple[str, str]]:
 class Sighting:
     """The packet at a hook.
 
-    :ivar ns: CLOCK_MONOTONIC nanoseconds.
-    :ivar device: "" where the hook has none.
-    :ivar form: what its data starts with: ``L2``, ``L3``, ``L4``, or ``none``: there is no data.
+    :ivar ns: CLOCK_MONOTONIC, nanoseconds.
+    :ivar device: "" if the hook has none.
+    :ivar form: the layer that its data starts with: ``L2``, ``L3``, ``L4``; ``none``: no data.
     :ivar length: bytes from there on.
-    :ivar vlan: place of the VLAN tag: ``none``, ``data``, or ``beside`` (in skb->vlan_tci).
+    :ivar vlan: location of the VLAN tag: ``none``, ``data``, or ``beside`` (in skb->vlan_tci).
     """
 
     __slots__ = (
@@ -156,24 +160,24 @@ class Sighting:
         self.dropped = bool(dropped)
         self.cpu = cpu
 
-    def seen_by(self, cut: Journey, where: Sighting) -> Tapped:
-        """What the capture at this tap shows of a second packet that was dropped at ``where``."""
+    def tap_result(self, cut: Journey, where: Sighting) -> Tapped:
+        """Whether a capture at this tap saw a second packet that was dropped at ``where``."""
         device = f"{self.place}:{self.device}"
         later = (self.ns - where.ns) / 1e3
         return where.hook, self.hook, device, later, cut.captures[f"{device} {self.hook[4:]}"]
 
     def same_as(self, other: Sighting) -> bool:
-        """Whether both are of the same hook at the same device."""
+        """Whether both are at the same hook of the same device."""
         return (self.hook, self.place, self.ifindex) == (other.hook, other.place, other.ifindex)
 
 
 class Journey:
-    """What one packet met.
+    """The way of one packet.
 
-    :ivar sightings: in order of time.
-    :ivar captures: device and direction (``router:left in``) -> did a capture there see it?
+    :ivar sightings: the packet at each hook, in order of time.
+    :ivar captures: device and direction (``router:left in``) -> whether a capture there saw it.
     :ivar receiver: the namespace of the application.
-    :ivar received: did the application (a socket there) get it?
+    :ivar received: whether the application (a socket there) received it.
     """
 
     __slots__ = ("captures", "received", "receiver", "sightings")
@@ -186,44 +190,44 @@ class Journey:
 
 
 def find(journey: Journey, spec: str) -> Sighting:
-    """The sighting that ``HOOK`` or ``HOOK@PLACE`` names.
+    """The sighting at ``HOOK`` or ``HOOK@NAMESPACE``.
 
-    :raises UsageError: the packet does not meet it (the message lists what it meets).
+    :raises UsageError: the packet does not pass that hook (the message lists those it passes).
     """
     hook, _, place = spec.partition("@")
     for sighting in journey.sightings:
         if sighting.hook == hook and place in ("", sighting.place):
             return sighting
     met = list(dict.fromkeys(s.hook for s in journey.sightings if s.hook in DROPS))
-    raise UsageError(f"this packet does not meet {spec}", why="it meets " + ", ".join(met))
+    raise UsageError(f"this packet does not pass {spec}", why="it passes " + ", ".join(met))
 
 
 def rows_of(whole: Journey, dropped: Journey | None) -> list[Row]:
-    """Rows of a journey, or of what is left of it in a second one that ended early.
+    """The rows of a journey, or of a second one that ended early by a drop.
 
-    One per hook that the packet meets, per capture on its way, and for the application.  ``seen``
-    says which of these the last packet was seen by; ``form``, ``length`` and the tag of those that
-    did not see it are those of the first.
+    One row per hook that the packet passes, per capture on its way, and for the application.
+    ``seen`` says whether the last packet was seen there; if not, ``form``, ``length`` and the tag
+    are those of the first packet.
     """
     judged = whole if dropped is None else dropped
     start = judged.sightings[0].ns
     rows: list[Row] = []
     for place in whole.sightings:
         seen = next((s for s in judged.sightings if s.same_as(place)), None)
-        told = seen or place
+        shown = seen or place
         rows.append(
             {
                 "event": "hook",
                 "us": round((seen.ns - start) / 1e3, 3) if seen else None,
-                "hook": told.hook,
-                "namespace": told.place,
-                "device": told.device or None,
-                "form": told.form,
-                "length": told.length,
-                "vlan": told.vlan,
-                "vlan_id": told.vlan_id,
+                "hook": shown.hook,
+                "namespace": shown.place,
+                "device": shown.device or None,
+                "form": shown.form,
+                "length": shown.length,
+                "vlan": shown.vlan,
+                "vlan_id": shown.vlan_id,
                 "seen": seen is not None,
-                "dropped": told.dropped,
+                "dropped": shown.dropped,
             }
         )
     for name, saw in whole.captures.items():
@@ -244,9 +248,9 @@ def rows_of(whole: Journey, dropped: Journey | None) -> list[Row]:
 
 
 def taps(whole: Journey) -> list[tuple[Sighting, Sighting]]:
-    """Hooks beside a packet tap, and that tap, each kind once: what a capture shows of their drops.
+    """Hooks adjacent to a packet tap, and that tap, one of each kind.
 
-    XDP and tc ingress are around the tap on the way in, tc egress is before the one on the way out.
+    On the way in XDP is before the tap and tc ingress after; on the way out tc egress is before.
     """
     found = []
     for hooks, tap in (
@@ -265,15 +269,15 @@ def taps(whole: Journey) -> list[tuple[Sighting, Sighting]]:
 def judge_order(
     journey: Journey, text: str, wanted: list[tuple[str, str]], missing: Collection[str]
 ) -> Verdict:
-    """Were the ``wanted`` hooks met, in this order, by a packet that was captured and received?
+    """Whether the packet passed the ``wanted`` hooks in order, and was captured and received.
 
-    :param missing: hooks that this kernel has no probe at.
+    :param missing: hooks where this kernel can have no probe.
     """
     met = [(s.place, s.hook) for s in journey.sightings]
     wanted = [step for step in wanted if step[1] not in missing]
     wrong = [f"{hook} on {place}" for place, hook in wanted if (place, hook) not in met]
     if wrong:
-        text += f" (not met: {', '.join(wrong)})"
+        text += f" (not passed: {', '.join(wrong)})"
     captured = all(
         journey.captures[f"{s.place}:{s.device} {s.hook[4:]}"]
         for s in journey.sightings
@@ -284,7 +288,7 @@ def judge_order(
 
 
 def judge_drop(whole: Journey, cut: Journey, where: Sighting) -> Verdict:
-    """Was everything up to the drop met, and nothing behind it, by captures and application too?"""
+    """Whether all hooks and captures up to the drop saw the packet, and nothing after it did."""
     count = next(i for i, s in enumerate(whole.sightings) if s.same_as(where)) + 1
     met = [(s.place, s.hook) for s in cut.sightings]
     wanted = [(s.place, s.hook) for s in whole.sightings[:count]]

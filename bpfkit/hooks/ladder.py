@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One packet's way through several namespaces as a ladder: a lane each, a rung per sighting.
+"""Draws a packet's way through namespaces as a ladder: a lane per namespace, a rung per hook.
 
 ::
 
@@ -23,11 +23,11 @@ _LAYERS = {"L2": "Ethernet", "L3": "IP", "L4": "transport", "none": "no data"}
 
 
 def ladder(rows: Sequence[dict[str, Any]], lanes: Sequence[str]) -> list[str]:
-    """Lines of text.
+    """The ladder, as lines of text.
 
-    :param rows: sightings in order: ``us``, ``hook``, ``namespace``, ``device``, ``form``,
+    :param rows: hooks in order: ``us``, ``hook``, ``namespace``, ``device``, ``form``,
         ``length``, ``vlan``, ``vlan_id``, ``seen``, ``dropped``.
-    :param lanes: the namespaces, in the order of the way.
+    :param lanes: the namespaces, in the order of the packet's way.
     """
     width = max(map(len, lanes)) + 2
     body = []
@@ -60,7 +60,7 @@ def ladder(rows: Sequence[dict[str, Any]], lanes: Sequence[str]) -> list[str]:
 
 
 def _rails(at: int, before: int, mark: str, count: int, width: int) -> str:
-    """The lanes of one rung; a line from the lane of the rung before, where that was another."""
+    """The lanes of one rung, with a line from the lane of the previous rung if it differs."""
     cells = ["│"] * count
     cells[at] = mark
     gaps = [" " * (width - 1)] * count
@@ -81,7 +81,7 @@ def _data(row: dict[str, Any]) -> str:
 def _tag(row: dict[str, Any]) -> str:
     if not row["seen"] or row["vlan"] == "none":
         return ""
-    where = "in the data" if row["vlan"] == "data" else "beside the packet"
+    where = "in the data" if row["vlan"] == "data" else "in metadata"
     return f"VLAN {row['vlan_id']} {where}"
 
 
@@ -89,7 +89,7 @@ def journey(rows: Sequence[dict[str, Any]], what: str) -> list[str]:
     """Lines of text about one packet: its ladder, who saw it, and why captures did or did not.
 
     :param rows: of :func:`bpfkit.hooks.journey.rows_of`.
-    :param what: the packet.
+    :param what: description of the packet.
     """
     hooks = [row for row in rows if row["event"] == "hook"]
     lanes = list(dict.fromkeys(row["namespace"] for row in hooks))
@@ -106,14 +106,14 @@ def journey(rows: Sequence[dict[str, Any]], what: str) -> list[str]:
 
 
 def _explained(rows: Sequence[dict[str, Any]], hooks: list[dict[str, Any]]) -> list[str]:
-    """Why a capture in the namespace of the drop saw the packet, or did not."""
+    """Why captures in the namespace of the drop saw the packet, or did not."""
     at = next((i for i, row in enumerate(hooks) if row["dropped"]), None)
     if at is None and not rows[-1]["seen"]:
         last = [row for row in hooks if row["seen"]][-1]
         why = "the kernel itself dropped it"
         if last["vlan_id"]:
-            why = f"no device takes VLAN {last['vlan_id']}"
-        return ["", f"{last['device']}: the packet ends behind {last['hook']}: {why}"]
+            why = f"no device is in VLAN {last['vlan_id']}"
+        return ["", f"{last['device']}: the packet ends after {last['hook']}: {why}"]
     if at is None:
         return []
     here = hooks[at]
@@ -125,25 +125,25 @@ def _explained(rows: Sequence[dict[str, Any]], hooks: list[dict[str, Any]]) -> l
     lines = [""]
     saw = {(row["device"], row["direction"]): row["seen"] for row in rows[len(hooks) : -1]}
     for i, tap in near:
-        order = "behind" if i > at else "before"
+        order = "after" if i > at else "before"
         result = "still shows" if saw[tap["device"], tap["hook"][4:]] else "misses"
         way = "in" if tap["hook"] == "tap_in" else "out"
         lines.append(
-            f"{tap['device']}: the tap on the way {way} comes {order} {here['hook']}, "
+            f"{tap['device']}: the tap on the way {way} is {order} {here['hook']}, "
             f"so tcpdump {result} the packet"
         )
     return lines
 
 
 def taps(answers: Sequence[tuple[str, str, str, float, bool]]) -> list[str]:
-    """What a capture shows of drops, as measured by one more packet each.
+    """Whether captures see dropped packets, as measured with one more packet for each hook.
 
-    :param answers: hook of the drop, tap, namespace:device of both, microseconds by which the tap
-        came later (negative: earlier), and did the capture there see the dropped packet?
+    :param answers: hook of the drop, tap, namespace:device of both, microseconds from hook to tap
+        (negative: the tap is earlier), and whether the capture there saw the dropped packet.
     """
-    lines = ["", "what tcpdump shows of packets that are dropped, measured with one more each:"]
+    lines = ["", "whether tcpdump sees dropped packets, measured with one more packet each:"]
     for hook, tap, where, later, seen in answers:
-        order = f"{abs(later):.1f} µs {'before' if later > 0 else 'behind'} {tap}"
+        order = f"{abs(later):.1f} µs {'before' if later > 0 else 'after'} {tap}"
         verb = "saw it" if seen else "did not see it"
         lines.append(f"  dropped at {hook} on {where}, {order}: a capture there {verb}")
     return lines

@@ -6,9 +6,9 @@
     client eth0 ──── left router right ──── eth0 server
       place 0            place 1              place 2
 
-The C side is bpf_c/misc/hooks.bpf.c.  Everything is attached to devices, routes and sockets of
-unnamed namespaces, except cgroup_skb, which is on the cgroup this process is in: it looks at the
-packets of that cgroup, and lets all but the one pass.
+The C program is bpf_c/misc/hooks.bpf.c.  The probes are attached to devices, routes and sockets of
+unnamed namespaces, except for cgroup_skb, which is attached to the cgroup of this process: it sees
+all packets of that cgroup and can drop only the one that is sent here.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from bpfkit.hooks.journey import (
     XDP,
     Journey,
     Sighting,
-    expected,
 )
+from bpfkit.net.packets.addresses import packed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from bpfkit.net.links.lab import Lab
     from bpfkit.net.packets.capture import Capture
 
-__all__ = ["DEVICES", "HOOKS", "PATHS", "PLACES", "Journey", "PacketPath", "Sighting", "expected"]
+__all__ = ["PacketPath"]
 
 SOURCE = "misc/hooks.bpf.c"
-#: The least destination port, and identifier of echo requests; each lab has another one above it,
-#: because cgroup_skb's probes see the packets of all labs whose processes are in their cgroup.
+#: The lowest destination port, or identifier of echo requests.  Each lab uses another one, because
+#: the cgroup_skb probes see the packets of all labs in the same cgroup.
 PORT = 5201
 PAYLOAD = b"bpfkit hooks: one packet".ljust(64, b".")
 
@@ -64,7 +64,7 @@ _ADDRESS = {
     ("router", 6): "fd77:1::fe",
     ("server", 6): "fd77:2::1",
 }
-#: The server's other address, for what the router itself sends.
+#: The server's second address, for packets that the router itself sends.
 _SECOND = {4: "10.77.2.3", 6: "fd77:2::3"}
 
 _NETFILTER = ("prerouting", "input", "forward", "output", "postrouting")
@@ -75,16 +75,16 @@ _OTHERS = (
     *("cgroup_ingress", "cgroup_egress", "socket_filter", "sk_lookup"),
 )
 _NF_HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}
-_UNDECIDED_S = 2.0  # without a sighting and without an end
-_QUIET_S = 0.05  # after the end
+_UNDECIDED_S = 2.0  # without a sighting and without an end of the journey
+_QUIET_S = 0.05  # after the end of the journey
 
 
 class PacketPath(Closing):
-    """The lab, its probes, and how to send a packet through them.
+    """The lab with its probes; sends packets through them.
 
     :param xdp: a key of :data:`XDP`.
-    :ivar missing: hook -> why this kernel has no probe there.
-    :ivar port: destination port of the packets; an echo request has it as its identifier.
+    :ivar missing: hook -> why this kernel can have no probe there.
+    :ivar port: destination port of the packets, or identifier of echo requests.
     """
 
     def __init__(self, xdp: str = "both", *, cache: bool = True) -> None:
@@ -100,7 +100,7 @@ class PacketPath(Closing):
             raise
 
     def close(self) -> None:
-        """Detach everything and let the lab go."""
+        """Detach the probes and remove the lab."""
         while self._keep:
             self._keep.pop().close()
 
@@ -117,7 +117,7 @@ class PacketPath(Closing):
         self.lab.neighbours("router:right", "server:eth0")
         self.indexes = {name: self.lab.interface(name).index for name in DEVICES}
         self.devices = {index: name.partition(":")[2] for name, index in self.indexes.items()}
-        for name in DEVICES:  # a tag is in the frame on the way, as on a wire
+        for name in DEVICES:  # VLAN tags are in the frame, as on a wire
             self.lab.offloads(name, txvlan=False)
         modes = dict(zip(DEVICES, XDP[xdp], strict=True))
         maps: dict[str, Any] = {}
@@ -130,7 +130,7 @@ class PacketPath(Closing):
         self._keep.append(self._ring)
 
     def _load(self, place: int, maps: dict[str, Any]) -> dict[str, Any]:
-        """The programs of one namespace, by name, as far as the kernel has them."""
+        """The programs of one namespace that the kernel supports, by name."""
         from bpfkit.core.object import load
         from bpfkit.core.types.btf import vmlinux
 
@@ -181,7 +181,7 @@ class PacketPath(Closing):
             for family in (2, 10) if hook in probes else ():
                 keep(ns.run(probes[hook].attach_netfilter, family, number, 0))
         keep(probes["sk_lookup"].attach_netns(ns.fd))
-        if place == PLACES[0]:  # one for all: it is the sockets' cgroup, not the namespace's
+        if place == PLACES[0]:  # once for all namespaces: the sockets belong to one cgroup
             cgroup = _own_cgroup()
             keep(probes["cgroup_ingress"].attach_cgroup(cgroup))
             keep(probes["cgroup_egress"].attach_cgroup(cgroup))
@@ -194,11 +194,11 @@ class PacketPath(Closing):
         self._keep.append(PacketSocket(self.lab.interface(name), program, counting=True))
 
     def _routes(self, place: str, probes: dict[str, Any]) -> None:
-        """Routes with a program at each of the three places that a lightweight tunnel has.
+        """Routes with programs at the three hooks of a lightweight tunnel.
 
-        What is forwarded and what is sent takes different routes: the kernel keeps what to do
-        behind an ``in`` program once per route, and for a sent packet that is to discard it
-        (lwtunnel_set_redirect()); packets forwarded by the same route would be lost from then on.
+        Forwarded and locally sent packets take different routes: the kernel stores the input
+        function behind an ``in`` program once per route, and a locally sent packet sets it to
+        discard (lwtunnel_set_redirect()); forwarded packets of that route would then be lost.
         """
         from bpfkit.net.links.netlink import with_iproute
 
@@ -223,7 +223,7 @@ class PacketPath(Closing):
                     routes.append({"dst": own, "oif": oif, "encap": out})
                     to = _ADDRESS["router", family]
                 device = "router:left" if place == "router" else "server:eth0"
-                # The local table's own route goes: two would compete.
+                # Replaces the kernel's route in the local table.
                 local = {"dst": f"{to}/{size}", "type": "local", "table": 255}
                 local["oif"] = self.indexes[device]
                 if family == 4:
@@ -251,18 +251,18 @@ class PacketPath(Closing):
         vlan: int | None = None,
         drop: Sighting | None = None,
     ) -> Journey:
-        """Send the packet once.
+        """Send one packet.
 
         :param proto: ``tcp`` (a SYN), ``udp`` or ``icmp`` (an echo request).
-        :param path: a key of :data:`PATHS`; sightings at other places are left out.
-        :param vlan: id of a tag that is pushed where the packet leaves the sender.
-        :param drop: drop it there: a sighting of an earlier journey.
-        :raises BpfkitError: the kernel refused for another reason than the drop.
+        :param path: a key of :data:`PATHS`; other namespaces' sightings are left out.
+        :param vlan: VLAN id of a tag that is added at the sender's device.
+        :param drop: the sighting of an earlier journey where the packet is to be dropped.
+        :raises BpfkitError: the packet was seen at no hook.
         """
         sender, receiver, places = PATHS[path]
         address = _SECOND[family] if path == "out" else _ADDRESS[receiver, family]
         number = PROTOS[proto, family]
-        packed = _packed(address)
+        destination = packed(address)
         list(self._ring.drain())
         journey = Journey(receiver)
         listening = self._receiver(receiver, proto, address, family)
@@ -271,7 +271,7 @@ class PacketPath(Closing):
         try:
             self._control[0] = {
                 "proto": number,
-                "dst": unpack_from("=I", packed, len(packed) - 4)[0],
+                "dst": unpack_from("=I", destination, len(destination) - 4)[0],
                 "port": self.port,
                 "drop_hook": HOOKS.index(drop.hook) + 1 if drop else 0,
                 "drop_ifindex": drop.ifindex if drop else 0,
@@ -289,7 +289,7 @@ class PacketPath(Closing):
                     for way in ("in", "out"):
                         journey.captures[f"{name} {way}"] = any(
                             packet.outgoing == (way == "out")
-                            and _is_ours(packet.data, packed, number, self.port)
+                            and _is_ours(packet.data, destination, number, self.port)
                             for packet in capture.packets
                         )
         finally:
@@ -304,11 +304,11 @@ class PacketPath(Closing):
 
     @staticmethod
     def _loaded_as(where: Sighting) -> int:
-        """``place`` of the probe's object; the cgroup_skb probes are those of the first."""
+        """``place`` of the probe's object; the cgroup_skb probes belong to the first."""
         return 0 if where.hook.startswith("cgroup_") else PLACES.index(where.place)
 
     def _place(self, seen: list[Sighting]) -> None:
-        """cgroup_skb probes know no namespace, but their device does."""
+        """Set the namespace of cgroup_skb sightings, which comes from their device."""
         for sighting in seen:
             for name, index in self.indexes.items():
                 if sighting.ifindex == index:
@@ -322,17 +322,21 @@ class PacketPath(Closing):
             for name in DEVICES
         }
 
-    def _receiver(self, place: str, proto: str, address: str, family: int) -> _socket.socket:
-        """The application's socket, with the socket filter's probe."""
+    def _open_socket(self, place: str, proto: str, family: int) -> _socket.socket:
         import _socket
 
         af = _socket.AF_INET if family == 4 else _socket.AF_INET6
-        ns = self.lab[place]
         if proto == "icmp":
-            sock = ns.socket(af, _socket.SOCK_RAW, PROTOS["icmp", family])
-        else:
-            kind = _socket.SOCK_STREAM if proto == "tcp" else _socket.SOCK_DGRAM
-            sock = ns.socket(af, kind)
+            return self.lab[place].socket(af, _socket.SOCK_RAW, PROTOS["icmp", family])
+        kind = _socket.SOCK_STREAM if proto == "tcp" else _socket.SOCK_DGRAM
+        return self.lab[place].socket(af, kind)
+
+    def _receiver(self, place: str, proto: str, address: str, family: int) -> _socket.socket:
+        """The application's socket, with the socket filter probe attached."""
+        import _socket
+
+        sock = self._open_socket(place, proto, family)
+        if proto != "icmp":
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
         self._filters[place].attach_socket(sock)
         sock.setblocking(False)
@@ -343,17 +347,10 @@ class PacketPath(Closing):
         return sock
 
     def _emit(self, place: str, proto: str, address: str, family: int) -> _socket.socket:
-        """Send; the socket, to be closed when it is over (a SYN would be sent again)."""
-        import _socket
+        """Send; the socket, to be closed afterwards (else a SYN is retransmitted)."""
+        from bpfkit.net.packets.frames import icmp_message
 
-        from bpfkit.net.packets.checksum import checksum
-
-        af = _socket.AF_INET if family == 4 else _socket.AF_INET6
-        ns = self.lab[place]
-        if proto == "icmp":
-            sock = ns.socket(af, _socket.SOCK_RAW, PROTOS["icmp", family])
-        else:
-            sock = ns.socket(af, _socket.SOCK_STREAM if proto == "tcp" else _socket.SOCK_DGRAM)
+        sock = self._open_socket(place, proto, family)
         sock.setblocking(False)
         try:
             if proto == "tcp":
@@ -362,17 +359,15 @@ class PacketPath(Closing):
                 sock.sendto(PAYLOAD, (address, self.port))
             else:
                 kind = 8 if family == 4 else 128
-                echo = pack("!BBHHH", kind, 0, 0, self.port, 1) + PAYLOAD
-                if family == 4:  # the kernel fills ICMPv6's in
-                    echo = echo[:2] + pack("!H", checksum(echo)) + echo[4:]
-                sock.sendto(echo, (address, 0))
+                rest = pack("!HH", self.port, 1) + PAYLOAD
+                sock.sendto(icmp_message(kind, rest), (address, 0))
         except OSError:
-            # Whether it is a drop on the way out or not, the sightings tell (EINPROGRESS: TCP).
+            # EINPROGRESS (TCP), or a drop on the way out, which the sightings show.
             pass
         return sock
 
     def _watch(self, journey: Journey, listening: _socket.socket, proto: str) -> list[Sighting]:
-        """Sightings until the packet came to its end."""
+        """The sightings until the packet is received or dropped."""
         seen: list[Sighting] = []
         deadline = time.monotonic() + _UNDECIDED_S
         over = False
@@ -388,7 +383,7 @@ class PacketPath(Closing):
             elif new:
                 deadline = time.monotonic() + _UNDECIDED_S
         if not seen:
-            raise BpfkitError("the packet was seen nowhere", why="the kernel did not send it")
+            raise BpfkitError("the packet was seen at no hook", why="the kernel did not send it")
         return seen
 
 
@@ -406,14 +401,8 @@ def _arrived(sock: _socket.socket, proto: str) -> bool:
     return PAYLOAD in data
 
 
-def _packed(address: str) -> bytes:
-    import _socket
-
-    return _socket.inet_pton(_socket.AF_INET6 if ":" in address else _socket.AF_INET, address)
-
-
 def _is_ours(frame: bytes, dst: bytes, proto: int, port: int) -> bool:
-    """Whether a captured frame is the packet: judged from its bytes alone."""
+    """Whether a captured frame is the packet, judged by its bytes only."""
     at = 18 if frame[12:14] == b"\x81\x00" else 14
     six = len(dst) == 16
     where, number, payload = (24, 6, 40) if six else (16, 9, 20)
@@ -426,7 +415,7 @@ def _is_ours(frame: bytes, dst: bytes, proto: int, port: int) -> bool:
 
 
 def _offsets(btf: Btf) -> dict[str, int]:
-    """LOAD_CONSTs: where the running kernel has the fields that the netfilter probes read."""
+    """LOAD_CONSTs: offsets in the running kernel of the fields that the netfilter probes read."""
     wanted = {
         "skb_head": ("sk_buff", "head"),
         "skb_network_header": ("sk_buff", "network_header"),

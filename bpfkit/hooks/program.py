@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.hooks.journey import Journey, Sighting, Tapped
+    from bpfkit.show.rows import Row, Verdict
 
 
 class Hooks(App):
@@ -42,7 +42,8 @@ class Hooks(App):
     name = "hooks"
     source = "misc/hooks.bpf.c"
     needs = ("BPF", "NET_RAW", "NET_ADMIN", "SYS_ADMIN")
-    demo_rounds = 1
+    demo_rounds = check_rounds = 1
+    demo_in_background = False  # a packet for each round
     has_live_view = False
     epilog = (
         "hooks to drop at: " + ", ".join(DROPS) + "; HOOK@client, HOOK@router or HOOK@server "
@@ -79,21 +80,16 @@ class Hooks(App):
                 raise UsageError(f"no hook '{hook}'", why="there are " + ", ".join(DROPS))
             if at and place not in PLACES:
                 raise UsageError(f"no place '{place}'", why="there are " + ", ".join(PLACES))
-        options.count = options.count or self.demo_rounds
 
     def setup(self) -> None:
         self.found: list[Row] = []
         self.answers: list[Tapped] = []
-        self.lab = self.keep(PacketPath(self.options.xdp, cache=not self.options.no_cache))
-        for hook, why in self.lab.missing.items():
+        self.packet_path = self.keep(PacketPath(self.options.xdp, cache=not self.options.no_cache))
+        for hook, why in self.packet_path.missing.items():
             self.note(f"no probe at {hook}: {why}")
 
-    def where(self) -> str:
+    def describe_target(self) -> str:
         return "a lab of its own: client, router, server"
-
-    def wants_demo(self) -> bool:
-        """A round is a packet, sent when it is asked for: no thread that makes traffic."""
-        return False
 
     def demo(self) -> None:
         """One packet; with ``--drop-at`` a second one, which is dropped.
@@ -104,18 +100,16 @@ class Hooks(App):
         way = {"family": 6 if options.ipv6 else 4, "vlan": options.vlan}
 
         def send(drop: Sighting | None = None) -> Journey:
-            return self.lab.send(options.proto, options.path, drop=drop, **way)
+            return self.packet_path.send(options.proto, options.path, drop=drop, **way)
 
         whole = send()
         dropped = None if options.drop_at is None else send(find(whole, options.drop_at))
         self.found = rows_of(whole, dropped)
         if options.drop_at is None and not options.json and not options.check:
-            self.answers = [tap.seen_by(send(where), where) for where, tap in taps(whole)]
+            self.answers = [tap.tap_result(send(where), where) for where, tap in taps(whole)]
 
     def rows(self) -> list[Row]:
-        """See :func:`bpfkit.hooks.journey.rows_of`."""
-        if not self.options.check:
-            self.demo()
+        """The packet that was sent last: see :func:`bpfkit.hooks.journey.rows_of`."""
         return self.found
 
     def lines(self, rows: list[Row]) -> Iterable[str]:
@@ -132,9 +126,9 @@ class Hooks(App):
         for family in (4, 6):
             for proto in ("tcp", "udp", "icmp"):
                 for path in PATHS:
-                    journey = self.lab.send(proto, path, family=family)
+                    journey = self.packet_path.send(proto, path, family=family)
                     yield self._ordered(journey, f"IPv{family} {proto}, path {path}", proto, path)
-        tagged = self.lab.send("udp", vlan=0)
+        tagged = self.packet_path.send("udp", vlan=0)
         yield self._ordered(tagged, "with a priority tag", "udp", "all")
         places = {(s.hook, s.vlan) for s in tagged.sightings if s.place == "router"}
         forms = {("xdp_native", "data"), ("tap_in", "beside"), ("tc_ingress", "beside")}
@@ -142,14 +136,14 @@ class Hooks(App):
             options.xdp == "generic" or forms <= places,
             "the tag is in the data at native XDP, beside the packet at the tap and at tc",
         )
-        whole = self.lab.send("udp")
+        whole = self.packet_path.send("udp")
         for where in whole.sightings:
             if where.hook in DROPS:
-                yield judge_drop(whole, self.lab.send("udp", drop=where), where)
+                yield judge_drop(whole, self.packet_path.send("udp", drop=where), where)
 
     def _ordered(self, journey: Journey, text: str, proto: str, path: str) -> Verdict:
         wanted = expected(path, proto, self.options.xdp)
-        return judge_order(journey, text, wanted, self.lab.missing)
+        return judge_order(journey, text, wanted, self.packet_path.missing)
 
 
 def _vlan(text: str) -> int:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m bpfkit.sockex3."""
 
-from bpfkit.app.base import main
+from bpfkit.app.lifecycle import main
 from bpfkit.sockex3.program import Sockex3
 
 if __name__ == "__main__":

@@ -1,14 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flows as people see them: choose some, sort them, write them down.
-
-A flow here is a plain tuple, so that a hundred thousand of them cost little::
-
-    (src, dst, sport, dport, proto, outer, bytes, packets)
-
-``src`` and ``dst`` are 4 or 16 bytes in network byte order, ``sport`` and ``dport`` are None where
-the flow has none, ``proto`` is the IP protocol's number, ``outer`` is None or (VLAN ids, tunnels),
-both outermost first; a tunnel is (type, source, destination, id or None).
-"""
+"""Selects, sorts and formats flows (tuples as in :mod:`bpfkit.net.packets.flows`)."""
 
 from __future__ import annotations
 
@@ -18,16 +9,14 @@ from bpfkit.show.protocols import protocol_name, protocol_number
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any, TypeAlias
+    from typing import Any
 
-    Tunnel: TypeAlias = tuple[str, bytes, bytes, int | None]
-    Outer: TypeAlias = tuple[list[int], list[Tunnel]]
-    Flow: TypeAlias = tuple[bytes, bytes, int | None, int | None, int, Outer | None, int, int]
-    Row: TypeAlias = dict[str, Any]
+    from bpfkit.net.packets.flows import Flow
+    from bpfkit.show.rows import Row
 
 __all__ = ["SORTS", "Choice", "cells", "flow_row", "plain_lines", "prefix", "sort_flows"]
 
-#: ``--sort`` names; figures sort downwards, everything else upwards.
+#: Values of ``--sort``; counters sort in descending order, everything else ascending.
 SORTS = ("bytes", "packets", "src", "dst", "sport", "dport", "proto")
 _FIELD = {"src": 0, "dst": 1, "sport": 2, "dport": 3, "proto": 4, "bytes": 6, "packets": 7}
 
@@ -35,7 +24,7 @@ _FIELD = {"src": 0, "dst": 1, "sport": 2, "dport": 3, "proto": 4, "bytes": 6, "p
 def prefix(text: str) -> tuple[int, int, int]:
     """``10.0.0.0/8``, ``2001:db8::/32`` or an address -> (address length, shift, leading bits).
 
-    :raises ValueError: it is neither.
+    :raises ValueError: neither an address nor a prefix.
     """
     from _socket import AF_INET, AF_INET6, inet_pton
 
@@ -52,10 +41,10 @@ def prefix(text: str) -> tuple[int, int, int]:
 
 
 class Choice:
-    """Which flows to show; of each kind any may match, and every kind that was given must.
+    """A filter for flows.  A flow must match at least one entry of each list that is not empty.
 
-    :param hosts: prefixes (see :func:`prefix`), of the source or the destination.
-    :param ports: port numbers, of the source or the destination.
+    :param hosts: prefixes (see :func:`prefix`); source or destination must match.
+    :param ports: port numbers; source or destination must match.
     :param protos: protocol numbers.
     """
 
@@ -75,7 +64,7 @@ class Choice:
         return bool(self.hosts or self.ports or self.protos)
 
     def __call__(self, flow: Flow) -> bool:
-        """Is this flow to be shown?"""
+        """Whether the flow matches."""
         src, dst, sport, dport, proto = flow[:5]
         if self.protos and proto not in self.protos:
             return False
@@ -89,7 +78,7 @@ class Choice:
 
 
 def proto(text: str) -> int:
-    """A protocol's keyword or number (argparse type)."""
+    """A protocol keyword or number (argparse type)."""
     from argparse import ArgumentTypeError
 
     try:
@@ -109,7 +98,7 @@ def host(text: str) -> tuple[int, int, int]:
 
 
 def sort_flows(flows: list[Flow], by: str) -> None:
-    """In place; the rest of the key decides between equals, so that lines do not jump about."""
+    """Sort in place.  The rest of the key breaks ties, so that the order of lines is stable."""
     field = _FIELD[by]
 
     def figure(flow: Any) -> tuple[Any, ...]:
@@ -129,7 +118,7 @@ def sort_flows(flows: list[Flow], by: str) -> None:
 
 
 def flow_row(flow: Flow) -> Row:
-    """The flow with its values as text and numbers, as JSON shows it."""
+    """The flow as a row of JSON values: addresses and protocol as text, the rest as numbers."""
     src, dst, sport, dport, number, outer, total, packets = flow
     vlan, tunnels = outer if outer is not None else ([], [])
     return {
@@ -152,7 +141,7 @@ def _end(address: str, number: int | None) -> str:
     return address if number is None else f"{address}.{number}"
 
 
-def _around(row: Row) -> str:
+def _encapsulation(row: Row) -> str:
     """``vlan 5 7 gre 192.0.2.1>192.0.2.2 id 9``; "" for most flows."""
     words = []
     if row["vlan"]:
@@ -164,23 +153,23 @@ def _around(row: Row) -> str:
 
 
 def cells(row: Row) -> list[str]:
-    """Source, destination, protocol, what is around: the words of a table's line."""
+    """Source, destination, protocol and encapsulation: the text columns of a table row."""
     source, target = _end(row["src"], row["sport"]), _end(row["dst"], row["dport"])
-    return [source, target, row["proto"], _around(row)]
+    return [source, target, row["proto"], _encapsulation(row)]
 
 
 def plain_lines(rows: Iterable[Row], total: Callable[[], str] | None = None) -> list[str]:
-    """The classic lines: a header, then ``src.port -> dst.port bytes packets proto …``."""
+    """The kernel sample's format: a header, then ``src.port -> dst.port bytes packets proto …``."""
     body = []
     for row in rows:
-        source, target, name, around = cells(row)
-        body.append((source, target, str(row["bytes"]), str(row["packets"]), name, around))
+        source, target, name, outer = cells(row)
+        body.append((source, target, str(row["bytes"]), str(row["packets"]), name, outer))
     widths = [max((len(line[i]) for line in body), default=0) for i in range(5)]
     lines = ["IP src.port -> dst.port bytes packets proto"]
-    for source, target, size, packets, name, around in body:
+    for source, target, size, packets, name, outer in body:
         text = (
             f"{source:{widths[0]}} -> {target:{widths[1]}} {size:>{widths[2]}} "
-            f"{packets:>{widths[3]}} {name:{widths[4]}} {around}"
+            f"{packets:>{widths[3]}} {name:{widths[4]}} {outer}"
         )
         lines.append(text.rstrip())
     if total is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import os
 
-from bpfkit.app.base import port, positive
-from bpfkit.app.tap import SocketApp, amount
+from bpfkit.app.options import port, positive
+from bpfkit.app.tap import TapApp, amount
 from bpfkit.core.errors import UsageError
-from bpfkit.sockex3.flow_maps import fill_jump, read_flows
+from bpfkit.net.packets.flows import ENTRY, SOURCE, fill_jump, read_flows
 
 __all__ = ["Sockex3"]
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.core.object import Object
+    from bpfkit.show.rows import Row, Verdict
 
 VXLAN_PORT = 4789
 
@@ -41,14 +41,14 @@ def fits(flows: int) -> None:
                     )
 
 
-class Sockex3(SocketApp):
+class Sockex3(TapApp):
     """Who talks to whom: bytes and packets per flow, through VLANs, MPLS and tunnels."""
 
     name = "sockex3"
-    source = "socket/sockex3.bpf.c"
+    source = SOURCE
     counters = ("bytes", "packets")
     direction = "both"
-    entry = "sockex3"
+    entry = ENTRY
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
@@ -135,7 +135,7 @@ class Sockex3(SocketApp):
 
         return [*plain_lines(rows[:-1]), *self.notes(rows)]
 
-    def words(self, row: Row) -> dict[str, str]:
+    def text_cells(self, row: Row) -> dict[str, str]:
         from bpfkit.sockex3.flow_rows import cells
 
         return dict(zip(("source", "destination", "proto", "around"), cells(row), strict=True))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A TCP echo server in a thread, and a client that notes when each piece of the answer came."""
+"""A TCP echo server in a thread, and a client that records when pieces of the answer arrive."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _HOST = "127.0.0.1"
 
 
 class EchoServer:
-    """Sends back what it receives, piece by piece, on 127.0.0.1 of the caller's namespace.
+    """Sends back what it receives, piece by piece, on 127.0.0.1 in the caller's namespace.
 
-    The socket listens from the start, so that a filter can be put on it; connections are answered
-    after :meth:`start`.
+    The socket listens from the start, so that a filter can be attached; :meth:`start` starts to
+    accept connections.
 
     :ivar sock: the listening socket.
-    :raises BpfkitError: the port is taken.
+    :raises BpfkitError: the port is in use.
     """
 
     def __init__(self, port: int) -> None:
@@ -44,7 +44,7 @@ class EchoServer:
             ) from error
 
     def start(self) -> None:
-        """Answer connections, in a thread of its own for each."""
+        """Accept connections; each is served in its own thread."""
         from threading import Thread
 
         Thread(target=self._accept, name="echo", daemon=True).start()
@@ -60,7 +60,7 @@ class EchoServer:
             Thread(target=_serve, args=(connection,), name="echo", daemon=True).start()
 
     def close(self) -> None:
-        """Stop listening; wakes the thread that waits for connections."""
+        """Stop listening, which ends the accepting thread."""
         import socket
 
         try:
@@ -76,14 +76,14 @@ def _serve(connection: socket) -> None:
             while piece := connection.recv(65536):
                 connection.sendall(piece)
         except OSError:
-            pass  # the client went away
+            pass  # the client closed the connection
 
 
 class Exchange:
-    """What came of one message.
+    """The result of one message.
 
-    :ivar answers: (seconds after sending, text) of each piece that came back.
-    :ivar trace: the connection's segments as they went out on lo.
+    :ivar answers: (seconds after sending, text) of each piece of the answer.
+    :ivar trace: the connection's segments, captured as they leave on lo.
     :ivar sent_ns: UNIX time in nanoseconds at which the message was sent.
     """
 
@@ -98,9 +98,9 @@ class Exchange:
 
 
 def exchange(port: int, message: bytes, timeout: float = 5.0) -> Exchange:
-    """Send ``message`` to the echo server on ``port`` and watch lo until all of it came back.
+    """Send ``message`` to the echo server on ``port``, with a capture on lo, until it is echoed.
 
-    :raises BpfkitError: no connection, or the answer is not complete within ``timeout`` seconds.
+    :raises BpfkitError: no connection, or no complete answer within ``timeout`` seconds.
     """
     import socket
 
@@ -128,17 +128,17 @@ def exchange(port: int, message: bytes, timeout: float = 5.0) -> Exchange:
                     left -= len(piece)
         except OSError as error:
             raise BpfkitError(what, why=str(error)) from error
-        # The good-byes of both ends, and with them the last acknowledgement.
+        # Both FINs, and the last acknowledgement.
         while (packet := tap.recv(0.02)) is not None:
             packets.append(packet)
     return Exchange(answers, tcp_trace(packets, own, port), sent_ns)
 
 
 def _await_timestamps(tap: PacketSocket) -> None:
-    """Return when the kernel stamps packets as they pass.
+    """Wait until the kernel timestamps packets when they pass.
 
-    It starts to a moment after the first socket asks for it (net_enable_timestamp() leaves the
-    switch to a work queue); until then a packet carries the time at which it is read.
+    It starts shortly after the first socket requests timestamps (net_enable_timestamp() uses a work
+    queue); until then a packet's timestamp is the time when it is read.
     """
     import socket
 

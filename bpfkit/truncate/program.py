@@ -11,6 +11,7 @@ from __future__ import annotations
 from struct import Struct
 
 from bpfkit.app.base import App
+from bpfkit.app.place import add_netns
 from bpfkit.core.errors import UsageError
 
 TYPE_CHECKING = False
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
+    from bpfkit.show.rows import Row, Verdict
     from bpfkit.truncate.echo import Exchange
     from bpfkit.truncate.tcp_trace import Segment
 
@@ -41,21 +42,19 @@ class Truncate(App):
     needs = ("BPF", "NET_RAW", "SYS_ADMIN")
     demo_rounds = 1
     has_live_view = False
+    takes_netns = True
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
-        text = "network namespace to work in: a name, a process id or a path (default: its own)"
-        parser.add_argument("--netns", metavar="NS", help=text)
+        add_netns(parser, "network namespace to work in", default="a new one")
 
     def check_options(self) -> None:
         if self.options.no_demo:
             raise UsageError("truncate is its demo", why="--no-demo leaves nothing to observe")
 
     def enter(self) -> None:
-        from bpfkit.net.links.netns import NetNS
-
-        given = None if self.options.check else self.options.netns
-        self.enter_namespace(NetNS.new("truncate") if given is None else NetNS.open(given))
+        given = None if self.options.check else self.place.open_namespace()
+        self.enter_namespace(given or self.place.new_namespace("truncate"))
 
     def setup(self) -> None:
         from bpfkit.truncate.echo import EchoServer
@@ -68,8 +67,8 @@ class Truncate(App):
         self.segments = self.keep(loaded["segments"].open())
         server.start()
 
-    def where(self) -> str:
-        return f"a listener on port {PORT} of namespace {self.options.netns or 'of its own'}"
+    def describe_target(self) -> str:
+        return self.place.describe(f"a listener on port {PORT}")
 
     def demo(self) -> None:
         """One exchange: connect, send, read the echo, and look at the packets."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One TCP connection as the packets tell it: who sent what, when, with which numbers.
+"""Reconstructs one TCP connection from packets: its segments, times and sequence numbers.
 
-Sequence and acknowledgement numbers are shown as Wireshark does: relative to the SYN, which is 0.
+Sequence and acknowledgement numbers are relative to the SYN, which is 0, as in Wireshark.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Segment:
     """One TCP segment.
 
     :ivar ts_ns: UNIX time in nanoseconds.
-    :ivar to_server: from the client (who sent the SYN) to the server?
-    :ivar flags: as tcpdump writes them: ``S`` ``F`` ``R`` ``P`` ``U``, and ``.`` for ACK.
+    :ivar to_server: whether the client, which sent the SYN, sent the segment.
+    :ivar flags: in tcpdump's notation: ``S`` ``F`` ``R`` ``P`` ``U``, and ``.`` for ACK.
     :ivar seq, ack: relative numbers; ``ack`` is 0 without the ACK flag.
-    :ivar payload: the bytes that the segment carries.
-    :ivar again: everything in it was sent before.
+    :ivar payload: the segment's data.
+    :ivar again: whether all of its data was sent before.
     :ivar sport: source port.
     """
 
@@ -51,7 +51,7 @@ class Segment:
 
 
 def _tcp(frame: bytes) -> tuple[int, int, int, int, str, bytes] | None:
-    """(sport, dport, seq, ack, flags, payload) of an Ethernet frame with TCP in plain IP."""
+    """(sport, dport, seq, ack, flags, payload) of an Ethernet frame with TCP over IP."""
     if len(frame) < 54:
         return None
     ethertype = int.from_bytes(frame[12:14], "big")
@@ -71,7 +71,7 @@ def _tcp(frame: bytes) -> tuple[int, int, int, int, str, bytes] | None:
 
 
 def tcp_trace(packets: Iterable[Packet], client_port: int, server_port: int) -> list[Segment]:
-    """The segments of one connection among ``packets``, each once (on lo: as they go out)."""
+    """The segments of one connection among ``packets``, each once (on lo: as they leave)."""
     first: dict[bool, int] = {}
     high: dict[bool, int] = {}
     trace = []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m bpfkit.xdp_afxdp."""
 
-from bpfkit.app.base import main
+from bpfkit.app.lifecycle import main
 from bpfkit.xdp_afxdp.program import XdpAfxdp
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers to ARP, neighbour solicitations and pings, made from the frame that asks.
+"""Answers to ARP requests, neighbour solicitations and pings, for hosts in user space.
 
-For programs that play a host in user space.  Frames start with the Ethernet header and may have
-VLAN tags; the answer has the same.  Sources: RFC 826, RFC 792, RFC 4861 (7.2.4), RFC 4443 (4.2).
+Frames start with the Ethernet header and may have VLAN tags, which the answer then has, too.
+Sources: RFC 826, RFC 792, RFC 4861 (7.2.4), RFC 4443 (4.2).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import struct
 
 from bpfkit.net.packets.checksum import checksum
 
-__all__ = ["answer", "packed"]
+__all__ = ["answer"]
 
 _VLAN = (0x8100, 0x88A8, 0x9100)
 _ARP, _IPV4, _IPV6 = 0x0806, 0x0800, 0x86DD
@@ -19,23 +19,14 @@ _ICMP, _ICMPV6 = 1, 58
 _ALL_NODES = bytes.fromhex("ff020000000000000000000000000001")
 
 
-def packed(address: str) -> bytes:
-    """4 or 16 bytes, network order.
-
-    :raises ValueError: not an address.
-    """
-    from ipaddress import ip_address
-
-    return ip_address(address).packed
-
-
 def answer(frame: bytes, addresses: set[bytes], mac: bytes) -> tuple[str, bytes] | None:
-    """What a host with these addresses says to ``frame``.
+    """The answer of a host with these addresses to ``frame``.
 
-    :param addresses: as :func:`packed` gives them.
+    :param addresses: as :func:`bpfkit.net.packets.addresses.packed` returns them.
     :param mac: the host's MAC address, 6 bytes.
-    :returns: what was answered (``arp``, ``nd``, ``ping``, ``ping6``) and the frame; None: nothing.
-        Broken packets, fragments and packets with options or extension headers get no answer.
+    :returns: the kind (``arp``, ``nd``, ``ping``, ``ping6``) and the frame of the answer; None if
+        there is none.  Broken packets, fragments, and packets with options or extension headers
+        get no answer.
     """
     at = 12
     while frame[at : at + 2] and int.from_bytes(frame[at : at + 2], "big") in _VLAN:
@@ -102,12 +93,12 @@ def _ipv6(body: bytes, addresses: set[bytes], mac: bytes) -> tuple[str, bytes, b
         if length < 24 or icmp[1] or body[7] != 255 or icmp[8:24] not in addresses:
             return None
         here = icmp[8:24]
-        asked = any(source)
-        # Duplicate address detection asks from no address, and everybody is told.
-        destination = source if asked else _ALL_NODES
-        if not asked:
+        solicited = any(source)
+        # Duplicate address detection sends from ::, and is answered to all nodes.
+        destination = source if solicited else _ALL_NODES
+        if not solicited:
             to = bytes.fromhex("333300000001")
-        flags = 0x60000000 if asked else 0x20000000  # solicited, override
+        flags = 0x60000000 if solicited else 0x20000000  # solicited, override
         reply = struct.pack("!BBHI", 136, 0, 0, flags) + here + b"\2\1" + mac
         word, hops = "nd", 255
     elif icmp[0] == 128 and not icmp[1] and here in addresses:

@@ -7,7 +7,7 @@ answers.py.  The demo: two addresses that no interface has answer to ping.
 
 from __future__ import annotations
 
-from bpfkit.app.interface import XdpApp
+from bpfkit.app.xdp import XdpApp
 from bpfkit.core.errors import UsageError
 
 TYPE_CHECKING = False
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
-    from bpfkit.net.traffic.report import PingReport
+    from bpfkit.net.traffic.ping import PingReport
+    from bpfkit.show.rows import Row, Verdict
     from bpfkit.xdp_afxdp.xsk import XskSocket
 
 DEMO = ("10.77.0.55", "fd77::55")
@@ -41,7 +41,12 @@ class XdpAfxdp(XdpApp):
     def add_options(cls, parser: ArgumentParser) -> None:
         super().add_options(parser)
         add = parser.add_argument
-        add("--address", metavar="A", action="append", help="an address to answer for; again: more")
+        add(
+            "--address",
+            metavar="A",
+            action="append",
+            help="address to answer for; repeat for more",
+        )
         add(
             "--bind",
             choices=("auto", "copy", "zerocopy"),
@@ -51,12 +56,12 @@ class XdpAfxdp(XdpApp):
 
     def check_options(self) -> None:
         super().check_options()
-        from bpfkit.xdp_afxdp.answers import packed
+        from bpfkit.net.packets.addresses import packed
 
         options = self.options
         self.addresses = list(options.address or DEMO)
         if options.interface is not None and not options.address:
-            raise UsageError("--interface needs --address", why="which address is to be answered?")
+            raise UsageError("--interface needs --address", why="an address is required")
         try:
             self.owned = {packed(address) for address in self.addresses}
         except ValueError as error:
@@ -74,12 +79,12 @@ class XdpAfxdp(XdpApp):
 
     def setup(self) -> None:
         self.answered = dict.fromkeys(_ASKED, 0)
-        self.pings: list[PingReport] = []
+        self.pings: list[PingReport] = self.for_check([])
         self.sockets: list[XskSocket] = []
         super().setup()
 
     def attach(self, program: Program) -> None:
-        """Attach, then a socket for each queue: native mode is on before zero-copy is asked for."""
+        """Attach, then a socket for each queue: zero-copy needs native mode."""
         from threading import Thread
 
         from bpfkit.xdp_afxdp.xsk import XskSocket, queues
@@ -119,13 +124,12 @@ class XdpAfxdp(XdpApp):
                     if replies:
                         by_fd[fd].send(replies)
                 except BpfkitError:
-                    return  # the interface is down or gone: look() says so
+                    return  # the interface is down or gone: the watch reports it
 
     def demo(self) -> None:
         """Ping the addresses, from the other end of the cable."""
-        from bpfkit.net.traffic.report import ping
+        from bpfkit.net.traffic.ping import ping
 
-        assert self.lab is not None
         for address in self.addresses:
             self.pings.append(ping(address, count=3, ns=self.lab["client"]))
 
@@ -141,10 +145,9 @@ class XdpAfxdp(XdpApp):
         ]
 
     def verify(self) -> Iterable[Verdict]:
-        from bpfkit.net.traffic.report import ping
-        from bpfkit.net.traffic.tagged_frames import AskPlay
+        from bpfkit.net.traffic.ping import ping
+        from bpfkit.net.traffic.tagged_frames import TaggedRequests
 
-        assert self.lab is not None
         client = self.lab["client"]
         for address in self.addresses:
             yield not self._kernel_has(address), f"{address} is no address of the kernel's"
@@ -170,7 +173,9 @@ class XdpAfxdp(XdpApp):
             )
         kinds = ("ARP/ND", "ping")
         ends = [(_CLIENT[":" in address], address) for address in self.addresses]
-        tagged = AskPlay(self.lab, "client:eth0", "client:eth0", ends, kinds, to=self.spot)
+        tagged = TaggedRequests(
+            self.lab, "client:eth0", "client:eth0", ends, kinds, to=self.lab_device
+        )
         yield from tagged.verdicts()
         self.detach()
         # what is answered behind them: they were there
@@ -199,7 +204,7 @@ class XdpAfxdp(XdpApp):
 
 
 class _Server:
-    """Ends the thread that answers."""
+    """Stops the thread that answers."""
 
     def __init__(self, app: XdpAfxdp) -> None:
         self._app = app

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AF_XDP sockets: frames of an interface's queue in memory shared with the kernel.
+"""AF_XDP sockets: a queue's frames in memory shared with the kernel.
 
 ::
 
     UMEM: chunks of CHUNK bytes, half to receive into, half to send from
-      fill ──▶ kernel puts frames in ──▶ RX ──▶ recv() ──▶ fill
+      fill ──▶ kernel writes frames ──▶ RX ──▶ recv() ──▶ fill
       send() ──▶ TX ──▶ kernel sends ──▶ completion ──▶ free for the next send()
 
-An XDP program redirects frames here through an XSKMAP.  Standard library only; the rings are
-read and written through memoryviews, one machine word at a time.  A kernel with CONFIG_XDP_SOCKETS
-is needed (4.18).  Source: Documentation/networking/af_xdp.rst, ``include/uapi/linux/if_xdp.h``.
+An XDP program redirects frames to the socket through an XSKMAP.  Standard library only; the rings
+are read and written through memoryviews, one machine word at a time.  The kernel needs
+CONFIG_XDP_SOCKETS (Linux 4.18).
+Source: Documentation/networking/af_xdp.rst, ``include/uapi/linux/if_xdp.h``.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CHUNK", "XskSocket", "bare_socket", "queues"]
 
-#: Bytes of a chunk; the kernel keeps 256 of them free in front of the frame.
+#: Bytes of a chunk; the kernel reserves 256 of them in front of the frame.
 CHUNK = 4096
 _RING = 256
 _AF_XDP, _SOL_XDP = 44, 283
@@ -44,7 +45,7 @@ _PGOFF = {"rx": 0, "tx": 0x80000000, "fill": 0x100000000, "completion": 0x180000
 _MODES = {"copy": 2, "zerocopy": 4}
 _OPTION_ZEROCOPY = 1
 _MSG_DONTWAIT = 0x40
-#: The kernel is busy, or has sent as much as it does at once: what is queued stays queued.
+#: The kernel is busy or has sent its batch: the remaining frames stay queued.
 _LATER = (errno.EAGAIN, errno.EBUSY, errno.ENOBUFS)
 _SIOCETHTOOL, _ETHTOOL_GCHANNELS = 0x8946, 0x3C
 _STATS = (
@@ -58,10 +59,10 @@ _STATS = (
 
 
 def bare_socket(what: str) -> _socket.socket:
-    """An AF_XDP socket that is on no queue.  An XSKMAP takes it: enough for packet runs.
+    """An AF_XDP socket that is not bound to a queue: an XSKMAP accepts it for test runs.
 
-    :param what: it is for, for the error.
-    :raises UnsupportedError: the kernel has none.
+    :param what: what fails without it, for the error.
+    :raises UnsupportedError: the kernel has no AF_XDP.
     """
     try:
         return _socket.socket(_AF_XDP, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, 0)
@@ -72,7 +73,7 @@ def bare_socket(what: str) -> _socket.socket:
 
 
 def queues(interface: Interface) -> int:
-    """Receive queues of an interface of the caller's namespace (ETHTOOL_GCHANNELS); at least 1."""
+    """Number of receive queues of an interface in the calling thread's namespace; at least 1."""
     import fcntl
 
     buffer = ct.create_string_buffer(struct.pack("=9I", _ETHTOOL_GCHANNELS, *[0] * 8), 36)
@@ -81,7 +82,7 @@ def queues(interface: Interface) -> int:
     try:
         fcntl.ioctl(sock.fileno(), _SIOCETHTOOL, request)
     except OSError:
-        return 1  # a driver that has no more to say
+        return 1  # the driver does not support the request
     finally:
         sock.close()
     channels = struct.unpack("=9I", buffer.raw)
@@ -89,7 +90,7 @@ def queues(interface: Interface) -> int:
 
 
 class _Ring:
-    """One of the four rings: the producer's and the consumer's index, and the entries."""
+    """One of the four rings: producer index, consumer index, entries."""
 
     __slots__ = ("_barrier", "_consumer", "_entries", "_memory", "_producer", "_view", "_words")
 
@@ -107,16 +108,16 @@ class _Ring:
         self._consumer = self._view[consumer : consumer + 4].cast("I")
         self._entries = self._view[entries : entries + _RING * words * 8].cast("Q")
         self._words = words
-        # Entries must be seen before the index.  A lock's atomic operations order memory on every
-        # machine; the interpreter offers nothing cheaper.
+        # Entries must be visible before the index.  A lock's atomic operations are a memory barrier
+        # on every machine; the interpreter has nothing cheaper.
         self._barrier = Lock()
 
     def room(self) -> int:
-        """Entries that fit in (the kernel consumes)."""
+        """Number of free entries (of a ring that the kernel consumes)."""
         return _RING - (self._producer[0] - self._consumer[0] & 0xFFFFFFFF)
 
     def put(self, entries: Iterable[tuple[int, ...]]) -> None:
-        """Produce entries; there is :meth:`room`."""
+        """Produce entries, for which there must be :meth:`room`."""
         at = self._producer[0]
         words = self._words
         for entry in entries:
@@ -129,7 +130,7 @@ class _Ring:
         self._producer[0] = at & 0xFFFFFFFF
 
     def take(self) -> list[tuple[int, ...]]:
-        """Consume all that the kernel has produced."""
+        """Consume all entries that the kernel has produced."""
         at, end = self._consumer[0], self._producer[0]
         with self._barrier:
             pass
@@ -147,17 +148,17 @@ class _Ring:
     def close(self) -> None:
         for view in (self._producer, self._consumer, self._entries, self._view):
             view.release()
-        self._memory.close()  # it holds a descriptor of the socket: the queue would stay taken
+        self._memory.close()  # its descriptor of the socket would keep the queue in use
 
 
 class XskSocket(Closing):
-    """A socket on one queue of an interface.
+    """An AF_XDP socket on one queue of an interface.
 
-    :param mode: ``copy``, ``zerocopy`` or ``auto`` (zero-copy where the driver has it).
-    :ivar mode: which of the two it became, as the kernel says (XDP_OPTIONS).
-    :raises UnsupportedError: no CONFIG_XDP_SOCKETS, or no zero-copy where that was asked for.
+    :param mode: ``copy``, ``zerocopy`` or ``auto`` (zero-copy if the driver supports it).
+    :ivar mode: ``copy`` or ``zerocopy``, as the kernel reports (XDP_OPTIONS).
+    :raises UnsupportedError: no CONFIG_XDP_SOCKETS, or ``zerocopy`` is not supported.
     :raises InputError: no such queue.
-    :raises BpfkitError: the queue has a socket already, and the like.
+    :raises BpfkitError: the queue already has a socket, or another error.
     """
 
     __slots__ = ("_free", "_mapped", "_rings", "_umem", "mode", "queue", "sock")
@@ -206,21 +207,23 @@ class XskSocket(Closing):
             if number not in (errno.EOPNOTSUPP, errno.EINVAL):
                 break
         if number == errno.EINVAL and self.queue >= queues(interface):
-            raise InputError(what, why=f"it has {queues(interface)} queues, counted from 0")
+            raise InputError(what, why=f"it has {queues(interface)} queues, numbered from 0")
         if number == errno.EBUSY:
-            raise BpfkitError(what, why="the queue has an AF_XDP socket already")
+            raise BpfkitError(what, why="the queue already has an AF_XDP socket")
         if number in (errno.EOPNOTSUPP, errno.EINVAL) and modes == ("zerocopy",):
             raise UnsupportedError(
-                what, why="its driver has no zero-copy", hint="copy mode works on every interface"
+                what,
+                why="the driver has no zero-copy",
+                hint="copy mode works on every interface",
             )
         raise BpfkitError(what, why=errno_text(number))
 
     def fileno(self) -> int:
-        """Readable when a frame is there; what an XSKMAP is set to."""
+        """The descriptor: readable when frames have arrived; the value for an XSKMAP."""
         return self.sock.fileno()
 
     def recv(self, timeout: float = 0.0) -> list[bytes]:
-        """The frames that have arrived; waits up to ``timeout`` seconds for the first."""
+        """The frames that have arrived, waiting up to ``timeout`` seconds for the first."""
         if timeout > 0:
             poller = poll()
             poller.register(self.sock.fileno(), POLLIN)
@@ -234,17 +237,17 @@ class XskSocket(Closing):
         return frames
 
     def send(self, frames: list[bytes]) -> int:
-        """Queue frames for sending; how many: the rest found no room.
+        """Queue frames for sending; the number of frames for which there was room.
 
         :raises InputError: a frame is larger than a chunk.
-        :raises BpfkitError: the interface is down or gone.
+        :raises BpfkitError: the interface is down or was removed.
         """
         self._free += [address for (address,) in self._rings["completion"].take()]
         count = min(len(frames), len(self._free), self._rings["tx"].room())
         entries = []
         for frame in frames[:count]:
             if len(frame) > CHUNK:
-                raise InputError(f"a frame of {len(frame)} bytes", why=f"a chunk has {CHUNK}")
+                raise InputError(f"a frame of {len(frame)} bytes", why=f"at most {CHUNK} bytes fit")
             address = self._free.pop()
             self._umem[address : address + len(frame)] = frame
             entries.append((address, len(frame)))
@@ -253,7 +256,7 @@ class XskSocket(Closing):
         return count
 
     def _kick(self) -> None:
-        """In copy mode the kernel sends when it is asked to, 32 frames at a time."""
+        """Make the kernel send: in copy mode it sends up to 32 frames per call."""
         for _ in range(_RING // 16):
             try:
                 self.sock.send(b"", _MSG_DONTWAIT)
@@ -265,12 +268,12 @@ class XskSocket(Closing):
                     ) from None
 
     def statistics(self) -> dict[str, int]:
-        """The kernel's counters of this socket (XDP_STATISTICS), by their names in if_xdp.h."""
+        """The kernel's counters for this socket (XDP_STATISTICS), by their names in if_xdp.h."""
         raw = self.sock.getsockopt(_SOL_XDP, _STATISTICS, 48)
         return dict(zip(_STATS, struct.unpack(f"={len(raw) // 8}Q", raw), strict=False))
 
     def close(self) -> None:
-        """Let go of the queue.  Closing twice does nothing."""
+        """Close the socket and release the queue.  Safe to call twice."""
         while self._rings:
             self._rings.popitem()[1].close()
         if self.sock.fileno() >= 0:

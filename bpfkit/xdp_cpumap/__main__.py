@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m bpfkit.xdp_cpumap."""
 
-from bpfkit.app.base import main
+from bpfkit.app.lifecycle import main
 from bpfkit.xdp_cpumap.program import XdpCpumap
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens in xdp_cpumap's lab: flows, whose sockets tell which CPU the kernel handled them on.
+"""xdp_cpumap's demo: UDP flows, whose sockets report the CPU that handled them (SO_INCOMING_CPU).
 
-Each receiving socket is asked (SO_INCOMING_CPU); TCP, pings and VLAN-tagged frames go the same way.
+TCP, pings and VLAN-tagged frames take the same path.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import _socket
 import os
 
 from bpfkit.core.errors import BpfkitError
+from bpfkit.net.packets.addresses import family_of
 from bpfkit.net.packets.capture import Capture
 from bpfkit.net.packets.frames import send_frames, udp_frame
-from bpfkit.net.traffic.report import PingReport, TcpReport, ping, tcp
+from bpfkit.net.traffic.ping import PingReport, ping
+from bpfkit.net.traffic.tcp import TcpReport, tcp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,19 +22,18 @@ if TYPE_CHECKING:
 
     from bpfkit.net.links.lab import Lab
     from bpfkit.net.traffic.report import Report
+    from bpfkit.show.rows import Verdict
 
-    Verdict = tuple[bool, str]
-
-__all__ = ["DATAGRAMS", "CpumapPlay"]
+__all__ = ["DATAGRAMS", "CpumapDemo"]
 
 _CLIENT = {"10.77.0.2": "10.77.0.1", "fd77::2": "fd77::1"}
 SERVERS = tuple(_CLIENT)
-FLOWS, DATAGRAMS = 16, 3  # of each address, in a round of the demo
+FLOWS, DATAGRAMS = 16, 3  # for each address, in a round of the demo
 _SO_INCOMING_CPU = 49
 
 
-class CpumapPlay:
-    """The play.
+class CpumapDemo:
+    """The demo's traffic and its verdicts.
 
     :param lab: a pair_lab, without offloads.
     """
@@ -40,16 +41,16 @@ class CpumapPlay:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self.datagrams = self.arrived = 0
-        #: port -> CPUs that its datagrams were handled on.
+        #: Port -> CPUs that handled its datagrams.
         self.handled: dict[int, set[int]] = {}
         self.made: list[Report] = []
-        #: What came of frames made by hand.
+        #: The verdicts about tagged frames.
         self.sent: list[Verdict] = []
 
     def perform(self, ran: Callable[[], int]) -> None:
-        """Flows of UDP, each to a socket of its own, then TCP, ping and VLAN-tagged frames.
+        """UDP flows, each to its own socket, then TCP, ping and VLAN-tagged frames.
 
-        :param ran: a figure that grows with each frame that a CPU has taken out of its queue.
+        :param ran: returns the number of frames that CPUs have taken out of their queues.
         """
         client, server = self.lab["client"], self.lab["server"]
         for host in SERVERS:
@@ -59,7 +60,7 @@ class CpumapPlay:
         self._tagged(ran)
 
     def _flows(self, host: str) -> None:
-        family = _socket.AF_INET6 if ":" in host else _socket.AF_INET
+        family = family_of(host)
         sender = self.lab["client"].socket(family, _socket.SOCK_DGRAM)
         receivers = []
         try:
@@ -68,7 +69,7 @@ class CpumapPlay:
                 sock = self.lab["server"].socket(family, _socket.SOCK_DGRAM)
                 receivers.append(sock)
                 sock.bind((host, 0))
-                sock.connect(sender.getsockname()[:2])  # the others are told no CPU
+                sock.connect(sender.getsockname()[:2])  # SO_INCOMING_CPU needs a connected socket
                 sock.settimeout(2)
             for _ in range(DATAGRAMS):
                 for sock in receivers:
@@ -88,7 +89,7 @@ class CpumapPlay:
                 sock.close()
 
     def _tagged(self, ran: Callable[[], int]) -> None:
-        """Frames of a VLAN are spread, too: seen by a capture behind the CPU's queue."""
+        """Tagged frames are distributed, too: a capture behind the CPU's queue sees them."""
         lab = self.lab
         macs = lab.lladdr("server:eth0"), lab.lladdr("client:eth0")
         for host, source in _CLIENT.items():
@@ -101,17 +102,17 @@ class CpumapPlay:
             text = f"VLAN 10, IPv{6 if ':' in host else 4}: through a CPU's queue, unchanged"
             self.sent.append((fine, text))
 
-    # -- what must be true
+    # -- verdicts
 
     def counts(self, cpus: list[int]) -> dict[int, int]:
-        """CPU -> flows that were handled on it."""
+        """CPU -> number of flows that it handled."""
         seen = [cpu for handled in self.handled.values() for cpu in handled]
         return {cpu: seen.count(cpu) for cpu in cpus}
 
     def verdicts(self, cpus: list[int]) -> Iterator[Verdict]:
-        """After the play.
+        """The verdicts after the demo.
 
-        :param cpus: those that flows are spread over.
+        :param cpus: the CPUs that flows are distributed over.
         """
         yield (
             self.arrived == self.datagrams > 0,
@@ -130,14 +131,17 @@ class CpumapPlay:
         counts = self.counts(cpus)
         strange = set().union(*self.handled.values()) - set(cpus)
         text = ", ".join(f"{count} on CPU {cpu}" for cpu, count in counts.items())
-        yield not strange, f"the sockets say: {text}" + (f", {strange} besides" if strange else "")
+        yield (
+            not strange,
+            f"flows by the sockets: {text}" + (f", and CPUs {strange}" if strange else ""),
+        )
         if len(cpus) > 1:
-            # 64 flows on 2 CPUs: all on one by chance once in 10^18 runs
+            # 64 flows on 2 CPUs: chance puts all of them on one CPU once in 10^18 runs
             used = sum(map(bool, counts.values()))
-            yield used > 1, f"flows are spread over {used} of {len(cpus)} CPUs"
+            yield used > 1, f"flows are distributed over {used} of {len(cpus)} CPUs"
 
     def answers(self) -> Iterator[Verdict]:
-        """Once the program is off."""
+        """The verdicts after the program was detached."""
         for host in SERVERS:
             there = ping(host, ns=self.lab["client"]).received == 1
             yield there, f"without the program {host} answers as before"

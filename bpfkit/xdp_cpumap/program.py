@@ -7,7 +7,7 @@ socket is asked which CPU the kernel handled its datagrams on (SO_INCOMING_CPU).
 
 from __future__ import annotations
 
-from bpfkit.app.interface import XdpApp
+from bpfkit.app.xdp import XdpApp
 from bpfkit.core.errors import InputError
 
 TYPE_CHECKING = False
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
     from bpfkit.net.links.lab import Lab
-    from bpfkit.xdp_cpumap.demo import CpumapPlay
+    from bpfkit.show.rows import Row, Verdict
+    from bpfkit.xdp_cpumap.demo import CpumapDemo
 
-_MOST = 16384  # the longest queue that the kernel makes
+_MOST = 16384  # the longest queue that the kernel accepts
 
 
 def _queue(text: str) -> int:
@@ -30,7 +30,7 @@ def _queue(text: str) -> int:
 
     if text.isascii() and text.isdigit() and 1 <= int(text) <= _MOST:
         return int(text)
-    raise ArgumentTypeError(f"{text!r} is not a length (1 to {_MOST})")
+    raise ArgumentTypeError(f"{text!r} is not a queue length (1 to {_MOST})")
 
 
 class XdpCpumap(XdpApp):
@@ -41,13 +41,13 @@ class XdpCpumap(XdpApp):
     counters = ("queued", "packets", "bytes", "lost")
     entry = "xdp_cpumap"
     epilog = (
-        "queued: sent to the CPU; packets, bytes: what the program on it has seen; lost: its queue "
+        "queued: sent to the CPU; packets, bytes: seen by the program there; lost: the CPU's queue "
         "was full, or no memory for an skb. The row without a CPU is what stayed on the CPU that "
         "received it: not IP, or headers that cannot be looked through. --pcap: XDP_REDIRECT is "
         "what is spread."
     )
 
-    play: CpumapPlay
+    traffic: CpumapDemo
     losses: Object | None = None
 
     @classmethod
@@ -55,7 +55,7 @@ class XdpCpumap(XdpApp):
         super().add_options(parser)
         add = parser.add_argument
         add("--cpus", metavar="LIST", help="CPUs to use, 0,2-3 (default: all that are online)")
-        text = "frames that may wait for a CPU (default: 2048)"
+        text = "length of each CPU's queue in frames (default: 2048)"
         add("--queue", metavar="N", type=_queue, default=2048, help=text)
 
     def check_options(self) -> None:
@@ -73,11 +73,11 @@ class XdpCpumap(XdpApp):
         if missing:
             raise InputError(
                 f"--cpus: no CPU {missing[0]}",
-                why=f"online are {', '.join(map(str, there))}",
+                why=f"these are online: {', '.join(map(str, there))}",
             )
 
     def load_options(self) -> dict[str, Any]:
-        from bpfkit.core.maps.base import possible_cpus
+        from bpfkit.core.cpus import possible_cpus
 
         count = possible_cpus()
         sizes = {"chosen": len(self.cpus), "cpus": count, "queued": count + 1}
@@ -92,21 +92,23 @@ class XdpCpumap(XdpApp):
             loaded["chosen"][slot] = cpu
             loaded["cpus"][cpu] = (self.options.queue, there)
 
-    def make_lab(self) -> Lab:
+    def build_lab(self) -> Lab:
         from bpfkit.net.links.lab import pair_lab
 
         return pair_lab(offloads=False)
 
     def setup(self) -> None:
         super().setup()
-        if self.lab is not None:
-            from bpfkit.xdp_cpumap.demo import CpumapPlay
+        if self.place.has_lab:
+            from bpfkit.xdp_cpumap.demo import CpumapDemo
 
-            self.play = CpumapPlay(self.lab)
+            self.traffic = CpumapDemo(self.lab)
+            self.for_check(self.traffic.made)
+            self.for_check(self.traffic.sent)
 
     def attach(self, program: Program) -> None:
-        """The tracepoints first."""
-        from bpfkit.core.maps.base import possible_cpus
+        """Attach the tracepoints first, so that every loss is counted."""
+        from bpfkit.core.cpus import possible_cpus
         from bpfkit.net.links.offloads import driver
 
         self.losses = self.count_losses(
@@ -115,14 +117,14 @@ class XdpCpumap(XdpApp):
             max_entries={"lost": possible_cpus()},
         )
         super().attach(program)
-        if self.lab is None and driver(self.interface) == "veth":
+        if not self.place.has_lab and driver(self.interface) == "veth":
             self.note(
                 f"{self.interface.name} is a veth: `ethtool -K DEV tx off` on its other end, or "
                 "what comes with unfinished checksums is lost"
             )
 
     def rows(self) -> list[Row]:
-        """A row per CPU, then what stayed where it was received."""
+        """A row per CPU, then the packets that stayed on the CPU that received them."""
         queued = dict(self.object["queued"].sums())
         ran = self.object["ran"][0]
         lost = self.losses["lost"] if self.losses is not None else None
@@ -140,16 +142,16 @@ class XdpCpumap(XdpApp):
     # -- demo
 
     def demo(self) -> None:
-        self.play.perform(lambda: sum(self.object["ran"].sum(0)))
+        self.traffic.perform(lambda: sum(self.object["ran"].sum(0)))
 
     def verify(self) -> Iterable[Verdict]:
         from bpfkit.xdp_cpumap.demo import DATAGRAMS
 
-        yield from self.play.verdicts(self.cpus)
+        yield from self.traffic.verdicts(self.cpus)
         if len(self.cpus) == 1:
             self.note("one CPU: its queue and its program were checked, nothing could be spread")
         rows, total = self._settled()
-        for cpu, count in self.play.counts(self.cpus).items():
+        for cpu, count in self.traffic.counts(self.cpus).items():
             least, ran = count * DATAGRAMS, rows[cpu]["packets"]
             yield ran >= least, f"CPU {cpu}: its program saw {ran} frames, its sockets {least}"
         text = (
@@ -157,7 +159,7 @@ class XdpCpumap(XdpApp):
         )
         yield total["queued"] == total["packets"] + total["lost"] > 0, text
         self.detach()
-        yield from self.play.answers()
+        yield from self.traffic.answers()
 
     def _settled(self) -> tuple[dict[int | None, Row], dict[str, int]]:
         """Rows by CPU, and their sums, when the queues are empty."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import sys
 from itertools import chain, islice
-from time import time as unix_time
 
-from bpfkit.app.base import guarded, output
+from bpfkit.app.lifecycle import guarded
+from bpfkit.app.options import Parser
+from bpfkit.app.place import add_interface, add_netns
+from bpfkit.app.signals import output
 from bpfkit.core.errors import UsageError
 from bpfkit.core.log import set_verbose
 
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Iterator, Sequence
 
-    from bpfkit.app.base import Row, Signals
+    from bpfkit.app.signals import Signals
+    from bpfkit.show.rows import Row
     from bpfkit.xdp_firewall.control import Firewall
     from bpfkit.xdp_firewall.rules import Rule
 
@@ -30,15 +33,6 @@ _LINE = "{:<15} {:<6} {:<43} {:>12} {:>15}\n"
 
 
 def _parser() -> ArgumentParser:
-    from argparse import ArgumentParser
-
-    class Parser(ArgumentParser):
-        """Says what is wrong in two lines."""
-
-        def error(self, message: str) -> None:  # type: ignore[override]
-            sys.stderr.write(f"usage: {self.prog} [options], see --help\n{NAME}: {message}\n")
-            raise SystemExit(2)
-
     parser = Parser(prog=f"python -m bpfkit.{NAME}", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     texts = {
@@ -50,9 +44,9 @@ def _parser() -> ArgumentParser:
     for name, text in texts.items():
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         add = sub.add_argument
-        add("-i", "--interface", metavar="IF", help="whose firewall (default: the only one)")
-        add("--netns", metavar="NS", help="network namespace: a name, a process id or a path")
-        add("-v", "--verbose", action="store_true", help="say more on standard error")
+        add_interface(sub, "the firewall's interface (default: the only firewall)")
+        add_netns(sub)
+        add("-v", "--verbose", action="store_true", help="print details on standard error")
         if name in ("add", "del"):
             add("rules", metavar="RULE", nargs="+", help="such as 192.0.2.0/24, 'allow tcp/443'")
         elif name == "load":
@@ -159,29 +153,30 @@ def rule_rows(firewall: Firewall, *, hit_only: bool = False, skip: bool = False)
     for _, address, length, action, packets, size in found:
         yield _row(name, ACTION_NAMES[action], prefix_text(address, length), packets, size)
     for rule, packets, size in firewall.others():
-        yield _row(name, ACTION_NAMES[rule.action], rule.what, packets, size)
+        yield _row(name, ACTION_NAMES[rule.action], rule.match, packets, size)
 
 
 def _list(firewall: Firewall, options: Namespace) -> None:
     from bpfkit.show.jsonl import json_lines
+    from bpfkit.show.rows import stamp
 
+    first = stamp(0)
     totals = firewall.totals()
     count = firewall.count
     everything = options.all or count <= _ALL
     rows = chain(
         interface_rows(firewall.interface, totals), rule_rows(firewall, hit_only=not everything)
     )
-    stamp = {"ts": round(unix_time(), 6), "round": 0}
     if not options.json:
         output(_LINE.format("interface", "action", "rule", "packets", "bytes"))
     while chunk := list(islice(rows, _CHUNK)):
         if options.json:
-            output(json_lines([{**stamp, **row} for row in chunk]))
+            output(json_lines([{**first, **row} for row in chunk]))
         else:
             output("".join([_LINE.format(*row.values()) for row in chunk]))
     if options.json:
         summary = {"summary": True, "prefixes": count, "lost_events": totals[-1][0]}
-        output(json_lines([{**stamp, **summary}]))
+        output(json_lines([{**first, **summary}]))
         return
     more = "" if everything else ", of which those with packets are shown (--all shows all)"
     output(f"{_count(count, 'prefix')}{more}\n")

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of a running xdp_firewall, read and changed from any process.
+"""Reads and changes the rules of a running xdp_firewall, from any process.
 
 ::
 
     interface ─▶ XDP program ─▶ ids of its maps ─▶ the maps      (nothing is pinned)
 
-    state.generation & 1 ─▶ fronts, blooms: is there such a prefix at all?
+    state.generation & 1 ─▶ fronts, blooms: pre-filter: is there such a prefix at all?
                          ─▶ v4, v6:         prefix ─▶ action, packets, bytes
     cells: port or protocol ─▶ number ─▶ specs, hits
 
-:meth:`Firewall.load` builds a new list in maps of its own and puts it in force by one store: at no
-moment is there no list, and a process that is killed before leaves the old one as it was.
-:meth:`Firewall.add` and :meth:`Firewall.delete` change the list in force.  What stands in front may
-say "perhaps" too often but never "no" wrongly, so it is written before the rule it announces, and
-nothing is taken out of it until the next load.
+:meth:`Firewall.load` builds a new list in new maps and activates it by one store: there always is
+an active list, and a process that is killed earlier leaves the old list unchanged.
+:meth:`Firewall.add` and :meth:`Firewall.delete` change the active list.  The pre-filter may have
+false positives but no false negatives, so a prefix is entered there before its rule is, and stays
+until the next load.
 
-Editors wait for each other (flock on the directory of the ownership records, which the kernel lets
-go of when a process dies).
+Editors exclude each other by flock on the directory of the ownership records; the kernel releases
+the lock when a process dies.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ALLOW", "DENY", "FRONTS", "MAPS", "Firewall", "find", "templates"]
 
-#: The program's name, and the maps by which an editor works.
+#: The program's name, and the maps that an editor uses.
 PROGRAM = "xdp_firewall"
 MAPS = ("state", "fronts", "v4", "v6", "blooms", "cells", "specs", "hits", "totals")
 ALLOW, DENY = 1, 2
-#: What stands in front of the rules: FRONT_* of <bpfkit/firewall.h>.
+#: The kinds of pre-filter: FRONT_* of bpf_c/xdp/xdp_firewall.h.
 FRONTS = {"none": 0, "bits": 1, "bloom": 2}
 _BLOOM = FRONTS["bloom"]
 
@@ -60,15 +60,14 @@ _COUNTS = {4: 2 * _LENGTHS, 6: 2 * _LENGTHS + 8}
 _FRONT_SIZE = 2 * _LENGTHS + 64 + (1 << 21)
 _MMAPABLE = 1 << 10
 _KEY_SIZES = {4: 8, 6: 24}
-_ROOM = 1 << 16  # rules that can be added before the map has to grow
 _SMALLEST = 1 << 10
 _AT_ONCE = 128  # MOST of xdp_firewall_fill.bpf.c
 _NUMBERS = 1024
 _CELLS = 256 + 5 * 65536
-_BLOCK = 4096  # cells that are compared at once
-_WAIT = 20.0  # seconds, for another editor
+_BLOCK = 4096  # cells compared at once
+_WAIT = 20.0  # seconds to wait for another editor
 
-#: enum reason: (does it pass, why).
+#: ``enum reason``: (whether the packet passes, the reason).
 REASONS = (
     (True, "not IP"),
     (True, "no rule"),
@@ -97,9 +96,10 @@ class _Generation(Closing):
 
     @classmethod
     def make(cls, sizes: dict[int, int], with_bloom: bool) -> _Generation:
-        """New, empty maps with room for so many prefixes of each family.
+        """New, empty maps.
 
-        :raises BpfkitError: no memory for them.
+        :param sizes: family -> number of prefixes to make room for.
+        :raises BpfkitError: not enough memory.
         """
         made: list[Map] = []
         try:
@@ -110,7 +110,7 @@ class _Generation(Closing):
                 )
                 made.append(one)
             if with_bloom:
-                # three hash functions: one of thirty that are not there passes for one that is
+                # three hash functions: false positive rate of 1 in 30
                 total = sum(sizes.values())
                 made.append(Map.create("bloom_filter", 0, 24, total, name="bloom", map_extra=3))
         except BaseException:
@@ -129,7 +129,7 @@ class _Generation(Closing):
             if one is not None:
                 one.close()
 
-    # -- the front
+    # -- the pre-filter
 
     def _write_lengths(self, at: int, lengths: Iterable[int]) -> None:
         memory = self.front.mmap()
@@ -138,7 +138,7 @@ class _Generation(Closing):
         memory.close()
 
     def announce(self, family: int, keys: bytes | bytearray, lengths: set[int]) -> None:
-        """Say that there may be these prefixes, before there are."""
+        """Enter prefixes into the pre-filter, before their rules are added."""
         from bpfkit.core.object import load
 
         if not keys:
@@ -149,7 +149,7 @@ class _Generation(Closing):
             maps["bloom"] = self.bloom
         consts = {"family": family, "kind": kind}
         size = _AT_ONCE * _KEY_SIZES[family]
-        least = 2 * _KEY_SIZES[family]  # the kernel runs nothing shorter than an Ethernet header
+        least = 2 * _KEY_SIZES[family]  # the kernel refuses data shorter than an Ethernet header
         with load("xdp/xdp_firewall_fill.bpf.c", consts=consts, reuse_maps=maps) as loaded:
             run = sc.TestRun(loaded.programs["xdp_firewall_fill"].fd, size, 0)
             data = memoryview(run.data_in).cast("B")
@@ -160,14 +160,16 @@ class _Generation(Closing):
                 data[: len(part)] = part
                 done = run.run(len(part))[0]
                 if done != len(part) // _KEY_SIZES[family]:
-                    raise BpfkitError("cannot fill the filter", why=f"{done} prefixes of a part")
+                    raise BpfkitError(
+                        "cannot fill the pre-filter", why=f"it took {done} prefixes of a batch"
+                    )
         self._add_lengths(0 if family == 4 else _LENGTHS, lengths)
 
     def _add_lengths(self, at: int, lengths: set[int]) -> None:
-        """Put lengths into a list that programs may be reading.
+        """Add prefix lengths to a list that programs may be reading.
 
-        From its end on, so that each moment's list has every length of the one before: one may be
-        there twice, none is missing.
+        It is written from its end, so that at every moment it has all lengths of the old list: one
+        may be duplicate, none is missing.
         """
         memory = self.front.mmap()
         try:
@@ -180,7 +182,7 @@ class _Generation(Closing):
             memory.close()
 
     def count(self, family: int) -> int:
-        """How many prefixes of a family have a rule."""
+        """Number of prefixes of a family with a rule."""
         at = _COUNTS[family]
         memory = self.front.mmap()
         number = int.from_bytes(memory[at : at + 8], sys.byteorder)
@@ -188,7 +190,7 @@ class _Generation(Closing):
         return number
 
     def set_count(self, family: int, number: int) -> None:
-        """Write down how many there are."""
+        """Set the number of prefixes of a family."""
         at = _COUNTS[family]
         memory = self.front.mmap()
         memory[at : at + 8] = number.to_bytes(8, sys.byteorder)
@@ -196,14 +198,14 @@ class _Generation(Closing):
 
     @property
     def total(self) -> int:
-        """How many prefixes have a rule."""
+        """Number of prefixes with a rule."""
         return self.count(4) + self.count(6)
 
 
 def templates() -> dict[str, Map]:
-    """``reuse_maps`` for loading the program: what its maps of maps hold; the caller closes them.
+    """``reuse_maps`` for loading the program: templates of its inner maps; the caller closes them.
 
-    Up to 6.1 a map with types in BTF and one without are not alike, and those made here have none.
+    Up to Linux 6.1 a map with BTF types does not match one without, and those made here have none.
     """
     made = _Generation.make(dict.fromkeys((4, 6), 1), True)
     assert made.bloom is not None
@@ -216,7 +218,7 @@ def templates() -> dict[str, Map]:
 
 
 class _Lock(Closing):
-    """One editor at a time: waits for another one, and lets go at the end."""
+    """A lock for editors: waits for another one, and is released on close."""
 
     def __init__(self) -> None:
         import fcntl
@@ -238,7 +240,7 @@ class _Lock(Closing):
                     self.close()
                     raise BpfkitError(
                         "cannot change the rules",
-                        why=f"another editor has been at it for {_WAIT} s",
+                        why=f"another editor has held the lock for {_WAIT} s",
                     ) from None
                 time.sleep(0.01)
 
@@ -249,18 +251,18 @@ class _Lock(Closing):
 
 
 class Firewall(Closing):
-    """A firewall's maps.
+    """The maps of a firewall.
 
     :param maps: at least :data:`MAPS`.
-    :param owned: close them at the end.
-    :ivar interface: its interface's name, for messages.
+    :param owned: close them on :meth:`close`.
+    :ivar interface: name of the interface, for messages.
     """
 
     def __init__(self, maps: dict[str, Map], interface: str = "", *, owned: bool = False) -> None:
         self.maps = maps
         self.interface = interface
         self._owned = owned
-        #: Prefixes whose rule was known already, of the last :meth:`add`.
+        #: Rules of the last :meth:`add` that existed already.
         self.known: list[Rule] = []
 
     def close(self) -> None:
@@ -271,11 +273,11 @@ class Firewall(Closing):
     # -- state
 
     def start(self, front: str, most: int, rules: RuleSet | None = None) -> None:
-        """Write the first list; before the program is attached, and others can know these maps.
+        """Write the first list, before the program is attached and other processes find the maps.
 
         :param front: a key of :data:`FRONTS`, the program's ``front_kind``.
-        :param most: prefixes there may be.
-        :raises MapFullError: there are more.
+        :param most: maximum number of prefixes.
+        :raises MapFullError: ``rules`` has more.
         """
         from bpfkit.xdp_firewall.rules import RuleSet
 
@@ -298,14 +300,14 @@ class Firewall(Closing):
 
     @property
     def most(self) -> int:
-        """How many prefixes there may be."""
+        """Maximum number of prefixes."""
         return self._state()[1]
 
     def _inner(self, name: str, slot: int) -> Map:
         return Map.from_id(int(self.maps[name].lookup(slot)))
 
     def _current(self) -> _Generation:
-        """The maps in force, to be closed."""
+        """The maps of the active list, to be closed by the caller."""
         for _ in range(100):
             generation, _, front = self._state()
             names = ["fronts", "v4", "v6"] + (["blooms"] if front == _BLOOM else [])
@@ -313,21 +315,21 @@ class Firewall(Closing):
             try:
                 for name in names:
                     made.append(self._inner(name, generation & 1))
-            except (KeyError, MapError):  # an editor has just put another list in force
+            except (KeyError, MapError):  # an editor has just activated another list
                 for one in made:
                     one.close()
                 continue
             rules = {4: made[1], 6: made[2]}
             return _Generation(made[0], rules, made[3] if front == _BLOOM else None)
-        raise BpfkitError("cannot read the rules", why="they are changed all the time")
+        raise BpfkitError("cannot read the rules", why="they change too often")
 
     def _publish(self, new: _Generation) -> None:
-        """Put a list in force; the one before goes away."""
+        """Activate a list and free the previous one."""
         generation, most, front = self._state()
         slot = generation & 1
         self._fill(1 - slot, new)
         self._set_state(generation + 1, most, front)
-        sc.grace_period()  # who has read the old number has done with it
+        sc.grace_period()  # programs that read the old number have finished
         self._forget(slot)
 
     def _fill(self, slot: int, new: _Generation) -> None:
@@ -352,12 +354,12 @@ class Firewall(Closing):
     # -- prefixes
 
     def load(self, rules: RuleSet) -> int:
-        """Put these rules in the place of all that there are; how many prefixes there now are.
+        """Replace all rules; returns the number of prefixes.
 
         :raises MapFullError: more prefixes than ``most``; nothing is changed.
         """
         with _Lock():
-            self._forget(1 - (self._state()[0] & 1))  # of an editor that was killed
+            self._forget(1 - (self._state()[0] & 1))  # left by an editor that was killed
             sizes = self._sizes(rules)
             numbers = self._numbers(rules.others)
             with self._built(rules, sizes, self._state()[2]) as new:
@@ -367,9 +369,9 @@ class Firewall(Closing):
         return count
 
     def _sizes(self, rules: RuleSet) -> dict[int, int]:
-        """Family -> how many prefixes; all of them fit in.
+        """Family -> number of prefixes.
 
-        :raises MapFullError: they do not.
+        :raises MapFullError: more than :attr:`most`.
         """
         sizes = {family: rules.count(family) for family in (4, 6)}
         if sum(sizes.values()) > self.most and self._distinct(rules) > self.most:
@@ -401,7 +403,7 @@ class Firewall(Closing):
         try:
             for family in (4, 6):
                 new.announce(family, rules.keys(family), rules.lengths(family))
-                for action in (ALLOW, DENY):  # where a prefix is both, deny stays
+                for action in (ALLOW, DENY):  # deny wins if a prefix has both
                     keys = rules.prefixes[family, action]
                     new.rules[family].update_raw(keys, _RULE.pack(action, 0, 0, 0))
             for family, one in new.rules.items():
@@ -412,9 +414,9 @@ class Firewall(Closing):
         return new
 
     def add(self, rules: Iterable[Rule]) -> int:
-        """Add rules, or change what is done with what they match; how many are new or changed.
+        """Add rules, or change the action of existing ones; returns the number of new and changed.
 
-        :raises MapFullError: no room; the rules before the one that found none are in force.
+        :raises MapFullError: no room; the preceding rules have been added.
         """
         from bpfkit.xdp_firewall.rules import RuleSet
 
@@ -452,11 +454,11 @@ class Firewall(Closing):
         return MapFullError(
             f"cannot add '{rule}'",
             why=f"the list is full: the firewall was started with --max-rules {self.most}",
-            hint="delete some, or start it with a larger --max-rules",
+            hint="delete rules, or start the firewall with a larger --max-rules",
         )
 
     def _with_room(self, wanted: int) -> _Generation:
-        """The maps in force; larger ones with the same rules where there is no room."""
+        """The maps of the active list, replaced by larger ones if they have no room."""
         now = self._current()
         if all(one.max_entries >= now.count(f) + wanted for f, one in now.rules.items()):
             return now
@@ -480,31 +482,31 @@ class Firewall(Closing):
     def delete(self, rules: Iterable[Rule]) -> None:
         """Delete rules, whatever their action.
 
-        :raises InputError: one of them is not there; nothing is deleted.
+        :raises InputError: one of them does not exist; nothing is deleted.
         """
-        wanted = list({rule.what: rule for rule in rules}.values())
+        wanted = list({rule.match: rule for rule in rules}.values())
         with _Lock():
             specs = self._specs()
-            by_what = {rule.what: number for number, rule in specs.items()}
+            by_match = {rule.match: number for number, rule in specs.items()}
             with self._current() as now:
                 for rule in wanted:
                     if rule.address:
                         there = _lookup(now.rules[4 if len(rule.address) == 4 else 6], rule.key)
                         missing = there is None
                     else:
-                        missing = rule.what not in by_what
+                        missing = rule.match not in by_match
                     if missing:
                         raise InputError(
-                            f"no rule about {rule.what} on {self.interface}",
+                            f"no rule about {rule.match} on {self.interface}",
                             why="nothing was deleted",
-                            hint="`list` shows the rules that there are",
+                            hint="`list` shows all rules",
                         )
                 for rule in wanted:
                     if rule.address:
                         family = 4 if len(rule.address) == 4 else 6
                         sc.map_delete(now.rules[family].fd, rule.key)
                         now.set_count(family, now.count(family) - 1)
-            gone = [by_what[rule.what] for rule in wanted if not rule.address]
+            gone = [by_match[rule.match] for rule in wanted if not rule.address]
             if gone:
                 left = {n: rule for n, rule in specs.items() if n not in gone}
                 self._write_cells(left)
@@ -528,14 +530,14 @@ class Firewall(Closing):
 
     @property
     def count(self) -> int:
-        """How many prefixes have a rule."""
+        """Number of prefixes with a rule."""
         with self._current() as now:
             return now.total
 
     # -- ports and protocols
 
     def _specs(self) -> dict[int, Rule]:
-        """Number -> rule of ports or of a protocol."""
+        """Number -> rule for ports or a protocol."""
         from bpfkit.xdp_firewall.rules import Rule
 
         found = {}
@@ -547,22 +549,22 @@ class Firewall(Closing):
         return found
 
     def numbered(self, number: int) -> Rule | None:
-        """The rule of ports or of a protocol with this number, as the program reports it."""
+        """The rule for ports or a protocol with this number, which the program reports."""
         return self._specs().get(number)
 
     def _numbers(self, others: list[Rule]) -> list[int]:
-        """Free numbers for the rules that are new.
+        """Free numbers for new rules.
 
-        :raises MapFullError: there are not as many.
+        :raises MapFullError: too few are free.
         """
         specs = self._specs()
-        there = {rule.what for rule in specs.values()}
-        new = {rule.what for rule in others} - there
+        there = {rule.match for rule in specs.values()}
+        new = {rule.match for rule in others} - there
         free = [number for number in range(1, _NUMBERS) if number not in specs]
         if len(new) > len(free):
             raise MapFullError(
-                f"{len(new)} more rules of ports and protocols are too many",
-                why=f"there is room for {_NUMBERS - 1}",
+                f"{len(new)} more rules for ports and protocols are too many",
+                why=f"at most {_NUMBERS - 1}",
                 hint="no rule was changed",
             )
         return free
@@ -576,11 +578,11 @@ class Firewall(Closing):
         if not others:
             return
         specs = self._specs()
-        by_what = {rule.what: number for number, rule in specs.items()}
+        by_match = {rule.match: number for number, rule in specs.items()}
         for rule in others:
-            number = by_what.get(rule.what)
+            number = by_match.get(rule.match)
             if number is None:
-                number = by_what[rule.what] = free.pop(0)
+                number = by_match[rule.match] = free.pop(0)
             elif specs[number].action == rule.action:
                 self.known.append(rule)
                 continue
@@ -589,23 +591,23 @@ class Firewall(Closing):
         self._write_cells(specs)
 
     def _replace_others(self, others: list[Rule], free: list[int]) -> None:
-        """Only ``others`` from now on.  Each cell goes from its old rule to its new one at once."""
+        """Replace all rules for ports and protocols; each cell changes in one store."""
         before = self._specs()
         if not others and not before:
             return
         final: dict[str, Rule] = {}
-        for rule in others:  # what is both stays denied
-            if final.get(rule.what) is None or rule.action == DENY:
-                final[rule.what] = rule
+        for rule in others:  # deny wins
+            if final.get(rule.match) is None or rule.action == DENY:
+                final[rule.match] = rule
         self._add_others(list(final.values()), free)
-        keep = {n: rule for n, rule in self._specs().items() if rule.what in final}
+        keep = {n: rule for n, rule in self._specs().items() if rule.match in final}
         self._write_cells(keep)
         gone = [number for number in before if number not in keep]
         if gone:
             self._free(gone)
 
     def _free(self, numbers: list[int]) -> None:
-        sc.grace_period()  # nobody still has the number out of a cell
+        sc.grace_period()  # programs that read the number from a cell have finished
         zero = bytes(_SPEC.size)
         hits = self.maps["hits"]
         for number in numbers:
@@ -614,9 +616,9 @@ class Firewall(Closing):
             sc.map_update(hits.fd, key, bytes(hits._value_bytes))
 
     def _write_cells(self, specs: dict[int, Rule]) -> None:
-        """Bring the table of ports and protocols in line with the rules.
+        """Write the table of ports and protocols.
 
-        Where ranges overlap the narrowest decides, and of equal ones the one that denies.
+        Of overlapping ranges the narrowest applies; of equal ones, the one that denies.
         """
         from bpfkit.xdp_firewall.rules import PORT_PROTOCOLS
 
@@ -635,7 +637,7 @@ class Firewall(Closing):
                 base = first[rule.proto]
                 wanted[base + low : base + high + 1] = array("I", [number]) * (high - low + 1)
         memory = self.maps["cells"].mmap()
-        there = memoryview(memory).cast("I")  # every other one: elements lie 8 bytes apart
+        there = memoryview(memory).cast("I")  # every second word: elements are 8 bytes apart
         target = memoryview(wanted)
         for at in range(0, _CELLS, _BLOCK):
             part = target[at : at + _BLOCK]
@@ -646,7 +648,7 @@ class Firewall(Closing):
         memory.close()
 
     def others(self) -> list[tuple[Rule, int, int]]:
-        """(rule, packets, bytes) of each rule of ports or of a protocol."""
+        """(rule, packets, bytes) of each rule for ports or a protocol."""
         result = []
         for number, rule in sorted(self._specs().items()):
             packets, size = self._sum("hits", number)
@@ -667,10 +669,9 @@ class Firewall(Closing):
 
 
 def _together(calls: list[tuple[Any, ...]]) -> None:
-    """Call (function, arguments…) all at once.
+    """Call each (function, arguments…) in a thread of its own, at the same time.
 
-    The kernel makes each change of a map of maps wait until no program is running that saw it as
-    it was; those who wait at the same time wait for the same.
+    Each change of a map of maps waits for an RCU grace period; simultaneous changes share one.
     """
     from threading import Thread
 
@@ -701,14 +702,14 @@ def _lookup(rules: Map, key: bytes) -> Any:
         raise BpfkitError("cannot read the rules", why=errno_text(error.errno or 0)) from None
 
 
-# ---------------------------------------------------------------- from another process
+# -- from another process ------------------------------------------------------------------------
 
 
 def find(interface: str | None = None) -> Firewall:
-    """The firewall on an interface of the calling thread's namespace; None: the only one there is.
+    """The firewall on an interface of the calling thread's namespace; None: the only firewall.
 
-    :raises PrivilegeError: maps of others cannot be opened (CAP_SYS_ADMIN).
-    :raises BpfkitError: there is none, or more than one.
+    :raises PrivilegeError: not permitted to open other processes' maps (CAP_SYS_ADMIN).
+    :raises BpfkitError: no firewall, or more than one.
     """
     try:
         sc.next_id(sc.PROG_GET_NEXT_ID, 0)
@@ -719,7 +720,7 @@ def find(interface: str | None = None) -> Firewall:
     if interface is not None:
         from bpfkit.net.links.interfaces import Interface
 
-        Interface.find(interface)  # names what is wrong with it
+        Interface.find(interface)  # raises if there is no such interface
     found: list[tuple[str, int]] = []
     for index, name in _names():
         if interface in (None, name):
@@ -728,14 +729,14 @@ def find(interface: str | None = None) -> Firewall:
         where = f"on {interface}" if interface else "on any interface of this namespace"
         raise BpfkitError(
             "no firewall is running",
-            why=f"there is none {where}",
+            why=f"no firewall program is attached {where}",
             hint=f"start it: python -m bpfkit.xdp_firewall -i {interface or 'IF'}",
         )
     if len({program for _, program in found}) > 1:
         raise InputError(
-            "which firewall?",
-            why="they run on " + ", ".join(name for name, _ in found),
-            hint="say it with -i IF",
+            "more than one firewall is running",
+            why="firewalls run on " + ", ".join(name for name, _ in found),
+            hint="choose one with -i IF",
         )
     return _open(*found[0])
 
@@ -750,7 +751,7 @@ def _firewalls(index: int) -> list[int]:
     try:
         return [one.prog_id for one in attached(index) if one.name == PROGRAM]
     except OSError:
-        return []  # the interface went away meanwhile
+        return []  # the interface was removed
 
 
 def _open(interface: str, program: int) -> Firewall:
@@ -767,12 +768,12 @@ def _open(interface: str, program: int) -> Firewall:
         for one in maps.values():
             one.close()
         why = errno_text(error.errno or 0) if isinstance(error, OSError) else str(error)
-        raise BpfkitError(f"the firewall on {interface} has just ended", why=why) from None
+        raise BpfkitError(f"the firewall on {interface} has just stopped", why=why) from None
     if not set(MAPS) <= set(maps):
         for one in maps.values():
             one.close()
         raise BpfkitError(
             f"program {program} on {interface} is not this version's firewall",
-            why="it lacks maps that this one has",
+            why="it lacks maps of this version",
         )
     return Firewall(maps, interface, owned=True)

@@ -1,32 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What xdp_firewall says of the packets it drops: read, kept for showing, written to a file.
+"""The packets that xdp_firewall drops: read from the kernel, written to a file, handed on.
 
-Ring buffer or perf buffer, the events are the same: ``struct dropped`` of the C side and the first
-bytes of the frame.  A thread reads them, so that nothing is lost while figures are shown; what
-finds no room is counted by the program itself (``totals``).
+Ring buffer or perf buffer, a record is ``struct dropped`` of the C side and the first bytes of the
+frame.  A thread reads the buffer, so that a slow reader of standard output costs no packet in the
+file; it hands the packets to the life cycle by a queue.  Records that find no room in the buffer
+are counted by the program in the kernel (``totals``).
 """
 
 from __future__ import annotations
 
 import time
 from _socket import AF_INET, AF_INET6, inet_ntop
-from collections import deque
 from struct import Struct
 
+from bpfkit.app.events import EventQueue
 from bpfkit.core.errors import BpfkitError, InputError
 from bpfkit.xdp_firewall.control import REASONS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from bpfkit.core.maps.buffers import PerfBuffer, RingBuffer
+    from bpfkit.show.rows import Event
 
-__all__ = ["Dropped", "Events"]
+__all__ = ["DropReader", "Dropped"]
 
 _HEAD = Struct("<QIIHHHBBBB6x16s")
-_KEPT = 1000  # events that wait to be shown
-_TICK = 0.2  # seconds, from asking for the end to the end
+_KEPT = 1000  # packets that wait to be shown
+_TICK = 0.2  # seconds that the thread may take to notice the end
 
 
 class Dropped:
@@ -93,21 +95,23 @@ class Dropped:
         return data[8:] if self.proto in (17, 136) else data
 
 
-class Events:
-    """Reads events in a thread, until it is closed.
+class DropReader:
+    """Reads dropped packets in a thread, until it is closed.
 
-    :param buffer: a consumer without a layout.
-    :param write: path of a pcapng file to write them to, "" for none.
-    :param linktype: of the frames.
-    :ivar seen: how many events there were.
-    :ivar unshown: how many of them fell out of :meth:`take`'s room.
-    :ivar error: what ended the thread, if anything did.
+    :param buffer: a consumer without a layout; closed at the end.
+    :param decode: makes an event of a dropped packet, in the main thread.
+    :param write: path of a pcapng file to write the packets to, "" for none.
+    :param linktype: LINKTYPE of the frames.
+    :ivar seen: packets read.
+    :ivar queue: the source of the events; has room for 1000 that were not shown yet.
+    :ivar error: the exception that ended the thread.
     :raises InputError: the file cannot be made.
     """
 
     def __init__(
         self,
         buffer: RingBuffer | PerfBuffer,
+        decode: Callable[[Dropped], Event],
         *,
         write: str = "",
         interface: str = "",
@@ -116,9 +120,8 @@ class Events:
     ) -> None:
         from threading import Thread
 
-        self.seen = self.unshown = 0
+        self.seen = 0
         self.error: BpfkitError | None = None
-        self._kept: deque[Dropped] = deque()
         self._buffer = buffer
         self._file = None
         if write:
@@ -134,7 +137,8 @@ class Events:
             self._writer.interface(interface, linktype, snap)
         self._path = write
         self._ended = False
-        self._thread = Thread(target=self._run, name="events", daemon=True)
+        self.queue = EventQueue(_KEPT, decode)
+        self._thread = Thread(target=self._run, name="drops", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -147,40 +151,25 @@ class Events:
         except BpfkitError as error:
             self.error = error
 
-    def _batch(self, events: object) -> None:
+    def _batch(self, records: Iterable[bytes]) -> None:
         offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         fresh = False
-        for data in events:  # type: ignore[attr-defined]
-            event = Dropped(data, offset)
+        for record in records:
+            packet = Dropped(record, offset)
             self.seen += 1
             fresh = True
             if self._file is not None:
-                self._writer.write(event.frame, event.ts_ns, event.length, outgoing=False)
-            if len(self._kept) < _KEPT:
-                self._kept.append(event)
-            else:
-                self.unshown += 1
+                self._writer.write(packet.frame, packet.ts_ns, packet.length, outgoing=False)
+            self.queue.put(packet)
         if fresh and self._file is not None:
             self._file.flush()
 
-    def take(self) -> list[Dropped]:
-        """The events since the last call, at most a thousand."""
-        return [self._kept.popleft() for _ in range(len(self._kept))]
-
-    def wait(self, until: Callable[[], bool], timeout: float = 2.0) -> bool:
-        """Wait until ``until()`` is true; False when the time is up."""
-        deadline = time.monotonic() + timeout
-        while not until():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.01)
-        return True
-
     def close(self) -> None:
-        """Read what is there, and end."""
+        """Read what is left, and end the thread."""
         if not self._ended:
             self._ended = True
             self._thread.join(10)
+            self.queue.close()
             self._buffer.close()
             if self._file is not None:
                 try:

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import sys
 
-from bpfkit.app.base import main as run
-from bpfkit.app.base import positive
-from bpfkit.app.interface import XdpApp
+from bpfkit.app.lifecycle import main as run
+from bpfkit.app.options import positive
+from bpfkit.app.xdp import XdpApp
 from bpfkit.core.errors import UsageError
 
 TYPE_CHECKING = False
@@ -29,13 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
-    from bpfkit.app.base import Row, Verdict
-    from bpfkit.core.attach.link import Link
+    from bpfkit.app.events import EventSource
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
     from bpfkit.net.links.lab import Lab
+    from bpfkit.show.rows import Event, Row, Verdict
     from bpfkit.xdp_firewall.control import Firewall
-    from bpfkit.xdp_firewall.events import Dropped, Events
+    from bpfkit.xdp_firewall.demo import FirewallDemo
+    from bpfkit.xdp_firewall.events import Dropped, DropReader
     from bpfkit.xdp_firewall.rules import RuleSet
 
 COMMANDS = ("add", "del", "list", "load")
@@ -59,43 +60,49 @@ class XdpFirewall(XdpApp):
 
     name = "xdp_firewall"
     source = "xdp/xdp_firewall.bpf.c"
-    needs = (*XdpApp.needs, "SYS_ADMIN")  # maps inside of maps are opened by their ids
+    needs = (*XdpApp.needs, "SYS_ADMIN")  # inner maps are opened by their ids
     counters = ("packets", "bytes")
     epilog = (
         "RULE is [deny|allow] ADDRESS[/LENGTH] (of the source) | tcp/PORT[-PORT] (destination; "
         "udp, sctp, dccp, udplite) | proto PROTOCOL. The longest prefix decides, else the port "
-        "(the narrowest range), else the protocol; a packet that none of them knows passes. Later "
+        "(the narrowest range), else the protocol; other packets pass. Later "
         "fragments have no ports: address and protocol decide, and without the first one nobody "
-        "can put them together. Live: python -m bpfkit.xdp_firewall add|del RULE, list, load FILE."
+        "can reassemble them. Live: python -m bpfkit.xdp_firewall add|del RULE, list, load FILE."
     )
     firewall: Firewall
-    events: Events | None = None
+    drops: DropReader | None = None
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
         super().add_options(parser)
         add = parser.add_argument
-        add("--rule", metavar="RULE", action="append", default=[], help="a rule; may be repeated")
+        add("--rule", metavar="RULE", action="append", default=[], help="a rule; repeat for more")
         add("--rules", metavar="FILE", help="rules from a file, one a line (-: standard input)")
         add(
             "--default",
             choices=("pass", "drop"),
             default="pass",
-            help="what becomes of IP packets without a rule (default: pass)",
+            help="verdict on IP packets that match no rule (default: pass)",
         )
         add(
             "--events",
             choices=tuple(_EVENTS),
             default="ringbuf",
-            help="how dropped packets are told about (default: ringbuf)",
+            help="how dropped packets are reported (default: ringbuf)",
         )
-        add("--snap", metavar="N", type=int, default=128, help="bytes of each (default: 128)")
+        add(
+            "--snap",
+            metavar="N",
+            type=int,
+            default=128,
+            help="bytes of each dropped packet (default: 128)",
+        )
         add("--write", metavar="FILE", help="write dropped packets to a pcapng file")
         add(
             "--front",
             choices=("bits", "bloom", "none"),
             default="bits",
-            help="what tells that there is no such prefix, before it is looked up (default: bits)",
+            help="pre-filter consulted before the prefix lookup (default: bits)",
         )
         add(
             "--bloom",
@@ -109,22 +116,22 @@ class XdpFirewall(XdpApp):
             metavar="N",
             type=positive,
             default=1 << 22,
-            help=f"prefixes there may be (default: {1 << 22})",
+            help=f"maximum number of prefixes (default: {1 << 22})",
         )
 
     def check_options(self) -> None:
         super().check_options()
         options = self.options
         if not 0 <= options.snap <= MAX_SNAP:
-            raise UsageError(f"--snap {options.snap}", why=f"it is 0 to {MAX_SNAP} bytes")
+            raise UsageError(f"--snap {options.snap}", why=f"0 to {MAX_SNAP} bytes are possible")
         if options.write is not None and options.events == "none":
-            raise UsageError("--write needs --events", why="what it writes comes by events")
+            raise UsageError("--write needs --events", why="the file is written from events")
         if options.write is not None and options.pcap is not None:
             raise UsageError("--write and --pcap do not go together")
         self.rules = self._rules()
 
     def _rules(self) -> RuleSet:
-        """Those of --rules and --rule; read before anything is touched."""
+        """The rules of --rules and --rule; read before anything is attached."""
         from bpfkit.xdp_firewall.rules import RuleSet, parse_file, parse_rule
 
         options = self.options
@@ -167,67 +174,91 @@ class XdpFirewall(XdpApp):
         self.firewall = Firewall({one: loaded[one] for one in MAPS}, name)
         self.firewall.start(self.options.front, self.options.max_rules, self.rules)
 
-    def hook(self, program: Program) -> Link:
-        """The events' reader first: no packet is dropped unseen."""
-        from bpfkit.xdp_firewall.events import Events
+    def attach(self, program: Program) -> None:
+        """Open the reader of events first, so that it sees every dropped packet."""
+        from bpfkit.xdp_firewall.events import DropReader
 
         options = self.options
-        if options.events != "none" and self.events is None:
+        if options.events != "none" and self.drops is None:
             buffer = self.object["ring" if options.events == "ringbuf" else "perf"].open()
-            self.events = self.keep(
-                Events(
+            self.drops = self.keep(
+                DropReader(
                     buffer,
+                    self._event,
                     write=options.write or "",
                     interface=self.interface.name,
                     linktype=1 if self.interface.l2_len else 101,
                     snap=options.snap,
                 )
             )
-        return super().hook(program)
+            self.check_regularly(self._check_drops)
+        super().attach(program)
 
-    def look(self) -> None:
-        super().look()
-        if self.events is not None and self.events.error is not None:
-            raise self.events.error
+    def _check_drops(self) -> None:
+        if self.drops is not None and self.drops.error is not None:
+            raise self.drops.error
 
     # -- figures
 
     def rows(self) -> list[Row]:
-        """What passed and what was dropped on the interface, then each rule; and the events."""
+        """Packets passed and dropped on the interface, then each rule, then the sums."""
         from bpfkit.xdp_firewall.commands import interface_rows, rule_rows
 
-        rows = [] if self._is_live() else self._event_rows()
         totals = self.firewall.totals()
-        rows += interface_rows(self.firewall.interface, totals)
+        rows = interface_rows(self.firewall.interface, totals)
         count = self.firewall.count
         rows += rule_rows(self.firewall, skip=count > _SHOWN)
-        seen = self.events.seen if self.events else 0
+        seen = self.drops.seen if self.drops else 0
         lost = totals[-1][0]
         rows.append({"summary": True, "prefixes": count, "events": seen, "lost_events": lost})
         return rows
 
-    def _is_live(self) -> bool:
-        options = self.options
-        return not (options.json or options.check) and sys.stdout.isatty()
+    def lines(self, rows: list[Row]) -> Iterable[str]:
+        yield from super().lines([row for row in rows if "rule" in row])
+        yield from self.notes(rows)
 
-    def _event_rows(self) -> list[Row]:
-        if self.events is None:
-            return []
-        return [self._event_row(event) for event in self.events.take()]
+    def notes(self, rows: list[Row]) -> list[str]:
+        return [
+            f"{row['prefixes']} prefixes, {row['events']} events, {row['lost_events']} more lost"
+            for row in rows
+            if "summary" in row
+        ]
 
-    def _event_row(self, event: Dropped) -> Row:
+    # -- dropped packets
+
+    def events(self) -> EventSource | None:
+        return None if self.drops is None else self.drops.queue
+
+    def _event(self, packet: Dropped) -> Event:
         from bpfkit.show.protocols import protocol_name
+        from bpfkit.show.rows import Event
 
-        return {
-            "event": "drop",
-            "time": round(event.ts_ns / 1e9, 6),
+        fields = {
             "interface": self.interface.name,
-            "src": event.source,
-            "proto": protocol_name(event.proto) if event.address else None,
-            "length": event.length,
-            "rule": self._rule_of(event),
-            "payload": event.payload[:64].decode("latin-1"),
+            "src": packet.source,
+            "proto": protocol_name(packet.proto) if packet.address else None,
+            "length": packet.length,
+            "rule": self._rule_of(packet),
+            "payload": packet.payload[:64].decode("latin-1"),
         }
+        return Event("drop", packet.ts_ns / 1e9, fields)
+
+    def event_row(self, event: Event, round_: int) -> Row:
+        """Stamped like a row; ``time`` is when the packet was dropped."""
+        from bpfkit.show.rows import stamp
+
+        first = {"event": event.kind, "time": round(event.time, 6)}
+        return {**stamp(round_), **first, **event.fields}
+
+    def event_line(self, event: Event) -> str:
+        from time import localtime, strftime
+
+        row = event.fields
+        when = strftime("%H:%M:%S", localtime(event.time))
+        text = "".join(char if " " <= char <= "~" else "." for char in row["payload"][:32])
+        what = f"{row['proto']} from {row['src']}" if row["src"] else "a frame"
+        line = f"{when} dropped {what}, {row['length']} bytes, by {row['rule']}"
+        return f"{line}: {text}" if text.strip(".") else line
 
     def _rule_of(self, event: Dropped) -> str:
         from bpfkit.xdp_firewall.rules import Rule
@@ -243,57 +274,28 @@ class XdpFirewall(XdpApp):
                 return str(rule)
         return event.why
 
-    def lines(self, rows: list[Row]) -> Iterable[str]:
-        """Events first, then the figures."""
-        for row in rows:
-            if "event" in row:
-                yield event_line(row)
-        yield from super().lines([row for row in rows if "rule" in row and "event" not in row])
-        yield from self.notes(rows)
-
-    def notes(self, rows: list[Row]) -> list[str]:
-        lines = []
-        if self._is_live() and self.events is not None:
-            lines = [event_line(self._event_row(event)) for event in self.events.take()[-8:]]
-        for row in rows:
-            if "summary" in row:
-                text = f"{row['prefixes']} prefixes, {row['events']} events"
-                lines.append(f"{text}, {row['lost_events']} more lost")
-        return lines
-
     # -- the demo
 
-    def make_lab(self) -> Lab:
+    def build_lab(self) -> Lab:
         from bpfkit.xdp_firewall.demo import firewall_lab
 
         return firewall_lab()
 
     def setup(self) -> None:
-        self.play: Any = None
+        self.traffic: FirewallDemo | None = None
         super().setup()
 
     def demo(self) -> None:
         """Pings, TCP and UDP from sources and to ports that are denied, allowed, or neither."""
-        from bpfkit.xdp_firewall.demo import Play
+        if self.traffic is None:
+            from bpfkit.xdp_firewall.demo import FirewallDemo
 
-        assert self.lab is not None
-        if self.play is None:
-            self.play = self.keep(Play(self.lab))
-        self.play.round()
+            self.traffic = self.keep(FirewallDemo(self.lab))
+        self.traffic.round()
 
     def verify(self) -> Iterable[Verdict]:
-        yield from self.play.verdicts(self.firewall, self.events, self.options)
-
-
-def event_line(row: Row) -> str:
-    """A dropped packet, for people."""
-    from time import localtime, strftime
-
-    when = strftime("%H:%M:%S", localtime(row["time"]))
-    text = "".join(char if " " <= char <= "~" else "." for char in row["payload"][:32])
-    what = f"{row['proto']} from {row['src']}" if row["src"] else "a frame"
-    line = f"{when} dropped {what}, {row['length']} bytes, by {row['rule']}"
-    return f"{line}: {text}" if text.strip(".") else line
+        if self.traffic is not None:
+            yield from self.traffic.verdicts(self.firewall, self.drops, self.channel)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of xdp_firewall as text, one or a million.
+"""Parses xdp_firewall's rules, one or a million.
 
-A rule is an action, ``deny`` where none is said, and what it is about::
+A rule is an action, by default ``deny``, and a match::
 
-    192.0.2.0/24            packets from these addresses; without a length: from this one
+    192.0.2.0/24            packets from these addresses; without a length: from this address
     allow 2001:db8::7
-    tcp/443                 packets to this port; udp, sctp, dccp, udplite likewise
+    tcp/443                 packets to this port; also udp, sctp, dccp, udplite
     deny udp/1000-2000
-    proto gre               a protocol, by IANA's keyword or number
+    proto gre               a protocol, by its IANA keyword or number
 
-In a file a ``#`` starts a comment.  A prefix whose host bits are not zero means the one with zeros.
+In a file a ``#`` starts a comment.  The host bits of a prefix are ignored.
 
-A million prefixes are parsed in half a second: no object is made per rule, the addresses of many
-lines are converted and packed at once.  What that does not take (comments, blanks, ports) or
-refuses is looked at line by line, and the first line that is wrong is named.
+A million prefixes are parsed in half a second: there is no object per rule, and the addresses of
+many lines are converted and packed at once.  Lines that this does not support (comments, blanks,
+ports) or refuses are parsed one by one, and the error names the first bad line.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PORT_PROTOCOLS", "Rule", "RuleSet", "parse_file", "parse_rule"]
 
-#: Protocols whose ports rules can name, in the order of the C side's cells.
+#: Protocols with ports in rules, in the order of the C program's cells.
 PORT_PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "dccp": 33, "udplite": 136}
 _WORDS = {number: word for word, number in PORT_PROTOCOLS.items()}
 ACTIONS = {"allow": 1, "deny": 2}
@@ -46,7 +46,7 @@ class Rule:
 
     :ivar action: 1 allow, 2 deny.
     :ivar address: 4 or 16 bytes with the host bits cleared; empty for a rule of ports or protocols.
-    :ivar length: of the prefix.
+    :ivar length: prefix length.
     :ivar proto: IP protocol number.
     :ivar ports: (first, last), or None: the whole protocol.
     """
@@ -75,7 +75,7 @@ class Rule:
         )
 
     @property
-    def what(self) -> str:
+    def match(self) -> str:
         """The rule without its action."""
         if self.address:
             return prefix_text(self.address, self.length)
@@ -87,7 +87,7 @@ class Rule:
         return f"{_WORDS[self.proto]}/{low}" + (f"-{high}" if high != low else "")
 
     def __str__(self) -> str:
-        return f"{ACTION_NAMES.get(self.action, '?')} {self.what}"
+        return f"{ACTION_NAMES.get(self.action, '?')} {self.match}"
 
 
 def prefix_text(address: bytes, length: int) -> str:
@@ -99,7 +99,7 @@ def prefix_text(address: bytes, length: int) -> str:
 def parse_rule(text: str) -> Rule:
     """A rule from text.
 
-    :raises ValueError: with what is wrong.
+    :raises ValueError: not a rule; the message says why.
     """
     words = text.split()
     action = ACTIONS["deny"]
@@ -112,10 +112,10 @@ def parse_rule(text: str) -> Rule:
             return Rule(action, proto=protocol_number(words[1]))
         except ValueError:
             why = "a protocol is a keyword such as gre, or a number from 0 to 255"
-            raise ValueError(f"{words[1]!r} is no protocol: {why}") from None
+            raise ValueError(f"{words[1]!r} is not a protocol: {why}") from None
     if len(words) != 1:
         raise ValueError(
-            f"{text.strip()!r} is no rule: [deny|allow] ADDRESS[/LENGTH], "
+            f"{text.strip()!r} is not a rule: [deny|allow] ADDRESS[/LENGTH], "
             "PROTOCOL/PORT[-PORT] or proto PROTOCOL"
         )
     name, slash, rest = words[0].partition("/")
@@ -132,7 +132,7 @@ def _ports(text: str) -> tuple[int, int]:
             raise ValueError(f"{part!r} is not a port (0 to 65535)")
         numbers.append(int(part))
     if numbers[0] > numbers[-1]:
-        raise ValueError(f"ports {text!r}: the first is higher than the last")
+        raise ValueError(f"ports {text!r}: the first is greater than the last")
     return numbers[0], numbers[-1]
 
 
@@ -140,7 +140,7 @@ def _prefix(action: int, name: str, length: str | None) -> Rule:
     try:
         address = inet_pton(AF_INET6 if ":" in name else AF_INET, name)
     except (OSError, ValueError):
-        raise ValueError(f"{name!r} is no IPv4 or IPv6 address") from None
+        raise ValueError(f"{name!r} is not an IPv4 or IPv6 address") from None
     bits = 8 * len(address)
     if length is None:
         length = str(bits)
@@ -156,9 +156,9 @@ _LENGTHS = frozenset(map(str, range(129)))
 
 
 class RuleSet:
-    """Many rules: prefixes as packed map keys, the others one by one.
+    """Many rules: prefixes as packed map keys, the others as objects.
 
-    :ivar prefixes: (family, action) -> map keys, one behind the other.
+    :ivar prefixes: (family, action) -> concatenated map keys.
     :ivar others: rules of ports and protocols.
     """
 
@@ -171,7 +171,7 @@ class RuleSet:
             self.add(rule)
 
     def add(self, rule: Rule) -> None:
-        """One more."""
+        """Add a rule."""
         if rule.address:
             family = 4 if len(rule.address) == 4 else 6
             self.prefixes[family, rule.action] += rule.key
@@ -179,7 +179,7 @@ class RuleSet:
             self.others.append(rule)
 
     def count(self, family: int) -> int:
-        """How many prefixes of IPv4 (4) or IPv6 (6); a prefix that is there twice counts twice."""
+        """Number of prefixes of IPv4 (4) or IPv6 (6); duplicates count."""
         size = sum(len(self.prefixes[family, action]) for action in (1, 2))
         return size // (_KEY4 if family == 4 else _KEY6)
 
@@ -202,7 +202,7 @@ class RuleSet:
 def parse_file(path: str) -> RuleSet:
     """The rules in a file (``-``: standard input).
 
-    :raises InputError: it cannot be read, or a line is wrong: which one, and why.
+    :raises InputError: unreadable, or a bad line (the message has its number and the reason).
     """
     try:
         if path == "-":
@@ -217,7 +217,7 @@ def parse_file(path: str) -> RuleSet:
 
 
 def parse_data(data: bytes, name: str) -> RuleSet:
-    """The rules in ``data``; ``name`` is for messages."""
+    """The rules in ``data``; ``name`` is the file name in messages."""
     rules = RuleSet()
     lines = data.decode("utf-8", "surrogateescape").split("\n")
     plain = not data.translate(None, _PLAIN)
@@ -243,13 +243,16 @@ def _one_by_one(rules: RuleSet, lines: Sequence[str], name: str, first: int) -> 
 
 
 def _many(rules: RuleSet, lines: list[str], plain: bool) -> None:
-    """All of the lines, or none: raises what the conversion that fails raises."""
+    """Add the rules of all lines.
+
+    :raises OSError, ValueError, KeyError: a line is not supported or bad; no rule was added.
+    """
     odd: list[Rule] = []
     by_action = {2: lines, 1: []}
     if not plain:
         from re import compile as pattern
 
-        # action or none, blanks, and what may be a prefix
+        # optional action, blanks, possible prefix
         match = pattern(r"(?:(allow|deny)[ \t]+)?([0-9a-fA-F.:/]*)[ \t\r]*(?:#.*)?").fullmatch
         by_action = {2: [], 1: []}
         for line in lines:
@@ -261,7 +264,7 @@ def _many(rules: RuleSet, lines: list[str], plain: bool) -> None:
             elif found[2]:
                 by_action[1 if found[1] == "allow" else 2].append(found[2])
             elif found[1]:
-                raise ValueError  # an action without anything
+                raise ValueError  # an action without a match
     packed = []
     for action, words in by_action.items():
         words = list(filter(None, words))
@@ -277,7 +280,7 @@ def _many(rules: RuleSet, lines: list[str], plain: bool) -> None:
 
 
 class _Tables:
-    """Prefix length as text -> its bytes in a key, and the mask of the address."""
+    """Prefix length as text -> its bytes in a key, and the netmask."""
 
     def __init__(self, size: int, width: int) -> None:
         bits = 8 * size
@@ -299,13 +302,13 @@ def _pack(words: list[str], family: int) -> bytearray:
         every = "/32" if family == 4 else "/128"
         words = [word if "/" in word else word + every for word in words]
     parts = "/".join(words).split("/")
-    if len(parts) != 2 * len(words):  # a line has two slashes
+    if len(parts) != 2 * len(words):  # a line with two slashes
         raise ValueError
     tables = _tables[family]
     lengths = parts[1::2]
     addresses = b"".join(map(inet_pton, repeat(AF_INET if family == 4 else AF_INET6), parts[::2]))
     masks = b"".join(map(tables.mask.__getitem__, lengths))
-    # one operation on a very long integer
+    # one operation on a very long integer is fast
     both = int.from_bytes(addresses, "big") & int.from_bytes(masks, "big")
     addresses = both.to_bytes(len(addresses), "big")
     numbers = b"".join(map(tables.length.__getitem__, lengths))

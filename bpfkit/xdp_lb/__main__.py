@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m bpfkit.xdp_lb."""
 
-from bpfkit.app.base import main
+from bpfkit.app.lifecycle import main
 from bpfkit.xdp_lb.program import XdpLb
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""xdp_lb's services and backends: as text, in its maps, and what a change of them moves.
+"""xdp_lb's services and backends: their text form, their maps, and the effect of changes.
 
-A change happens in an order in which every packet finds a backend: newcomers are made known, the
-new table takes the old one's place in one step, those that leave become unknown.
+A change is applied in an order in which every packet finds a backend: new backends are added, the
+new table replaces the old one in one step, and removed backends are deleted.
 """
 
 from __future__ import annotations
 
-import _socket
 import struct
 
 from bpfkit.core.errors import InputError
+from bpfkit.net.packets.addresses import host_address, mapped
 from bpfkit.xdp_lb import maglev
 
 TYPE_CHECKING = False
@@ -39,33 +39,12 @@ _REMOVED = "removed"
 _MASK = 0xFFFFFFFF
 
 
-def address(text: str) -> str:
-    """An IPv4 or IPv6 address of one host, in its one form.
-
-    :raises ValueError: it is none.
-    """
-    from ipaddress import ip_address
-
-    try:
-        found = ip_address(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not an IPv4 or IPv6 address") from None
-    if found.is_multicast or found.is_unspecified or found.is_link_local:
-        raise ValueError(f"{text} is not an address that others can reach one host by")
-    return str(found)
-
-
-def packed(text: str) -> bytes:
-    """16 bytes, IPv4 as ::ffff:a.b.c.d."""
-    if ":" in text:
-        return _socket.inet_pton(_socket.AF_INET6, text)
-    return bytes(10) + b"\xff\xff" + _socket.inet_pton(_socket.AF_INET, text)
-
-
 class Service:
-    """An address, port and protocol that clients see.
+    """An address, port and protocol that clients connect to.
 
-    :ivar address: text; :ivar port: 1 to 65535; :ivar proto: a key of :data:`PROTOCOLS`.
+    :ivar address: text.
+    :ivar port: 1 to 65535.
+    :ivar proto: a key of :data:`PROTOCOLS`.
     """
 
     __slots__ = ("address", "port", "proto")
@@ -77,24 +56,24 @@ class Service:
 
     @classmethod
     def parse(cls, text: str) -> Service:
-        """``198.51.100.1:80/tcp``, ``[2001:db8::1]:53/udp``; without a protocol it is TCP.
+        """``198.51.100.1:80/tcp``, ``[2001:db8::1]:53/udp``; the default protocol is TCP.
 
-        :raises ValueError: it is no such thing.
+        :raises ValueError: not a service.
         """
         rest, slash, proto = text.partition("/")
         host, colon, port = rest.rpartition(":")
         if not colon or (":" in host and not (host.startswith("[") and host.endswith("]"))):
-            raise ValueError("a service is written 198.51.100.1:80/tcp or [2001:db8::1]:80/tcp")
+            raise ValueError("a service has the form 198.51.100.1:80/tcp or [2001:db8::1]:80/tcp")
         if (proto or "tcp") not in PROTOCOLS or (slash and not proto):
-            raise ValueError(f"{proto!r} is none of {', '.join(PROTOCOLS)}")
+            raise ValueError(f"unknown protocol {proto!r}; known are {', '.join(PROTOCOLS)}")
         if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
             raise ValueError(f"{port!r} is not a port (1 to 65535)")
-        return cls(address(host.strip("[]")), int(port), proto or "tcp")
+        return cls(host_address(host.strip("[]")), int(port), proto or "tcp")
 
     def key(self, port: int) -> bytes:
         """struct service_key."""
         proto = PROTOCOLS[self.proto]
-        return packed(self.address) + struct.pack("!HBx", port, proto)
+        return mapped(self.address) + struct.pack("!HBx", port, proto)
 
     def __str__(self) -> str:
         host = f"[{self.address}]" if ":" in self.address else self.address
@@ -104,7 +83,7 @@ class Service:
 def parse_backend(text: str) -> tuple[str, int]:
     """``10.0.0.2`` or ``10.0.0.2,weight=3``: (address, weight).  Weight 0: drained.
 
-    :raises ValueError: it is no such thing.
+    :raises ValueError: not a backend.
     """
     words = text.replace(",", " ").split()
     if not words:
@@ -117,20 +96,20 @@ def parse_backend(text: str) -> tuple[str, int]:
         if not (value.isascii() and value.isdigit() and int(value) <= MAX_WEIGHT):
             raise ValueError(f"{value!r} is not a weight (0 to {MAX_WEIGHT}; 0: drained)")
         weight = int(value)
-    return address(words[0]), weight
+    return host_address(words[0]), weight
 
 
 def read_backends(path: str) -> dict[str, int]:
-    """Address -> weight of a file with a backend a line; ``#`` begins a comment.
+    """Address -> weight of a file with one backend per line; ``#`` starts a comment.
 
-    :raises InputError: unreadable, or a bad line (its number is told).
+    :raises InputError: unreadable, or a bad line (the message has its number).
     """
     found: dict[str, int] = {}
     try:
         with open(path) as file:
             lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not text"
+        why = getattr(error, "strerror", None) or "not a text file"
         raise InputError(f"cannot read {path}", why=why) from None
     for number, line in enumerate(lines, 1):
         text = line.partition("#")[0].strip()
@@ -139,16 +118,16 @@ def read_backends(path: str) -> dict[str, int]:
         try:
             name, weight = parse_backend(text)
         except ValueError as error:
-            raise InputError(f"{path}:{number}: {error}", why="nothing of it is applied") from None
+            raise InputError(f"{path}:{number}: {error}", why="the file is not applied") from None
         if name in found:
-            raise InputError(f"{path}:{number}: {name} twice", why="nothing of it is applied")
+            raise InputError(f"{path}:{number}: {name} twice", why="the file is not applied")
         found[name] = weight
     return found
 
 
 def flow_hash(source: str, sport: int, destination: str, dport: int, proto: int) -> int:
-    """tuple_hash() of bpf_c/include/bpfkit/tuple.h, seed 0: what chooses a slot of the table."""
-    words = struct.unpack("=8I", packed(source) + packed(destination))
+    """tuple_hash() of bpf_c/xdp/tuple.h, seed 0: it selects the slot in the table."""
+    words = struct.unpack("=8I", mapped(source) + mapped(destination))
     first, second = struct.unpack("=HH", struct.pack("!HH", sport, dport))
     seed = proto
     if ":" in destination:
@@ -173,17 +152,29 @@ def _mix(a: int, b: int, c: int, seed: int) -> int:
 
 
 class Backend:
-    """One server.
+    """One backend.
 
-    :ivar number: its place in the maps; :ivar serial: never the same for two that shared a place.
-    :ivar weight: 0: drained, it keeps its flows and gets no new ones.
-    :ivar mac: of the next hop, b"" while it is not known; :ivar hop: that neighbour's address.
-    :ivar source: this host's address for it.
-    :ivar ill: why it gets nothing at all; "": it is well.
-    :ivar state: what the program knows.
+    :ivar number: its index in the maps.
+    :ivar serial: a number that is never reused, unlike ``number``.
+    :ivar weight: share of new flows; 0: drained, it keeps its flows and gets no new ones.
+    :ivar mac: MAC address of the next hop, b"" while unknown.
+    :ivar hop: IP address of the next hop.
+    :ivar source: this host's address towards it.
+    :ivar down_reason: why it gets no packets; "": it is up.
+    :ivar state: its state in the program's map.
     """
 
-    __slots__ = ("address", "hop", "ill", "mac", "number", "serial", "source", "state", "weight")
+    __slots__ = (
+        "address",
+        "down_reason",
+        "hop",
+        "mac",
+        "number",
+        "serial",
+        "source",
+        "state",
+        "weight",
+    )
 
     def __init__(self, address: str, weight: int, number: int, serial: int) -> None:
         self.address = address
@@ -193,32 +184,32 @@ class Backend:
         self.mac = b""
         self.hop = address
         self.source = "::" if ":" in address else "0.0.0.0"
-        self.ill = "not looked at yet"
+        self.down_reason = "not checked yet"
         self.state = _GONE
 
     @property
-    def wanted_state(self) -> int:
-        """From what is known of it."""
-        if self.ill or not self.mac:
+    def target_state(self) -> int:
+        """The state that follows from health, MAC address and weight."""
+        if self.down_reason or not self.mac:
             return _GONE
         return _UP if self.weight else _DRAIN
 
     @property
     def removed(self) -> bool:
-        """Is it to go?"""
-        return self.ill == _REMOVED
+        """Whether it is to be removed."""
+        return self.down_reason == _REMOVED
 
     @property
-    def words(self) -> str:
-        """The state, for people."""
+    def state_text(self) -> str:
+        """The state, as text."""
         if self.state == _GONE:
-            return self.ill or "no MAC address"
+            return self.down_reason or "no MAC address"
         return "up" if self.state == _UP else "drained"
 
     def value(self, state: int) -> bytes:
         """struct backend."""
         family = 6 if ":" in self.address else 4
-        ends = packed(self.address) + packed(self.source)
+        ends = mapped(self.address) + mapped(self.source)
         mac = self.mac or bytes(6)
         return ends + mac + struct.pack("=BBII", family, state, self.serial, 0)
 
@@ -226,7 +217,7 @@ class Backend:
 class Balancer:
     """The maps of a loaded xdp_lb.
 
-    :param size: of the Maglev table, a prime; the program's ``slots``.
+    :param size: size of the Maglev table, a prime; the program's ``slots``.
     """
 
     def __init__(self, loaded: Object, size: int) -> None:
@@ -241,35 +232,37 @@ class Balancer:
         self._serial = 0
 
     def add_service(self, service: Service) -> None:
-        """From now on its packets are balanced."""
+        """Start balancing the packets of a service."""
         self.vips.add(service.address)
         for port in (service.port, 0):
             self.maps["services"][service.key(port)] = 1
 
     # -- changes ----------------------------------------------------------------------------------
 
-    def want(self, wanted: Mapping[str, int]) -> list[Backend]:
-        """Which backends there are to be, with their weights; those that are new.
+    def set_backends(self, wanted: Mapping[str, int]) -> list[Backend]:
+        """Set the backends and their weights; returns the new ones.
 
-        Nothing of it is in effect before :meth:`apply`; who is not wanted any more goes then.
+        :meth:`apply` puts the change into effect, and removes the backends that are not in
+        ``wanted``.
 
-        :raises InputError: too many, or one is a service's own address.
+        :param wanted: address -> weight.
+        :raises InputError: too many backends, or a backend is a service's own address.
         """
         for name in wanted.keys() & self.vips:
             raise InputError(f"{name} is a VIP and a backend", why="it would get its own packets")
         if len(wanted.keys() | self.backends.keys()) > MAX_BACKENDS:
             raise InputError(
                 f"{len(wanted)} backends",
-                why=f"there is room for {MAX_BACKENDS}, with those that leave",
+                why=f"at most {MAX_BACKENDS}, including those being removed",
             )
         if sum(wanted.values()) > self.size:
             raise InputError(
                 f"{self.size} slots are too few for these backends",
                 why=f"their weights add up to {sum(wanted.values())}",
-                hint="take a larger --table",
+                hint="use a larger --table",
             )
         for name in self.backends.keys() - wanted.keys():
-            self.backends[name].ill = _REMOVED
+            self.backends[name].down_reason = _REMOVED
         fresh = []
         for name, weight in wanted.items():
             backend = self.backends.get(name)
@@ -280,26 +273,26 @@ class Balancer:
                 self.backends[name] = backend
                 fresh.append(backend)
             elif backend.removed:
-                backend.ill = "not looked at yet"
+                backend.down_reason = "not checked yet"
             backend.weight = weight
         return fresh
 
     def apply(self) -> dict[str, Any]:
-        """Put into effect what the backends' ``ill``, ``mac`` and ``weight`` say.
+        """Put the backends' ``down_reason``, ``mac`` and ``weight`` into effect.
 
-        :returns: what it moves: ``moved_slots`` of the table, and how many of them no hashing
-            could have spared (``ideal_slots``); the ``flows`` that were known, those whose backend
-            is gone (``moved_flows``), and those of other backends that would have moved too if
-            nobody had remembered them (``spared_flows``).
+        :returns: the effect: ``moved_slots`` of the table, and the number that any hashing would
+            have had to move (``ideal_slots``); the known ``flows``, those whose backend is gone
+            (``moved_flows``), and those of other backends that only the flow table keeps from
+            moving (``spared_flows``).
         """
         owners = {
             name: (one.number, one.weight)
             for name, one in self.backends.items()
-            if one.wanted_state == _UP
+            if one.target_state == _UP
         }
         table = maglev.build(owners, self.size)
         before = {one.number: one.serial for one in self.backends.values() if one.state != _GONE}
-        going = [one for one in self.backends.values() if one.wanted_state == _GONE]
+        going = [one for one in self.backends.values() if one.target_state == _GONE]
         gone = {one.number for one in going}
         flows = moved = spared = 0
         for number, serial, hash_ in self._flows():
@@ -313,7 +306,7 @@ class Balancer:
                 spared += 1
         for one in self.backends.values():
             if one not in going:
-                self._write(one, one.wanted_state)
+                self._write(one, one.target_state)
         self._swap(table)
         for one in going:
             self._write(one, _GONE)
@@ -336,38 +329,38 @@ class Balancer:
         one.state = state
 
     def _swap(self, table: array[int]) -> None:
-        """A new map in the old one's place: no packet sees half a table."""
+        """Replace the table's map by a new one: no packet sees half a table."""
         old = self.maps["table"]
         fresh = old.twin()
-        self.maps.maps["table"] = fresh  # closed with the others
+        self.maps.maps["table"] = fresh  # closed together with the other maps
         fresh[0] = table.tobytes().ljust(old.value_size, b"\xff")
         self.maps["tables"][0] = fresh
         old.close()
 
     def _flows(self) -> list[tuple[int, int, int]]:
-        """(number, serial, hash) of the flows that are remembered."""
+        """(backend number, serial, hash) of the flows in the flow table."""
         count, _, values = self.maps["flows"].items_raw()
         return list(struct.iter_unpack("=III", values[: count * 12]))
 
     def refresh(self, one: Backend) -> None:
-        """Tell the program of another MAC address."""
+        """Write a backend's new MAC address into the map."""
         if one.state != _GONE:
             self._write(one, one.state)
 
     # -- figures ----------------------------------------------------------------------------------
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row per backend."""
+        """One row per backend."""
         served = dict(self.maps["served"].sums())
         slots = maglev.shares(self.table)
         rows = []
-        for one in sorted(self.backends.values(), key=lambda one: packed(one.address)):
+        for one in sorted(self.backends.values(), key=lambda one: mapped(one.address)):
             sums = served[one.number]
             rows.append(
                 {
                     "backend": one.address,
                     "healthy": one.state != _GONE,
-                    "state": one.words,
+                    "state": one.state_text,
                     "weight": one.weight,
                     "slots": slots.get(one.number, 0),
                     "flows": sums.flows,
@@ -378,6 +371,6 @@ class Balancer:
         return rows
 
     def expected(self, hash_: int) -> str:
-        """The backend that the table has for a hash; "" if there is none."""
+        """The backend in the table for a hash; "" if there is none."""
         number = self.table[hash_ % self.size]
         return next((one.address for one in self.backends.values() if one.number == number), "")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens in xdp_lb's lab: one of three backends dies and comes back; and what must be true.
+"""xdp_lb's demo: one of three backends fails and returns; and its verdicts.
 
-Every request tells who answered it; the balancer's table told before who was to.
+Every answer names the backend that sent it; the balancer's table says which backend should have.
 """
 
 from __future__ import annotations
@@ -19,53 +19,54 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from threading import Lock
 
+    from bpfkit.show.rows import Verdict
     from bpfkit.xdp_lb.balancer import Balancer
     from bpfkit.xdp_lb.lab import Conversation
 
-    Verdict = tuple[bool, str]
 
-__all__ = ["LbPlay"]
+__all__ = ["BalancerDemo"]
 
 VIPS = (VIP4, VIP6)
-_ASKED = 30  # connections to each VIP, in each state
-_TALKS = 6  # that stay open, to each VIP
+_CONNECTIONS = 30  # new ones to each VIP, in each state
+_PERSISTENT = 6  # connections to each VIP that stay open
 _VICTIM = "b2"
 
 
-class LbPlay(BackendLab):
-    """The lab, and the play in it.
+class BalancerDemo(BackendLab):
+    """The lab and the traffic in it.
 
-    :param tunnel: packets come to the backends in an IP header.
+    :param tunnel: the balancer sends packets to the backends in IP in IP.
     """
 
     def __init__(self, tunnel: bool = True) -> None:
         self.tunnel = tunnel
-        #: State -> (VIP, who answered, who was to), a row per request.
-        self.asked: dict[str, list[tuple[str, str, str]]] = {}
-        #: Connections that stay open, and who has them.
+        #: State -> (VIP, backend that answered, backend in the table) of each request.
+        self.answers: dict[str, list[tuple[str, str, str]]] = {}
+        #: Persistent connections, and the backend of each.
         self.talks: list[tuple[Conversation, str]] = []
-        #: State -> how many of those to others than b2 got no answer, or one by somebody else.
+        #: State -> failed or misdirected requests by the persistent connections to others than b2.
         self.lost: dict[str, int] = {}
         super().__init__(decapsulate=tunnel)
 
     @property
     def others(self) -> int:
-        """Open connections to others than b2."""
+        """Number of persistent connections to other backends than b2."""
         return sum(first != _VICTIM for _, first in self.talks)
 
     def perform(self, balancer: Balancer, lock: Lock, pause: Callable[[], None]) -> None:
-        """All three; b2 dies, which is noticed; it comes back.  In each state there are requests
-        by new connections and by those that stay open.
+        """Requests with all backends, with b2 down, and with b2 back, by new and by persistent
+        connections.
 
-        :raises BpfkitError: it was not noticed.
+        :param pause: called between the states.
+        :raises BpfkitError: the balancer did not notice a change.
         """
         if not self.talks:
             for name in NAMES:
                 self._until(balancer, lock, name, True)
             for vip in VIPS:
-                for _ in range(_TALKS):
-                    talk = self.talk(vip)
-                    self.talks.append((talk, talk.ask()))
+                for _ in range(_PERSISTENT):
+                    talk = self.connect(vip)
+                    self.talks.append((talk, talk.request()))
         self._requests("all three", balancer)
         pause()
         self.stop(_VICTIM)
@@ -81,61 +82,62 @@ class LbPlay(BackendLab):
         one = balancer.backends[BACKENDS[name]]
         deadline = time.monotonic() + 20
         while True:
-            with lock:  # not in the midst of a change
+            with lock:  # not during a change
                 if bool(one.state) == up:
                     return
             if time.monotonic() > deadline:
-                raise BpfkitError(f"it was not noticed that {name} {'came' if up else 'went'}")
+                state = "up" if up else "down"
+                raise BpfkitError(f"the balancer did not notice that {name} is {state}")
             time.sleep(0.01)
 
     def _requests(self, state: str, balancer: Balancer) -> None:
         names = {address: name for name, address in BACKENDS.items()}
-        rows = self.asked.setdefault(state, [])
-        for vip, source, sport, who in self.burst(VIPS, _ASKED):
+        rows = self.answers.setdefault(state, [])
+        for vip, source, sport, who in self.burst(VIPS, _CONNECTIONS):
             hash_ = flow_hash(source, sport, vip, PORT, 6) if sport else 0
             rows.append((vip, who, names.get(balancer.expected(hash_), "")))
-        lost = sum(talk.ask() != first for talk, first in self.talks if first != _VICTIM)
+        lost = sum(talk.request() != first for talk, first in self.talks if first != _VICTIM)
         self.lost[state] = self.lost.get(state, 0) + lost
 
     # -- what must be true
 
-    def verdicts(self, balancer: Balancer, told: Callable[[], int]) -> Iterator[Verdict]:
-        """After the play.
+    def verdicts(self, balancer: Balancer, too_big: Callable[[], int]) -> Iterator[Verdict]:
+        """The verdicts after the demo.
 
-        :param told: how many packets were answered with "too big" until now.
+        :param too_big: number of packets answered with "packet too big" so far.
         """
         from collections import Counter
 
-        for state, rows in self.asked.items():
+        for state, rows in self.answers.items():
             for vip in VIPS:
                 mine = [(who, wanted) for v, who, wanted in rows if v == vip]
                 right = sum(who == wanted != "" for who, wanted in mine)
                 who = Counter(who for who, _ in mine)
-                words = ", ".join(f"{who[name]} by {name or 'nobody'}" for name in sorted(who))
+                words = ", ".join(f"{who[name]} by {name or 'none'}" for name in sorted(who))
                 yield (
                     right == len(mine),
-                    f"{state}, {vip}: {right} of {len(mine)} requests answered by the backend "
-                    f"that the table has for them ({words})",
+                    f"{state}, {vip}: {right} of {len(mine)} requests answered by the backend that "
+                    f"the table has for them ({words})",
                 )
             lost = self.lost[state]
-            text = f"{self.others} open connections to others went on, {lost} requests were lost"
+            text = f"{self.others} open connections to others continued, {lost} requests lost"
             yield lost == 0 < self.others, f"{state}: {text}"
-        who = Counter(who for _, who, _ in self.asked["all three"])
-        share = len(self.asked["all three"]) / len(NAMES)
+        who = Counter(who for _, who, _ in self.answers["all three"])
+        share = len(self.answers["all three"]) / len(NAMES)
         words = ", ".join(f"{who[name]} by {name}" for name in NAMES)
         yield (
             all(share / 2 <= who[name] <= share * 2 for name in NAMES),
-            f"all three: each between half and twice its share of {share:.0f} ({words})",
+            f"all three: each answered between half and twice its share of {share:.0f} ({words})",
         )
         slots = sorted(Counter(balancer.table).values())
         even = len(slots) == len(NAMES) and slots[-1] - slots[0] <= 1
         yield even, f"{len(balancer.table)} slots: {slots[0]} to {slots[-1]} for each backend"
-        yield from self._directness()
-        yield from self._path_mtu(told)
+        yield from self._direct_return()
+        yield from self._path_mtu(too_big)
         yield from self._tags(balancer)
 
-    def _directness(self) -> Iterator[Verdict]:
-        """Replies do not pass the balancer: seen at the switch's ports."""
+    def _direct_return(self) -> Iterator[Verdict]:
+        """Captures at the switch's ports: replies bypass the balancer."""
         captures = {
             name: Capture(name, ns=self.lab["switch"], outgoing=name == "lb")
             for name in ("lb", *NAMES)
@@ -158,21 +160,21 @@ class LbPlay(BackendLab):
             for capture in captures.values():
                 capture.close()
 
-    def _path_mtu(self, told: Callable[[], int]) -> Iterator[Verdict]:
-        """What would not fit is told to the client, who then sends less."""
+    def _path_mtu(self, too_big: Callable[[], int]) -> Iterator[Verdict]:
+        """The client learns the path MTU from "packet too big" and sends smaller packets."""
         for vip in VIPS:
-            before = told()
-            talk = self.talk(vip)
+            before = too_big()
+            talk = self.connect(vip)
             try:
-                who = talk.ask(bytes(100_000))
+                who = talk.request(bytes(100_000))
             finally:
                 talk.close()
-            count = told() - before
-            text = f"{vip}: 100 kB arrived ({count} packets were told to be too big)"
+            count = too_big() - before
+            text = f"{vip}: 100 kB arrived ({count} packets were answered with 'too big')"
             yield who != "" and (count > 0) == self.tunnel, text
 
     def _tags(self, balancer: Balancer) -> Iterator[Verdict]:
-        """A tagged packet goes back with its tags, to the backend that it must."""
+        """A tagged packet is forwarded to the right backend with its tags."""
         mac = bytes.fromhex(self.lab.lladdr("lb:eth0").replace(":", ""))
         for vip, client in ((VIP4, "10.77.1.1"), (VIP6, "fd77:1::1")):
             for tags in (b"\x81\x00\x00\x05", b"\x88\xa8\x00\x07\x81\x00\x00\x05"):
@@ -188,10 +190,10 @@ class LbPlay(BackendLab):
                     and len(back[0]) - len(packet) - 14 - len(tags)
                     == (0 if not self.tunnel else 40 if ":" in name else 20)
                 )
-                yield good, f"{vip}: a SYN with {len(tags) // 4} VLAN tags went on with them"
+                yield good, f"{vip}: a SYN with {len(tags) // 4} VLAN tags was forwarded with them"
 
     def close(self) -> None:
-        """Everything ends."""
+        """Close the connections and remove the lab."""
         while self.talks:
             self.talks.pop()[0].close()
         super().close()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Are servers there?  TCP connections to all of them at once, and how many answers make a change.
+"""Health checks: TCP connections to all backends at once, with thresholds for a change of state.
 
-Everything happens in the calling thread and its network namespace.
+Everything runs in the calling thread and its network namespace.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import errno
 import os
 import time
 
+from bpfkit.net.packets.addresses import family_of
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,14 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["Health", "connect_all"]
 
 
-#: Connections at once: a process may have 1024 descriptors.
+#: Simultaneous connections: a process may have 1024 descriptors.
 _AT_ONCE = 256
 
 
 def _begin(address: str, port: int) -> tuple[_socket.socket | None, str]:
-    """A connection under way, or why there is none."""
-    family = _socket.AF_INET6 if ":" in address else _socket.AF_INET
-    sock = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    """A socket that is connecting; or None and the error."""
+    sock = _socket.socket(family_of(address), _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     sock.setblocking(False)
     number = sock.connect_ex((address, port))
     if number in (0, errno.EINPROGRESS):
@@ -35,15 +36,17 @@ def _begin(address: str, port: int) -> tuple[_socket.socket | None, str]:
 
 
 def connect_all(addresses: Iterable[str], port: int, timeout: float = 1.0) -> dict[str, str]:
-    """A TCP connection to ``port`` of each address: address -> "", or why not.
+    """Connect to TCP ``port`` of each address.
 
-    256 at once, for each of which ``timeout`` seconds pass at most.  They are reset when they
-    stand, so that no server keeps them.
+    256 connections run at once, each batch for up to ``timeout`` seconds.  Established connections
+    are reset, so that no server keeps them.
+
+    :returns: address -> "", or the error.
     """
-    everybody = list(addresses)
+    every = list(addresses)
     found: dict[str, str] = {}
-    for at in range(0, len(everybody), _AT_ONCE):
-        found.update(_connect(everybody[at : at + _AT_ONCE], port, timeout))
+    for at in range(0, len(every), _AT_ONCE):
+        found.update(_connect(every[at : at + _AT_ONCE], port, timeout))
     return found
 
 
@@ -82,27 +85,27 @@ def _connect(addresses: list[str], port: int, timeout: float) -> dict[str, str]:
 
 
 class Health:
-    """Who is well: changes only after some equal answers in a row.
+    """The state of each backend, which changes after several equal results in a row.
 
-    :param rise: good answers that bring one back.
-    :param fall: bad ones that take one out.
+    :param rise: consecutive successes that bring a backend up.
+    :param fall: consecutive failures that take a backend down.
     """
 
     def __init__(self, rise: int = 2, fall: int = 2) -> None:
         self.rise = rise
         self.fall = fall
-        #: Address -> why it is not well; "": it is.
+        #: Address -> why the backend is down; "": it is up.
         self.why: dict[str, str] = {}
         self._against: dict[str, int] = {}
 
-    def well(self, address: str) -> bool:
-        """Is it?  Whoever was never looked at is not."""
+    def is_up(self, address: str) -> bool:
+        """Whether the backend is up; one that was never checked is not."""
         return self.why.get(address, "-") == ""
 
-    def learn(self, answers: dict[str, str]) -> list[str]:
-        """Take what :func:`connect_all` found; the addresses that are well or ill only now.
+    def update(self, answers: dict[str, str]) -> list[str]:
+        """Apply results of :func:`connect_all`; the addresses whose state changed.
 
-        The first answer counts at once.  Addresses that are not asked any more are forgotten.
+        The first result of an address counts at once.  Addresses without a result are forgotten.
         """
         for address in self.why.keys() - answers.keys():
             del self.why[address]
@@ -113,7 +116,7 @@ class Health:
                 self.why[address] = why
                 changed.append(address)
                 continue
-            if (why == "") == self.well(address):
+            if (why == "") == self.is_up(address):
                 self._against[address] = 0
                 continue
             self._against[address] = self._against.get(address, 0) + 1

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop beside xdp_lb: who is well, where they are, and what the file of backends says now.
+"""Keeps xdp_lb's backends current: their health, their MAC addresses, and the backends file.
 
 ::
 
-    file of backends ─┐
-    TCP connections ──┼─▶ backends' state ─▶ Balancer.apply() ─▶ what it moved ─▶ tell()
+    backends file ────┐
+    TCP connections ──┼─▶ backends' state ─▶ Balancer.apply() ─▶ its effect ─▶ report()
     neighbour table ──┘
 """
 
@@ -15,7 +15,7 @@ import os
 from bpfkit.core.errors import BpfkitError, InputError
 from bpfkit.xdp_lb.balancer import read_backends
 from bpfkit.xdp_lb.health import Health, connect_all
-from bpfkit.xdp_lb.neighbours import neighbours, provoke, resolve, route
+from bpfkit.xdp_lb.neighbours import neighbours, resolve, route, solicit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,14 +31,16 @@ __all__ = ["Keeper", "change_words"]
 
 
 class Keeper:
-    """Keeps the backends of a balancer as they are; in a thread of its own from :meth:`start` on.
+    """Keeps a balancer's backends current; in a thread from :meth:`start` on.
 
-    :param interface: where the balancer is: backends must be reached by it.
-    :param given: address -> weight of the backends that the command line names.
-    :param path: file with more of them, watched; "" for none.
-    :param port: TCP port that well backends answer on; 0: all are well.
+    :param interface: the balancer's interface, through which backends must be reachable.
+    :param given: address -> weight of the backends on the command line.
+    :param path: file with more backends, watched; "": none.
+    :param port: TCP port for health checks; 0: no checks, all backends are up.
     :param on_link: backends must be neighbours, not behind a gateway.
-    :param tell: gets a row for each change, and a text for each complaint.
+    :param interval: seconds between checks.
+    :param timeout: seconds to wait for connections and for MAC addresses.
+    :param tell: called with a row for each change, and with a text for each error.
     :param lock: held while the balancer changes.
     """
 
@@ -73,27 +75,27 @@ class Keeper:
         self._lock = lock
         self._end = Event()
         self._thread: Any = None
-        self._read: Any = None  # what the file looked like when it was read last
+        self._read: Any = None  # (inode, size, mtime) of the file when it was last read
 
     # -- the loop
 
     def start(self) -> None:
-        """A first look at everything, which puts the table in place; then the loop.
+        """Check everything once, which builds the table; then start the thread.
 
-        :raises InputError: a bad file, or a backend that cannot be one.
+        :raises InputError: a bad file, or an address that cannot be a backend.
         """
         from threading import Thread
 
         if self.path:
-            self._read = self._look_of_file()
-        self._want(self._wanted())
-        self._examine()
+            self._read = self._file_state()
+        self._set_backends(self._wanted())
+        self._check_health()
         self._apply("start")
         self._thread = Thread(target=self._run, name="keeper", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """End the loop."""
+        """End the thread."""
         self._end.set()
         if self._thread is not None:
             self._thread.join()
@@ -106,17 +108,17 @@ class Keeper:
             self.error = error
 
     def tick(self) -> None:
-        """Look at everything once."""
-        words = self._reread() if self.path else []  # also those that are removed
+        """Check everything once and apply the changes."""
+        words = self._reread() if self.path else []  # removed backends included
         known = neighbours(self.interface.index)
         for one in self.balancer.backends.values():
             if not known.get(one.hop):
-                provoke(self.interface.index, one.hop)
+                solicit(self.interface.index, one.hop)
         self._locate(known)
-        self._examine()
+        self._check_health()
         for one in self.balancer.backends.values():
-            if one.wanted_state != one.state and not one.removed:
-                words.append(_change_of(one.address, one.wanted_state, one.ill, one.mac))
+            if one.target_state != one.state and not one.removed:
+                words.append(_change_of(one.address, one.target_state, one.down_reason, one.mac))
         if words:
             self._apply(", ".join(words))
 
@@ -125,22 +127,22 @@ class Keeper:
             moved = self.balancer.apply()
         self._tell({"change": words, **moved})
 
-    # -- what there is to look at
+    # -- inputs
 
     def _wanted(self) -> dict[str, int]:
-        """The command line's backends and the file's."""
+        """The backends of the command line and of the file."""
         wanted = dict(self.given)
         for name, weight in (read_backends(self.path) if self.path else {}).items():
             if name in wanted:
-                raise InputError(f"{self.path}: {name} is given by --backend as well")
+                raise InputError(f"{self.path}: {name} is also given by --backend")
             wanted[name] = weight
         return wanted
 
-    def _want(self, wanted: dict[str, int]) -> None:
-        """Make them the balancer's, after a look at the routes of those that are new."""
+    def _set_backends(self, wanted: dict[str, int]) -> None:
+        """Make them the balancer's backends, once the routes of new ones have been checked."""
         routes = {name: self._route(name) for name in wanted if name not in self.balancer.backends}
         with self._lock:
-            fresh = self.balancer.want(wanted)
+            fresh = self.balancer.set_backends(wanted)
             for one in fresh:
                 one.hop = routes[one.address].hop
                 one.source = routes[one.address].source or one.source
@@ -155,20 +157,22 @@ class Keeper:
         try:
             found = route(name)
         except BpfkitError as error:
-            raise InputError(what, why=f"no route to it: {error.why}") from None
+            raise InputError(what, why=f"no route to {name}: {error.why}") from None
         if found.local:
-            raise InputError(what, why="it is an address of this host")
+            raise InputError(what, why=f"{name} is an address of this host")
         if found.ifindex != self.interface.index:
-            raise InputError(what, why=f"it is reached by {if_indextoname(found.ifindex)}")
+            raise InputError(
+                what, why=f"the route to {name} leads out of {if_indextoname(found.ifindex)}"
+            )
         if self.on_link and found.hop != name:
             raise InputError(
                 what,
-                why=f"it is behind the gateway {found.hop}, which looks at the IP address",
-                hint="--forward ipip reaches it",
+                why=f"{name} is behind the gateway {found.hop}, which routes by IP address",
+                hint="use --forward ipip",
             )
         return found
 
-    def _look_of_file(self) -> object:
+    def _file_state(self) -> object:
         try:
             stat = os.stat(self.path)
         except OSError:
@@ -176,15 +180,15 @@ class Keeper:
         return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
     def _reread(self) -> list[str]:
-        """Take over what the file says, if it has changed; the changes in words."""
-        look = self._look_of_file()
-        if look == self._read:
+        """Apply the file if it has changed; the changes as text."""
+        state = self._file_state()
+        if state == self._read:
             return []
-        self._read = look
+        self._read = state
         before = {name: one.weight for name, one in self.balancer.backends.items()}
         try:
             wanted = self._wanted()
-            self._want(wanted)
+            self._set_backends(wanted)
         except InputError as error:
             self._tell(str(error))
             return []
@@ -197,7 +201,7 @@ class Keeper:
         return words
 
     def _locate(self, known: Mapping[str, bytes]) -> None:
-        """Take over MAC addresses.  One that is not known any more stays: health decides."""
+        """Apply MAC addresses.  A missing one keeps its last value; health checks decide."""
         for one in self.balancer.backends.values():
             mac = known.get(one.hop, one.mac)
             if mac != one.mac:
@@ -205,30 +209,30 @@ class Keeper:
                 with self._lock:
                     self.balancer.refresh(one)
 
-    def _examine(self) -> None:
-        """Who is well?  Those that are removed are not asked."""
-        asked = [one for one in self.balancer.backends.values() if not one.removed]
+    def _check_health(self) -> None:
+        """Check the health of all backends that are not to be removed."""
+        checked = [one for one in self.balancer.backends.values() if not one.removed]
         if not self.port:
-            for one in asked:
-                one.ill = ""
+            for one in checked:
+                one.down_reason = ""
             return
-        self.health.learn(connect_all([one.address for one in asked], self.port, self.timeout))
-        for one in asked:
-            one.ill = self.health.why[one.address]
+        self.health.update(connect_all([one.address for one in checked], self.port, self.timeout))
+        for one in checked:
+            one.down_reason = self.health.why[one.address]
 
 
 def _change_of(name: str, state: int, ill: str, mac: bytes) -> str:
     if state:
         return f"{name} up"
-    return f"{name} down ({ill or 'no answer to the question for its MAC address'})"
+    return f"{name} down ({ill or 'its MAC address is unknown'})"
 
 
 def change_words(row: dict[str, Any]) -> str:
-    """A change in a line."""
+    """A change as one line of text."""
     if row["change"] == "start":
         return f"backends up: {row['backends']}"
     return (
         f"{row['change']}: {row['backends']} up; {row['moved_slots']} of {row['slots']} slots "
         f"moved ({row['ideal_slots']} had to); {row['moved_flows']} of {row['flows']} flows moved, "
-        f"{row['spared_flows']} stay only because they are remembered"
+        f"{row['spared_flows']} kept by the flow table only"
     )

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where xdp_lb is shown: a client, a layer-3 switch, the balancer on one arm, three backends.
+"""xdp_lb's lab: a client, a layer-3 switch, the load balancer, and three backends.
 
 ::
 
-    client ── switch ═╦═ lb        the switch's route to the VIPs is by lb
-     .1.1    .1.254   ╠═ b1        each backend has the VIPs on lo, and a server on their port
-             .2.254   ╠═ b2        that says who it is
+    client ── switch ═╦═ lb        the switch routes the VIPs to lb
+     .1.1    .1.254   ╠═ b1        each backend has the VIPs on lo, and a server
+             .2.254   ╠═ b2        that answers with the backend's name
                       ╚═ b3
 
 10.77.1.0/24 and fd77:1::/64 between client and switch, 10.77.2.0/24 and fd77:2::/64 behind it:
@@ -17,9 +17,11 @@ from __future__ import annotations
 import _socket
 
 from bpfkit.core.closing import Closing
-from bpfkit.core.errors import BpfkitError, errno_text
+from bpfkit.core.errors import BpfkitError
 from bpfkit.net.links.lab import Lab
-from bpfkit.xdp_lb.balancer import packed
+from bpfkit.net.links.peers import attach_pass
+from bpfkit.net.packets.addresses import family_of, mapped
+from bpfkit.net.traffic.sockets import listen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bpfkit.core.object import Object
+    from bpfkit.core.program import Program
     from bpfkit.net.links.netns import NetNS
 
 __all__ = [
@@ -42,45 +45,37 @@ __all__ = [
 VIP4, VIP6 = "198.51.100.1", "2001:db8:51::1"
 PORT = 80
 BALANCER = ("10.77.2.2", "fd77:2::2")
-#: What the balancer knows the backends by: tunnels of both families.
+#: Backend -> its address for the balancer; of both families, for tunnels of both.
 BACKENDS = {"b1": "10.77.2.11", "b2": "fd77:2::12", "b3": "10.77.2.13"}
 NAMES = tuple(BACKENDS)
 
 
 class Responder:
-    """An HTTP server that tells its name: keeps connections, takes bodies of any length.
+    """An HTTP server that answers with its name; persistent connections, bodies of any length.
 
-    Asked for ``/N`` it answers with N bytes, its name in front.
+    The answer to ``/N`` has N bytes, which begin with the name.
 
-    :ivar requests: how many it has answered.
+    :ivar requests: number of answered requests.
     """
 
     def __init__(self, ns: NetNS, name: str, port: int = PORT) -> None:
         import socket
+        from selectors import DefaultSelector
         from threading import Thread
 
         self.name = name
         self.requests = 0
-        with ns.entered():
-            self._listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-        try:
-            self._listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._listener.bind(("::", port))
-            self._listener.listen(256)
-        except OSError as error:
-            self._listener.close()
-            why = errno_text(error.errno or 0)
-            raise BpfkitError(f"{name} cannot listen on port {port}", why=why) from error
+        self._listener = listen(ns, port, backlog=256)
         self._wake, self._woken = socket.socketpair()
+        self._selector = DefaultSelector()  # here, where a lack of descriptors can be reported
         self._thread = Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
-        from selectors import EVENT_READ, DefaultSelector
+        from selectors import EVENT_READ
 
         buffers: dict[socket_module.socket, bytearray] = {}
-        with DefaultSelector() as selector:
+        with self._selector as selector:
             selector.register(self._listener, EVENT_READ)
             selector.register(self._woken, EVENT_READ)
             try:
@@ -93,7 +88,7 @@ class Responder:
                             try:
                                 fresh, _ = sock.accept()
                             except OSError:
-                                continue  # gone again: a health check
+                                continue  # closed again: a health check
                             fresh.settimeout(5)
                             buffers[fresh] = bytearray()
                             selector.register(fresh, EVENT_READ)
@@ -126,7 +121,7 @@ class Responder:
             return False
 
     def close(self) -> None:
-        """End; connections are closed."""
+        """Stop the server and close its connections."""
         self._wake.send(b"!")
         self._thread.join(5)
         for sock in (self._listener, self._wake, self._woken):
@@ -134,20 +129,19 @@ class Responder:
 
 
 class Conversation:
-    """A connection to the VIP.
+    """A client's connection to a VIP.
 
-    :param sport: the port to come from; 0: any.
-    :ivar source: the address that it comes from; :ivar sport: the port.
-    :raises OSError: it does not come about within ``timeout`` seconds.
+    :param sport: source port; 0: any.
+    :ivar source: source address.
+    :ivar sport: source port.
+    :raises OSError: not established within ``timeout`` seconds.
     """
 
     def __init__(self, ns: NetNS, vip: str, sport: int = 0, timeout: float = 2.0) -> None:
         import socket
 
         with ns.entered():
-            self._sock = socket.socket(
-                socket.AF_INET6 if ":" in vip else socket.AF_INET, socket.SOCK_STREAM
-            )
+            self._sock = socket.socket(family_of(vip), socket.SOCK_STREAM)
         self._sock.settimeout(timeout)
         try:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -158,8 +152,12 @@ class Conversation:
             raise
         self.source, self.sport = self._sock.getsockname()[:2]
 
-    def ask(self, body: bytes = b"", size: int = 0) -> str:
-        """Who are you?  "" if there is no answer, or not one of ``size`` bytes."""
+    def request(self, body: bytes = b"", size: int = 0) -> str:
+        """Send a request; the name of the backend that answers.
+
+        :param size: bytes of the answer to ask for.
+        :returns: "" if no answer of that size arrives.
+        """
         head = f"POST /{size} HTTP/1.1\r\nHost: vip\r\nContent-Length: {len(body)}\r\n\r\n"
         try:
             self._sock.sendall(head.encode() + body)
@@ -177,26 +175,27 @@ class Conversation:
             return ""
 
     def close(self) -> None:
-        """End it."""
+        """Close the connection."""
         self._sock.close()
 
 
 class BackendLab(Closing):
-    """The lab, built, with its servers running.
+    """The lab, with running servers.
 
-    :param decapsulate: an xdp_decap on every backend.
-    :ivar lab: its namespaces: ``client``, ``switch``, ``lb``, ``b1``, ``b2``, ``b3``.
+    :param decapsulate: attach xdp_decap at every backend.
+    :ivar lab: the namespaces ``client``, ``switch``, ``lb``, ``b1``, ``b2``, ``b3``.
     """
 
     def __init__(self, decapsulate: bool = True) -> None:
         self.lab = Lab("load balancer")
-        self._objects: list[Object] = []
+        self._closables: list[Object | Program] = []
         self.servers: dict[str, Responder] = {}
         self._sport = 10000
         try:
             self._build()
             self.lab.ready()
-            self._attach_peer()
+            # The balancer answers with XDP_TX.
+            self._closables.append(attach_pass(self.lab, ["switch:lb"]))
             for name in NAMES:
                 if decapsulate:
                     self._attach_decap(name)
@@ -207,7 +206,7 @@ class BackendLab(Closing):
 
     @staticmethod
     def addresses(name: str) -> tuple[str, str]:
-        """A backend's, IPv4 and IPv6."""
+        """The addresses of a backend, IPv4 and IPv6."""
         number = 11 + NAMES.index(name)
         return f"10.77.2.{number}", f"fd77:2::{number}"
 
@@ -231,7 +230,7 @@ class BackendLab(Closing):
                 addresses=([f"{four}/24", f"{six}/64"], []),
                 offloads=False,
             )
-            # a tag beside the packet would be lost in an XDP program
+            # an XDP program would lose a VLAN tag that the kernel stores outside the packet
             lab.offloads(f"switch:{name}", txvlan=False, rxvlan=False)
             lab.offloads(f"{name}:eth0", txvlan=False, rxvlan=False)
         lab.bridge(
@@ -247,67 +246,56 @@ class BackendLab(Closing):
             lab.route(name, "default6", via="fd77:2::fe")
             lab.address(f"{name}:lo", f"{VIP4}/32")
             lab.address(f"{name}:lo", f"{VIP6}/128")
-            # nobody says where the VIP is: the switch's route does
+            # no ARP answers for the VIPs: the switch has a route to them
             lab.sysctl(name, "net.ipv4.conf.all.arp_ignore", 1)
             lab.sysctl(name, "net.ipv4.conf.all.arp_announce", 2)
         lab.route("switch", f"{VIP4}/32", via=BALANCER[0])
         lab.route("switch", f"{VIP6}/128", via=BALANCER[1])
 
-    def _attach_peer(self) -> None:
-        """XDP_TX of a veth wants an XDP program on its other end."""
-        from bpfkit.core.object import load
-
-        text = (
-            "#include <bpfkit/bpfkit.h>\n#include <uapi/linux/bpf.h>\n"
-            'SEC("xdp")\nint pass_all(struct xdp_md *ctx)\n{\n\treturn XDP_PASS;\n}\n'
-        )
-        loaded = load(text)
-        self._objects.append(loaded)
-        with self.lab["switch"].entered():
-            loaded.programs["pass_all"].attach_xdp(self.lab.interface("switch:lb").index, "native")
-
     def _attach_decap(self, name: str) -> None:
         from bpfkit.core.object import load
 
         loaded = load("xdp/xdp_decap.bpf.c")
-        self._objects.append(loaded)
+        self._closables.append(loaded)
         for balancer, own in zip(BALANCER, self.addresses(name), strict=True):
-            loaded["tunnels"][packed(balancer) + packed(own)] = 1
+            loaded["tunnels"][mapped(balancer) + mapped(own)] = 1
         with self.lab[name].entered():
             loaded.programs["xdp_decap"].attach_xdp(self.lab.interface(f"{name}:eth0").index)
 
-    # -- the play
+    # -- servers and connections
 
     def start(self, name: str) -> None:
-        """A backend's server begins."""
+        """Start a backend's server."""
         self.servers[name] = Responder(self.lab[name], name)
 
     def stop(self, name: str) -> None:
-        """A backend's server dies, with its connections."""
+        """Stop a backend's server and close its connections."""
         self.servers.pop(name).close()
 
-    def talk(self, vip: str) -> Conversation:
-        """A new connection of the client's."""
-        self._sport += 1  # one of its own for each: nothing is remembered of it
+    def connect(self, vip: str) -> Conversation:
+        """A new connection from the client."""
+        self._sport += 1  # a new source port for each, so that the balancer knows no flow of it
         return Conversation(self.lab["client"], vip, self._sport)
 
     def burst(self, vips: Sequence[str], count: int) -> list[tuple[str, str, int, str]]:
-        """``count`` connections with one request to each VIP: (VIP, source, its port, who
-        answered)."""
+        """``count`` connections with one request each to each VIP.
+
+        :returns: (VIP, source address, source port, name of the backend that answered).
+        """
         seen = []
         for _ in range(count):
             for vip in vips:
                 try:
-                    talk = self.talk(vip)
+                    talk = self.connect(vip)
                 except OSError:
                     seen.append((vip, "", 0, ""))
                     continue
-                seen.append((vip, talk.source, talk.sport, talk.ask()))
+                seen.append((vip, talk.source, talk.sport, talk.request()))
                 talk.close()
         return seen
 
     def inject(self, frame: bytes, wait: float = 2.0) -> list[bytes]:
-        """Send a frame to lb past the kernel, from the switch; the frame that lb sends back."""
+        """Send a frame from the switch to lb by a packet socket; the frames that lb sends back."""
         from bpfkit.net.packets.capture import Capture
         from bpfkit.net.packets.frames import send_frames
 
@@ -324,11 +312,11 @@ class BackendLab(Closing):
             return [packet.data for packet in found]
 
     def close(self) -> None:
-        """Everything ends."""
+        """Stop the servers and remove the lab."""
         while self.servers:
             self.servers.popitem()[1].close()
-        while self._objects:
-            self._objects.pop().close()
+        while self._closables:
+            self._closables.pop().close()
         self.lab.close()
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maglev hashing: a table that says for every hash which backend has it.
+"""Maglev hashing: a table that maps every hash to a backend.
 
-Every backend has a permutation of the table's slots, made from its name alone.  Turn by turn each
-takes the first slot of its permutation that is free, until none is.  So all have the same number of
-slots (one more or less), and when one leaves or joins, the others keep nearly all of theirs: the
-table for the same backends is the same on every machine, in whatever order they are given.
+Each backend has a permutation of the table's slots, derived from its name only.  In turns, each
+takes the first free slot of its permutation until none is free.  So all have the same number of
+slots (give or take one), and when one is added or removed, the others keep nearly all of theirs.
+The table for the same backends is the same on every machine, in any order of the backends.
 
 Source: Eisenbud et al., *Maglev: A Fast and Reliable Software Network Load Balancer*, NSDI 2016.
 """
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 __all__ = ["EMPTY", "SIZES", "build", "is_prime", "shares", "unavoidable"]
 
-#: Sizes that are good for a few backends, tens and hundreds: at least a hundred slots for each.
+#: Sizes for a few, tens and hundreds of backends: at least a hundred slots for each.
 SIZES = (251, 1021, 4093, 16381, 65537)
-#: Owner of the slots where there are no backends.
+#: Value of all slots if there are no backends.
 EMPTY = 0xFFFF
 
 
 def is_prime(number: int) -> bool:
-    """Is it?  Only then is every step through the table a permutation of it."""
+    """Whether ``number`` is prime: then stepping by any amount visits every slot."""
     if number < 4:
         return number > 1
     return all(number % i for i in range(2, int(number**0.5) + 1))
 
 
 def _permutation(name: str, size: int) -> tuple[int, int]:
-    """The first slot that a backend wants, and the step to the next."""
+    """First slot of a backend's permutation, and the step to the next."""
     from hashlib import blake2b
 
     digest = blake2b(name.encode(), digest_size=16, person=b"bpfkit maglev").digest()
@@ -42,19 +42,19 @@ def _permutation(name: str, size: int) -> tuple[int, int]:
 
 
 def build(backends: Mapping[str, tuple[int, int]], size: int) -> array[int]:
-    """The table: for each slot the number of its backend; :data:`EMPTY` where there are none.
+    """The table: the backend number of each slot; :data:`EMPTY` if there are no backends.
 
-    :param backends: name -> (number, 0 to 65534; weight).  A backend takes ``weight`` slots a turn;
-        with weight 0 it gets none.
-    :param size: a prime; at least a hundred times the weights' sum for a balance of 1 %.
-    :raises ValueError: the size is no prime, or smaller than the weights' sum.
+    :param backends: name -> (number, 0 to 65534; weight).  A backend takes ``weight`` slots per
+        turn, none with weight 0.
+    :param size: a prime; at least a hundred times the sum of the weights for a balance of 1 %.
+    :raises ValueError: the size is not prime, or smaller than the sum of the weights.
     """
     wanted = sorted((name, *row) for name, row in backends.items() if row[1])
     total = sum(weight for _, _, weight in wanted)
     if not is_prime(size):
-        raise ValueError(f"{size} is no prime number")
+        raise ValueError(f"{size} is not a prime number")
     if total > size:
-        raise ValueError(f"{size} slots are too few for backends that want {total} a turn")
+        raise ValueError(f"{size} slots are too few: the weights add up to {total}")
     table = array("H", [EMPTY]) * size
     if not wanted:
         return table
@@ -82,13 +82,13 @@ def build(backends: Mapping[str, tuple[int, int]], size: int) -> array[int]:
 
 
 def shares(table: Sequence[int]) -> dict[int, int]:
-    """Number of a backend -> its slots."""
+    """Backend number -> number of its slots."""
     from collections import Counter
 
     return dict(Counter(table))
 
 
 def unavoidable(old: Sequence[int], new: Sequence[int]) -> int:
-    """Slots that no way of hashing could leave where they were: what somebody has less of now."""
+    """Slots that any hashing would have to move: the sum of the backends' losses."""
     before, now = shares(old), shares(new)
     return sum(max(0, count - now.get(owner, 0)) for owner, count in before.items())

@@ -1,23 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What xdp_lb is told on the command line: services, backends, the table's size, what is checked.
+"""Parses xdp_lb's options: services, backends, table size, health check port.
 
-All raise UsageError, with the option's name.
+Errors are UsageErrors that name the option.
 """
 
 from __future__ import annotations
 
-from bpfkit.core.errors import UsageError
+from bpfkit.core.errors import InputError, UsageError
 from bpfkit.xdp_lb.balancer import Service, parse_backend
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["parse_backends", "parse_services", "port_to_check", "refuse_own", "table_size"]
+    from bpfkit.net.links.interfaces import Interface
+
+__all__ = [
+    "check_interface",
+    "parse_backends",
+    "parse_services",
+    "port_to_check",
+    "refuse_own",
+    "table_size",
+]
 
 
 def parse_services(texts: Iterable[str]) -> list[Service]:
-    """Those of ``--vip``."""
+    """The services of ``--vip``."""
     services: list[Service] = []
     for text in texts:
         try:
@@ -28,21 +37,42 @@ def parse_services(texts: Iterable[str]) -> list[Service]:
 
 
 def parse_backends(texts: Iterable[str]) -> dict[str, int]:
-    """Address -> weight of those of ``--backend``."""
+    """Address -> weight of ``--backend``."""
     given: dict[str, int] = {}
     for text in texts:
         try:
             name, weight = parse_backend(text)
             if name in given:
-                raise ValueError("it is given twice")
+                raise ValueError("given twice")
         except ValueError as error:
             raise UsageError(f"--backend {text}: {error}") from None
         given[name] = weight
     return given
 
 
+def check_interface(interface: Interface, services: list[Service], forward: str) -> list[str]:
+    """Check that packets can go back out of ``interface``; returns warnings.
+
+    :param forward: ``ipip`` or ``l2``.
+    :raises InputError: the interface has no MAC addresses.
+    """
+    name, link = interface.name, interface.link_name
+    if link != "Ethernet":
+        raise InputError(
+            f"{name} is not an Ethernet interface ({link})",
+            why="packets are sent back by MAC address",
+        )
+    has_ipv6 = any(":" in service.address for service in services)
+    if forward == "ipip" and interface.mtu < 1280 + 40 and has_ipv6:
+        return [f"the MTU of {name}, {interface.mtu}, leaves IPv6 less than 1280"]
+    return []
+
+
 def refuse_own(services: list[Service], backends: set[str]) -> None:
-    """No service is a backend, or there twice."""
+    """Check that no service is a backend, and that none is given twice.
+
+    :raises UsageError: one is.
+    """
     for service in services:
         if service.address in backends:
             raise UsageError(
@@ -52,24 +82,24 @@ def refuse_own(services: list[Service], backends: set[str]) -> None:
         raise UsageError("a --vip is given twice")
 
 
-def port_to_check(services: list[Service], asked: int | None) -> int:
-    """Where backends are connected to: ``--health-port``, or the first TCP service."""
-    if asked == 0:
-        raise UsageError("--health-port 0 cannot be connected to")
-    if asked is not None:
-        return asked
+def port_to_check(services: list[Service], given: int | None) -> int:
+    """The port of health checks: ``--health-port``, or that of the first TCP service."""
+    if given == 0:
+        raise UsageError("--health-port 0 is not a port to connect to")
+    if given is not None:
+        return given
     for service in services:
         if service.proto == "tcp":
             return service.port
     raise UsageError(
         "--health tcp needs --health-port",
-        why="none of the services is a TCP one",
-        hint="or take --health none",
+        why="no service uses TCP",
+        hint="or use --health none",
     )
 
 
 def table_size(text: str) -> int:
-    """``--table``, for argparse."""
+    """The value of ``--table`` (argparse type)."""
     from argparse import ArgumentTypeError
 
     from bpfkit.xdp_lb.maglev import SIZES, is_prime
@@ -77,4 +107,4 @@ def table_size(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) <= SIZES[-1] and is_prime(int(text)):
         return int(text)
     sizes = ", ".join(map(str, SIZES))
-    raise ArgumentTypeError(f"{text!r} is not a prime up to {SIZES[-1]} (good ones: {sizes})")
+    raise ArgumentTypeError(f"{text!r} is not a prime up to {SIZES[-1]} (recommended: {sizes})")

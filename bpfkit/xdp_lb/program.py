@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m bpfkit.xdp_lb: a load balancer that sends packets back out where they came in.
 
-The C side is bpf_c/xdp/xdp_lb.bpf.c, the rest is in bpfkit/net/lb: maglev.py makes the table,
-balancer.py has the maps and knows what a change moves, keeper.py looks after health and the
-backends file.  The demo (play.py): one of three backends dies and comes back, while connections to
-the others go on.
+The C side is bpf_c/xdp/xdp_lb.bpf.c.  In this folder: maglev.py builds the table, balancer.py
+fills the maps and computes which flows a change moves, keeper.py checks health and reads the
+backends file.  In the demo (demo.py) one of three backends fails and comes back, while connections
+to the others stay open.
 """
 
 from __future__ import annotations
 
 import time
 
-from bpfkit.app.base import output, port, positive
-from bpfkit.app.interface import XdpApp
-from bpfkit.core.errors import InputError, UsageError
+from bpfkit.app.options import port, positive
+from bpfkit.app.signals import output
+from bpfkit.app.xdp import XdpApp
+from bpfkit.core.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,11 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from bpfkit.app.base import Row, Verdict
     from bpfkit.core.object import Object
-    from bpfkit.core.program import Program
     from bpfkit.net.links.lab import Lab
-    from bpfkit.xdp_lb.demo import LbPlay
+    from bpfkit.show.rows import Row, Verdict
+    from bpfkit.xdp_lb.demo import BalancerDemo
 
 #: enum result of the C side.
 RESULTS = (
@@ -48,9 +48,9 @@ class XdpLb(XdpApp):
     name = "xdp_lb"
     source = "xdp/xdp_lb.bpf.c"
     counters = ("flows", "packets", "bytes")
-    spot = "lb:eth0"
+    lab_device = "lb:eth0"
     knows_l2_len = False
-    play: LbPlay
+    traffic: BalancerDemo
     epilog = (
         "The VIP is an address of this host, or routed to it. A backend has it on lo, with "
         "arp_ignore=1 and arp_announce=2, answers from it (a UDP server must be bound to it), and "
@@ -71,7 +71,7 @@ class XdpLb(XdpApp):
         add("--backends", metavar="FILE", help="file with a backend a line; watched")
         text = "to a backend: IP in IP, or the same packet with its MAC address (default: ipip)"
         add("--forward", choices=("ipip", "l2"), default="ipip", help=text)
-        text = "are backends there? by TCP connections, or they are said to be (default: tcp)"
+        text = "health check: TCP connect, or none (assume up) (default: tcp)"
         add("--health", choices=("tcp", "none"), default="tcp", help=text)
         add("--health-port", metavar="P", type=port, help="default: that of the first TCP service")
         text = "seconds between checks (default: 1); for an answer, at least 1"
@@ -105,7 +105,7 @@ class XdpLb(XdpApp):
             where = "--interface" if options.interface else "--pcap"
             raise UsageError(
                 f"{where} needs --vip, and --backend or --backends",
-                why="for what, and to whom, are packets sent?",
+                why="a service and at least one backend are required",
             )
         self.services = parse_services(options.vip)
         self.given = parse_backends(options.backend or ())
@@ -127,18 +127,22 @@ class XdpLb(XdpApp):
 
     # -- life cycle
 
-    def make_lab(self) -> Lab:
-        from bpfkit.xdp_lb.demo import LbPlay
+    def build_lab(self) -> Lab:
+        from bpfkit.xdp_lb.demo import BalancerDemo
 
-        self.play = self.keep(LbPlay(self.options.forward == "ipip"))
-        return self.play.lab
+        self.traffic = self.keep(BalancerDemo(self.options.forward == "ipip"))
+        return self.traffic.lab
 
     def consts(self) -> dict[str, int]:
         """The interface's MAC address and MTU."""
         import sys
 
+        from bpfkit.xdp_lb.options import check_interface
+
         consts = {"slots": self.options.table, "encap": int(self.options.forward == "ipip")}
         if self.options.pcap is None:
+            for remark in check_interface(self.interface, self.services, self.options.forward):
+                self.note(remark)
             mac = bytes.fromhex(self.interface.lladdr().replace(":", ""))
             consts["lladdr"] = int.from_bytes(mac + bytes(2), sys.byteorder)
             consts["mtu"] = self.interface.mtu
@@ -147,20 +151,8 @@ class XdpLb(XdpApp):
     def load_options(self) -> dict[str, Any]:
         return {"max_entries": {"flows": self.options.flows}}
 
-    def enter(self) -> None:
-        super().enter()
-        name, link = self.interface.name, self.interface.link_name
-        if link != "Ethernet":
-            raise InputError(
-                f"{name} is no Ethernet interface ({link})", why="packets go back by MAC addresses"
-            )
-        if self.options.forward == "ipip" and self.interface.mtu < 1280 + 40:
-            six = any(":" in service.address for service in self.services)
-            if six:
-                self.note(f"the MTU of {name}, {self.interface.mtu}, leaves IPv6 less than 1280")
-
     def prepare(self, loaded: Object) -> None:
-        """Services and backends; a first look at these, so that nobody dead gets a packet."""
+        """Services and backends; the first health check, so that no packet goes to a dead one."""
         from threading import Lock
 
         from bpfkit.xdp_lb.balancer import Balancer, read_backends
@@ -176,8 +168,8 @@ class XdpLb(XdpApp):
             self.balancer.add_service(service)
         if options.pcap is not None:
             more = read_backends(options.backends) if options.backends else {}
-            for backend in self.balancer.want({**more, **self.given}):
-                backend.ill, backend.mac = "", bytes(6)  # no wire, no neighbours
+            for backend in self.balancer.set_backends({**more, **self.given}):
+                backend.down_reason, backend.mac = "", bytes(6)  # no wire, no neighbours
             self.balancer.apply()
             return
         keeper = Keeper(
@@ -195,19 +187,15 @@ class XdpLb(XdpApp):
         )
         self.keeper = self.keep(keeper)
         keeper.start()
+        self.check_regularly(self._check_keeper)
 
-    def attach(self, program: Program) -> None:
-        super().attach(program)
-        self._say_changes()
-
-    def look(self) -> None:
-        super().look()
+    def _check_keeper(self) -> None:
         self._say_changes()
         if self.keeper.error is not None:
             raise self.keeper.error
 
     def _say_changes(self) -> None:
-        """What the keeper has to tell; by the main thread, so that lines stay whole."""
+        """Print the keeper's changes; in the main thread, so that lines are not mixed."""
         from bpfkit.xdp_lb.keeper import change_words
 
         while self.changes:
@@ -216,16 +204,15 @@ class XdpLb(XdpApp):
                 self.note(row)
                 continue
             if self.options.json:
-                from bpfkit.show.jsonl import json_lines
+                from bpfkit.show.rows import json_rows
 
-                stamp = {"ts": round(time.time(), 6), "round": max(self.round, 0)}
-                output(json_lines([{**stamp, **row}]))
+                output(json_rows([row], max(self.round, 0)))
             self.note(change_words(row))
 
     # -- figures
 
     def rows(self) -> list[Row]:
-        """A row per backend, and what became of all packets."""
+        """A row per backend, then packets by result."""
         self.round += 1
         self._say_changes()
         with self.lock:
@@ -242,21 +229,23 @@ class XdpLb(XdpApp):
         return [*super().lines([row for row in rows if "summary" not in row]), *self.notes(rows)]
 
     def notes(self, rows: list[Row]) -> list[str]:
-        """The summary in a line; in the demo, what became of the connections that stay open."""
+        """The summary in a line; in the demo, the requests lost on connections that stay open."""
         sums = next((row for row in rows if "summary" in row), {})
         words = [f"{word.replace('_', ' ')} {sums[word]}" for word in RESULTS if sums.get(word)]
         notes = ["packets: " + (", ".join(words) or "none")] if sums else []
-        if self.lab is not None and self.play.lost:
-            others, lost = self.play.others, max(self.play.lost.values())
+        if self.place.has_lab and self.traffic.lost:
+            others, lost = self.traffic.others, max(self.traffic.lost.values())
             notes.append(f"{others} open connections to others than b2, {lost} requests lost")
         return notes
 
     # -- demo
 
     def demo(self) -> None:
-        """The whole play, with time to look at each state of it."""
+        """A backend fails and comes back; without ``--check``, with a pause in each state."""
         check, interval = self.options.check, self.options.interval
-        self.play.perform(self.balancer, self.lock, lambda: None if check else time.sleep(interval))
+        self.traffic.perform(
+            self.balancer, self.lock, lambda: None if check else time.sleep(interval)
+        )
 
     def verify(self) -> Iterable[Verdict]:
-        return self.play.verdicts(self.balancer, lambda: self.results()["told_too_big"])
+        return self.traffic.verdicts(self.balancer, lambda: self.results()["told_too_big"])

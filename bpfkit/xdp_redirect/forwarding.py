@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is the kernel of a namespace a router, and how much has it forwarded?
+"""Whether the kernel forwards packets, and how many it has forwarded.
 
-Everything is as the calling thread's network namespace sees it.
+Everything is read in the calling thread's network namespace.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["forwarded", "not_forwarding"]
 
 
 def forwarded() -> int:
-    """Packets that the kernel has forwarded, IPv4 and IPv6."""
+    """Number of packets that the kernel has forwarded, IPv4 and IPv6."""
     total = 0
     with open("/proc/thread-self/net/snmp") as file:
         titles, figures = [line.split() for line in file if line.startswith("Ip:")]
@@ -28,7 +28,7 @@ def forwarded() -> int:
 
 
 def not_forwarding(names: Iterable[str]) -> list[tuple[str, str, str]]:
-    """(IP version, interface, sysctl) of what is not forwarded from these interfaces."""
+    """(IP version, interface, sysctl) where forwarding is disabled, of these interfaces."""
     found = []
     each = list(names)
     for family, word in (("ipv4", "IPv4"), ("ipv6", "IPv6")):

@@ -12,19 +12,21 @@ forward by itself reach each other.
 
 from __future__ import annotations
 
-from bpfkit.core.errors import InputError, UsageError, errno_text
-from bpfkit.xdp_redirect.ports import SKIPPED, PortApp
+from bpfkit.app.xdp import XdpApp
+from bpfkit.core.errors import BpfkitError, UsageError, errno_text
+from bpfkit.xdp_redirect.ports import SKIPPED, Losses, Ports, check_ports, tracepoint_consts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-    from bpfkit.app.base import Row, Verdict
+    from bpfkit.core.attach.link import Link
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
-    from bpfkit.net.links.lab import Lab
-    from bpfkit.xdp_redirect.demo import RedirectPlay
+    from bpfkit.net.links.interfaces import Interface
+    from bpfkit.show.rows import Row, Verdict
+    from bpfkit.xdp_redirect.demo import RedirectDemo
 
 #: --how -> source, device map.
 HOW = {
@@ -38,6 +40,7 @@ _FIB = (
     "NO_SRC_ADDR"
 ).split()
 _FLOODED = 17
+_LO = 1  # ifindex of lo, in every namespace
 #: enum result -> what became of the frame, and why.
 _RESULTS = {number: ("XDP_PASS", f"BPF_FIB_LKUP_RET_{name}") for number, name in enumerate(_FIB)}
 _RESULTS |= {
@@ -59,13 +62,13 @@ _LOST = {0: "no room", SKIPPED: "left out of broadcasts"}
 _DEMO_VLANS = {"switch": ["p3=untagged,20"]}
 
 
-class XdpRedirect(PortApp):
+class XdpRedirect(XdpApp):
     """Forwards past the kernel, as a wire, switch, hub or router between interfaces."""
 
     name = "xdp_redirect"
     source = "xdp/xdp_redirect.bpf.c"
     counters = ("packets", "bytes", "lost")
-    play: RedirectPlay
+    knows_l2_len = False
     epilog = (
         "A port receives nothing of what is redirected. VLAN tags must be in the frames: ethtool "
         "-K DEV rxvlan off. --pcap: as if all frames came in by one port. Wire and hub redirect "
@@ -73,11 +76,17 @@ class XdpRedirect(PortApp):
         "every address, and takes every destination MAC address for its own: XDP_REDIRECT is what "
         "can be forwarded, XDP_PASS what is left to the kernel."
     )
+    ports: Ports
+    losses: Losses
+    egress: Object
+    traffic: RedirectDemo
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
         super().add_options(parser)
         add = parser.add_argument
+        text = "another port; repeat for more"
+        add("--to", metavar="IF", action="append", default=[], help=text)
         text = "patch: a wire between each two ports; switch, hub, router (default: switch)"
         add("--how", choices=HOW, default="switch", help=text)
         text = "VLAN ids that may leave by a port, `untagged` among them (default: all)"
@@ -88,8 +97,9 @@ class XdpRedirect(PortApp):
 
         super().check_options()
         options = self.options
+        check_ports(options)
         self.source, self.device_map = HOW[options.how]
-        self.keys_are_ports = options.how != "patch"
+        self.ports = Ports(paired=options.how == "patch")
         if options.how == "patch" and len(options.to) % 2 == 0 and options.to:
             raise UsageError(
                 f"--how patch with {len(options.to) + 1} ports",
@@ -99,70 +109,140 @@ class XdpRedirect(PortApp):
             options.vlan = _DEMO_VLANS.get(options.how, []) if options.pcap is None else []
         self.members = dict(map(parse_vlans, options.vlan))
 
-    def consts(self) -> dict[str, int]:
-        how = self.options.how
-        return {"learns": int(how == "switch")} if how in ("switch", "hub") else {}
+    # -- ports
 
-    def make_lab(self) -> Lab:
-        from bpfkit.xdp_redirect.demo import redirect_lab
-
-        return redirect_lab(self.options.how, live=self.options.pcap is None)
-
-    def fill(self, loaded: Object, behind: Program) -> None:
-        """A wire's entries are crossed; a hash has each port under its own number."""
-        from bpfkit.xdp_redirect.vlans import vlan_bits
-
-        for name, vlans in self.members.items():
-            port = next((port for port in self.ports if port.name == name), None)
-            if port is None:
-                known = ", ".join(one.name for one in self.ports)
-                raise InputError(f"--vlan: no port {name!r}", why=f"there are {known}")
-            self.egress["members"][port.index] = vlan_bits(vlans)
-        if self.options.how != "patch":
-            super().fill(loaded, behind)
+    def enter(self) -> None:
+        """Find the ports: the given ones, or those of the lab's middle."""
+        options = self.options
+        if options.interface is None:
+            self._enter_lab()
             return
-        for slot in range(len(self.ports)):
-            other = self.ports[slot ^ 1 if len(self.ports) > 1 else 0]
-            loaded["wires"][slot] = (other.index, behind)
+        self.enter_place()
+        for name in (options.interface, *options.to):
+            self.ports.add_checked(name)
+        self.interface = self.ports[0]
+        veths = self.ports.veths()
+        if options.mode == "auto" and veths:
+            options.mode = "generic"
+            self.note(
+                f"{', '.join(veths)}: veth, so generic XDP; --mode native needs an XDP program on "
+                "the other ends, and `ethtool -K DEV tx off` there"
+            )
 
-    def enter_capture(self) -> None:
-        """A router needs routes."""
-        if self.options.how == "router":
-            self.enter_lab()
-        else:
-            super().enter_capture()
+    def _enter_lab(self) -> None:
+        """Enter the middle of a star; the ends of its cables are the ports."""
+        from bpfkit.xdp_redirect.demo import redirect_lab
+        from bpfkit.xdp_redirect.star import peers_pass
+
+        live = self.options.pcap is None
+        self.place.use_lab(self.keep(redirect_lab(self.options.how, live=live)))
+        if live:
+            self.keep(peers_pass(self.lab))
+        self.enter_namespace(self.lab["middle"].dup())
+        for name in self.lab.devices["middle"]:
+            if name != "lo":
+                self.ports.add(name)
+        self.interface = self.ports[0]
+
+    def describe_target(self) -> str:
+        return self.place.describe(str(self.ports))
 
     def setup(self) -> None:
         super().setup()
-        if self.options.how == "router":  # bpf_fib_lookup() wants the kernel to be one
+        if self.options.how == "router":  # bpf_fib_lookup() works only where the kernel forwards
             from bpfkit.xdp_redirect.forwarding import not_forwarding
 
             for version, name, key in not_forwarding(port.name for port in self.ports):
                 self.note(f"{version} is not forwarded from {name}: sysctl -w {key}=1")
-        if self.lab is not None:
-            from bpfkit.xdp_redirect.demo import RedirectPlay
+        if self.place.has_lab:
+            from bpfkit.xdp_redirect.demo import RedirectDemo
 
-            self.play = RedirectPlay(self.lab, self.options.how)
+            self.traffic = RedirectDemo(self.lab, self.options.how)
+            self.for_check(self.traffic.made)
+            self.for_check(self.traffic.sent)
 
-    def left(self) -> list[str]:
-        names = super().left()
-        if self.options.how != "patch":
-            return names
-        order = list(self.names.values())
-        return [name for name in names if order[order.index(name) ^ 1] in names]
+    def consts(self) -> dict[str, int]:
+        how = self.options.how
+        return {"learns": int(how == "switch")} if how in ("switch", "hub") else {}
 
-    def flooded(self) -> dict[int, int]:
+    def prepare(self, loaded: Object) -> None:
+        """Fill the maps with the ports, their VLANs and the program on the device map's entries."""
+        from bpfkit import load
+        from bpfkit.xdp_redirect.vlans import vlan_bits
+
+        cache = not self.options.no_cache
+        self.egress = self.keep(load("xdp/xdp_redirect_egress.bpf.c", cache=cache))
+        behind = self.egress.programs["xdp_redirect_egress"]
+        for name, vlans in self.members.items():
+            self.egress["members"][self.ports.find(name).index] = vlan_bits(vlans)
+        for slot, port in enumerate(self.ports):
+            if self.options.how == "patch":  # by number of the port, to the other end of its wire
+                loaded["wires"][slot] = (self.ports.peer(slot).index, behind)
+            else:
+                loaded[self.device_map][port.index] = (port.index, behind)
+        for slot, port in enumerate(self.ports):
+            mac = bytes.fromhex(port.lladdr().replace(":", ""))
+            loaded["ports"][port.index] = {"slot": slot, "mac": {"byte": mac}, "any_mac": 0}
+
+    def runner(self) -> Callable[[bytes, int], int]:
+        """As if the frames came in by lo of a namespace of its own; nothing is sent."""
+        if self.options.how == "router":  # which needs routes
+            self._enter_lab()
+        else:
+            self.enter_namespace(self.place.new_namespace("capture"))
+            self.interface = self.ports.add("lo")
+        run = super().runner()
+        self._count_losses(None)
+        self.ports.names[_LO] = "capture"
+        self.object["ports"][_LO] = {"slot": 0, "mac": {}, "any_mac": 1}
+        return run
+
+    def attach_program(self, program: Program) -> list[tuple[Interface, Link]]:
+        """The tracepoints first, then all ports."""
+        keys_are_ports = self.options.how != "patch"
+        lost = self.count_losses(
+            "xdp/xdp_redirect_lost.bpf.c",
+            lambda: tracepoint_consts(
+                self.object[self.device_map].id, keys_are_ports=keys_are_ports
+            ),
+        )
+        self._count_losses(lost)
+        attached = [(port, *self.attach_to(port, program)) for port in self.ports]
+        self.mode = " and ".join(dict.fromkeys(mode for _, _, mode in attached))
+        return [(port, link) for port, link, _ in attached]
+
+    def _count_losses(self, lost: Object | None) -> None:
+        self.losses = Losses(self.ports, self.egress, lost, self._flooded, self.note)
+
+    def start_watch(self) -> None:
+        self.watch.report_as("port", self._port_removed)
+        for port in self.ports:
+            self.watch.add(port)
+        self.check_regularly(self.losses.check)
+
+    def _port_removed(self, port: Interface) -> None:
+        # The kernel removed it from the device map.
+        self.object["ports"].pop(port.index, None)
+        rest = self.ports.remove(port)
+        if not rest:
+            raise BpfkitError(
+                f"interface {port.name} was removed",
+                why="no two ports are left to redirect between",
+            )
+        self.note(f"interface {port.name} was removed, going on with {', '.join(rest)}")
+
+    def _flooded(self) -> dict[int, int]:
         sums = self.object["results"].sums()
         return {key.ifindex: row.packets for key, row in sums if key.result == _FLOODED}
 
     # -- figures
 
     def rows(self) -> list[Row]:
-        """By port and direction: what became of what came in, what left, what was lost."""
+        """By port and direction: frames received by result, frames sent, frames lost."""
         rows: list[tuple[str, int, Row]] = []
 
         def add(index: int, way: str, action: str, result: str, *figures: int) -> None:
-            port = self.names.get(index, str(index))
+            port = self.ports.names.get(index, str(index))
             row: Row = {"port": port, "direction": way, "action": action, "result": result}
             row.update(zip(self.counters, figures, strict=True))
             rows.append((port, way == "out", row))
@@ -170,12 +250,12 @@ class XdpRedirect(PortApp):
         for key, sums in self.object["results"].sums():
             action, text = _RESULTS.get(key.result) or _unknown(key.result)
             add(key.ifindex, "in", action, text, sums.packets, sums.bytes, 0)
-        for key, sums in self.egress["departed"].sums():
+        for key, sums in self.losses.departed():
             action, text = (
                 ("XDP_DROP", "VLAN not of this port") if key.what else ("XDP_PASS", "sent")
             )
             add(key.ifindex, "out", action, text, sums.packets, sums.bytes, 0)
-        for index, came_in, number, frames in self.lost():
+        for index, came_in, number, frames in self.losses.counts():
             word = _LOST.get(number) or errno_text(number).partition(" ")[0]
             add(index, "in" if came_in else "out", "lost", word, 0, 0, frames)
         rows.sort(key=lambda row: (row[0], row[1], row[2]["action"], row[2]["result"]))
@@ -184,11 +264,11 @@ class XdpRedirect(PortApp):
     # -- demo
 
     def demo(self) -> None:
-        """Hosts talk, and frames made by hand cross: tagged, broadcast, for the router."""
-        self.play.perform()
+        """Hosts talk; crafted frames cross: tagged, broadcast, addressed to the router."""
+        self.traffic.perform()
 
     def verify(self) -> Iterable[Verdict]:
-        return self.play.verdicts(self.rows, len(self.ports), self.detach)
+        return self.traffic.verdicts(self.rows, len(self.ports), self.detach)
 
 
 def _unknown(result: int) -> tuple[str, str]:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who gets what in a :func:`bpfkit.net.links.lab.star_lab`: captures at all hosts during traffic.
+"""Traffic in a :func:`bpfkit.net.links.lab.star_lab`, captured at every host.
 
 ::
 
     with Star(lab) as star:
-        star.talk("h1", "h2")
-        star.send("h1", frame, {"h2", "h3"})     # frame: with a payload that no other one has
+        star.exchange("h1", "h2")
+        star.send("h1", frame, {"h2", "h3"})     # frame: with a unique payload
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import time
 from bpfkit.core.closing import Closing
 from bpfkit.net.packets.capture import Capture
 from bpfkit.net.packets.frames import send_frames
-from bpfkit.net.traffic.report import ping, tcp, udp
+from bpfkit.net.traffic.ping import ping
+from bpfkit.net.traffic.tcp import tcp
+from bpfkit.net.traffic.udp import udp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,33 +30,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Star", "addresses", "peers_pass"]
 
-_GRACE = 0.05  # seconds for what should not arrive
+_GRACE = 0.05  # seconds to wait for frames that must not arrive
 
 
 def addresses(lab: Lab, host: str) -> list[str]:
-    """A host's addresses, IPv4 and IPv6, without prefix length."""
+    """The addresses of a host, IPv4 and IPv6, without prefix length."""
     return [address.partition("/")[0] for address in lab.devices[host]["eth0"].addresses]
 
 
 def peers_pass(lab: Lab) -> Program:
-    """XDP_PASS at each host's end of its cable: a veth takes native redirects only then.
+    """Attach XDP_PASS to every host's device, so that middle's ports take redirected frames.
 
-    :returns: the program, to be closed.
+    :returns: the program, to be closed by the caller.
     """
-    from bpfkit.core.kernel.asm import assemble, exit_, mov, r0
-    from bpfkit.core.program import Program
+    from bpfkit.net.links.peers import attach_pass
 
-    code = assemble(mov(r0, 2), exit_())
-    program = Program.from_insns("XDP", code, name="pass", expected_attach_type=37)
-    for name, ns in lab.namespaces.items():
-        if name != "middle":
-            with ns.entered():
-                program.attach_xdp(lab.interface(f"{name}:eth0").index)
-    return program
+    return attach_pass(lab, [f"{name}:eth0" for name in lab if name != "middle"])
 
 
 class Star(Closing):
-    """Captures of what arrives at each host, from now on."""
+    """Captures incoming frames at each host, from its creation on."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -69,7 +64,7 @@ class Star(Closing):
             self.close()
             raise
 
-    def talk(self, a: str, b: str, timeout: float = 2.0) -> list[Report]:
+    def exchange(self, a: str, b: str, timeout: float = 2.0) -> list[Report]:
         """Ping, TCP and UDP from ``a`` to ``b``, IPv4 and IPv6."""
         made: list[Report] = []
         ns = self.lab[a]
@@ -80,32 +75,32 @@ class Star(Closing):
         return made
 
     @staticmethod
-    def mark() -> bytes:
-        """A payload that no other frame has."""
+    def new_mark() -> bytes:
+        """A unique payload."""
         return b"bpfkit " + os.urandom(12).hex().encode()
 
     def send(
         self, by: str, frame: bytes, mark: bytes, expected: Iterable[str], timeout: float = 2.0
     ) -> dict[str, bytes]:
-        """Send ``frame``, which has ``mark`` in it, from a host; where it arrives, and how.
+        """Send ``frame``, which contains ``mark``, from a host; host -> the frame as it arrived.
 
-        :param expected: waits until it has arrived at these, or ``timeout`` seconds, and a moment
-            more for the others.
+        :param expected: wait until it has arrived at these hosts, for up to ``timeout`` seconds,
+            and then a moment for the others.
         """
         waiting = set(expected)
         send_frames("eth0", [frame], ns=self.lab[by])
         end = time.monotonic() + timeout
         found: dict[str, bytes] = {}
         while waiting - set(found) and time.monotonic() < end:
-            found = self.got(mark, len(frame))
+            found = self.arrivals(mark, len(frame))
             time.sleep(0.002)
         time.sleep(_GRACE)
-        return self.got(mark, len(frame))
+        return self.arrivals(mark, len(frame))
 
-    def got(self, mark: bytes, size: int) -> dict[str, bytes]:
-        """The hosts at which a frame of ``size`` bytes with ``mark`` arrived, and the frame.
+    def arrivals(self, mark: bytes, size: int) -> dict[str, bytes]:
+        """Host -> frame of ``size`` bytes with ``mark`` that arrived there.
 
-        Errors that quote it are longer.
+        ICMP errors quote the frame, but are longer.
         """
         found = {}
         for host, capture in self.captures.items():
@@ -114,8 +109,8 @@ class Star(Closing):
                     found[host] = packet.data
         return found
 
-    def overheard(self, by: str, a: str, b: str) -> int:
-        """How many frames between the addresses of ``a`` and ``b`` have arrived at ``by``."""
+    def count_overheard(self, by: str, a: str, b: str) -> int:
+        """Number of frames between the MAC addresses of ``a`` and ``b`` that arrived at ``by``."""
         ends = {self._mac(a), self._mac(b)}
         packets = self.captures[by].packets
         return sum({p.data[:6], p.data[6:12]} == ends for p in packets)
@@ -124,6 +119,6 @@ class Star(Closing):
         return bytes.fromhex(self.lab.lladdr(f"{host}:eth0").replace(":", ""))
 
     def close(self) -> None:
-        """End the captures."""
+        """Close the captures."""
         for capture in self.captures.values():
             capture.close()

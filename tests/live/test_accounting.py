@@ -22,7 +22,7 @@ import pytest
 from running import Running, run
 
 from bpfkit.net.links.lab import pair_lab
-from bpfkit.net.traffic.report import tcp
+from bpfkit.net.traffic.tcp import tcp
 
 PACKETS = 1_000_000
 # 128 bytes of each packet hold every header of this traffic.

@@ -112,7 +112,7 @@ def test_tools_show_each_state(how: str, mode: str) -> None:
             assert (" xdpgeneric " in link) == ("xdp" in state and mode == "generic")
             filters = lab["host"].check_output("tc filter show dev c0 egress".split())
             assert ("tc_drop_tcp" in filters) == ("tc" in state and how == "clsact")
-            assert scene.ask(state) == {probe: expected(state, probe) for probe in PROBES}
+            assert scene.probe_all(state) == {probe: expected(state, probe) for probe in PROBES}
         assert cable.mode == mode
         # The verdicts are not always good: what is there is not what "none" says.
         cable.switch("xdp")
@@ -132,7 +132,7 @@ def test_tcpdump_sees_what_captured_says(tmp_path: Path) -> None:
                 text=True,
             )
             assert dump.stderr is not None and "listening on" in dump.stderr.readline()
-            found = scene.ask(state)
+            found = scene.probe_all(state)
             time.sleep(0.3)
             dump.send_signal(signal.SIGINT)
             dump.communicate(timeout=30)
@@ -214,11 +214,11 @@ def test_cable_of_a_real_container(somebody: Somebody) -> None:
 def test_what_cannot_be_asked_is_left_out_with_a_reason(somebody: Somebody) -> None:
     done = run("container_lab", "--json", *somebody.options(), "--outside", "10.8.0.2:1")
     found = rows(done)
-    assert "left out container-outside-tcp: it is not answered without any program" in done.stderr
+    assert "left out container-outside-tcp: not answered without the programs either" in done.stderr
     assert len(found) == 30
     done = run("container_lab", "--json", "--ipv6", *somebody.options())
     assert len(rows(done)) == 25
-    assert "left out container-outside-ping: no address outside was named" in done.stderr
+    assert "left out container-outside-ping: no outside address was given" in done.stderr
 
 
 def test_what_is_on_the_cable_stays(somebody: Somebody) -> None:
@@ -237,7 +237,7 @@ def test_what_is_on_the_cable_stays(somebody: Somebody) -> None:
         with next(iter(xdp.programs.values())).attach_xdp(index):
             done = run("container_lab", *somebody.options())
             assert done.returncode == 1
-            assert "there is program" in done.stderr and "xdp_drop_icmp" in done.stderr
+            assert "already attached: program" in done.stderr and "xdp_drop_icmp" in done.stderr
             assert f"of process {os.getpid()}" in done.stderr
     assert "clsact" not in somebody.tc("qdisc", "show", "dev", "veth7")
 
@@ -259,7 +259,7 @@ def test_second_copy_and_kill(somebody: Somebody) -> None:
     with at_work(somebody, "-c", "9", state="xdp+tc") as first:
         second = run("container_lab", *somebody.options())
         assert second.returncode == 1
-        assert f"process {first.process.pid} does already" in second.stderr
+        assert f"process {first.process.pid} is using it" in second.stderr
         children = _children(first.process.pid)
         assert children or not shutil.which("nginx", path="/usr/sbin:/usr/bin")
     deadline = time.monotonic() + 10
@@ -300,9 +300,9 @@ def test_no_container(somebody: Somebody) -> None:
     own = f"/proc/{os.getpid()}/fd/"
     for options, said in (
         (["--container", str(2**22 + 1)], "no such process"),
-        (["--container", str(os.getpid())], "is in the host's own network namespace"),
+        (["--container", str(os.getpid())], "is in the host's network namespace"),
         (["--container", pid], "is in another network namespace"),
-        (["--container", f"{own}{alone.fd}"], "nothing but lo"),
+        (["--container", f"{own}{alone.fd}"], "no device but lo"),
         (["--container", f"{own}{flat['box'].fd}"], "br0 of the container"),
         (["--container", f"{own}{flat['box'].fd}"], "it is a bridge"),
         (["--outside", "10.8.0.2:80"], "--outside needs --container"),

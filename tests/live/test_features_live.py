@@ -12,11 +12,14 @@ import sys
 
 import pytest
 
-from bpfkit.core.features import programs as features
-from bpfkit.core.features.programs import INCONCLUSIVE, NOT_SUPPORTED, WORKS, Feature
+from bpfkit.core import features
+from bpfkit.core.features import INCONCLUSIVE, NOT_SUPPORTED, WORKS, Feature
+from bpfkit.core.features.environment import environment
+from bpfkit.core.features.privileges import RETURN_0
 from bpfkit.core.kernel import syscall
 from bpfkit.core.kernel.constants import MAP_TYPES, PROG_TYPES
 from bpfkit.core.types.btf import FUNC, Btf
+from bpfkit.core.types.btf_writer import tiny_btf
 
 needs_bpftool = pytest.mark.skipif(not shutil.which("bpftool"), reason="no bpftool")
 
@@ -107,9 +110,7 @@ def test_kernel_policy_is_told_from_missing_privilege(programs: dict[str, Featur
     """EPERM with all capabilities: fentry, LSM and EXT on kernels that patch no text."""
     try:
         btf_id = Btf.vmlinux().find("bpf_fentry_test1", FUNC)
-        fd = syscall.prog_load(
-            26, features._RETURN_0, expected_attach_type=24, attach_btf_id=btf_id or 0
-        )
+        fd = syscall.prog_load(26, RETURN_0, expected_attach_type=24, attach_btf_id=btf_id or 0)
     except OSError as error:
         refused = error.errno == 1
     else:
@@ -184,7 +185,7 @@ def test_bpftool_knows_all_that_work() -> None:
 
 
 def test_environment() -> None:
-    found = {feature.name: feature for feature in features.environment()}
+    found = {feature.name: feature for feature in environment()}
     assert found["kernel"].value == os.uname().release
     assert found["privileges"].state == WORKS
     assert (found["btf"].state == WORKS) == os.path.exists("/sys/kernel/btf/vmlinux")
@@ -201,10 +202,17 @@ def test_environment() -> None:
 CLONE_NEWNS = 0x00020000
 
 
+_IMPORTS = """
+import json
+from bpfkit.core import features
+from bpfkit.core.features.environment import environment
+"""
+
+
 def in_a_child(code: str, *wrapper: str) -> dict[str, object]:
     """Run Python in a process of its own; it prints one JSON object."""
     done = subprocess.run(
-        [*wrapper, sys.executable, "-c", f"import json\nfrom bpfkit.core import features\n{code}"],
+        [*wrapper, sys.executable, "-c", f"{_IMPORTS}\n{code}"],
         capture_output=True,
         text=True,
         timeout=60,
@@ -217,7 +225,7 @@ def in_a_child(code: str, *wrapper: str) -> dict[str, object]:
 PROBE = (
     "print(json.dumps({f.name: [f.state, f.why] for f in"
     " [*features.program_types(['xdp', 'lirc_mode2', 'tracing']), *features.map_types(['hash']),"
-    " *features.environment()]}))"
+    " *environment()]}))"
 )
 
 
@@ -260,7 +268,7 @@ def test_mounts_are_found_where_they_are() -> None:
         "assert libc.mount(None, b'/', None, 0x44000, None) == 0\n"  # private, recursively
         "d = tempfile.mkdtemp(prefix='bpfkit a b')\n"
         "ok = libc.mount(b'tracefs', d.encode(), b'tracefs', 0, None) == 0\n"
-        "f = {f.name: f for f in features.environment()}['tracefs']\n"
+        "f = {f.name: f for f in environment()}['tracefs']\n"
         "t = features.probe_program_type('tracepoint')\n"
         "found = features.tracefs()\n"
         "libc.umount2(d.encode(), 2); os.rmdir(d)\n"
@@ -300,19 +308,19 @@ def test_nothing_is_left_behind() -> None:
         return found
 
     before, held = inventory(), objects()
-    features.program_types(), features.map_types(), features.environment()
+    features.program_types(), features.map_types(), environment()
     features.helper_functions("xdp")
     assert inventory() == before
     # others may be loading things at the same time: ours would be named by what we made
     for kind, number in objects() - held:
         if kind == "prog":
             fd = syscall.prog_get_fd_by_id(number)
-            assert syscall.prog_info(fd)["xlated_prog_len"] != len(features._RETURN_0)
+            assert syscall.prog_info(fd)["xlated_prog_len"] != len(RETURN_0)
             os.close(fd)
 
 
 def test_btf_builder_is_what_the_parser_reads() -> None:
-    blob, main, callback = features.tiny_btf()
+    blob, main, callback = tiny_btf()
     btf = Btf(blob)
     assert btf.find("main", FUNC) == main and btf.find("callback", FUNC) == callback
     os.close(syscall.btf_load(blob))

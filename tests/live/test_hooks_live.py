@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 from running import run
 
-from bpfkit.hooks.probes import PacketPath, expected
+from bpfkit.hooks.journey import expected
+from bpfkit.hooks.probes import PacketPath
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +82,8 @@ def test_json_rows_of_a_drop() -> None:
 def test_text_explains_the_drop() -> None:
     done = run("hooks", "--drop-at", "tc_egress@router", "--ipv6")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "right: the tap on the way out comes behind tc_egress, so tcpdump misses" in done.stdout
-    assert "left: the tap on the way in comes before tc_egress" in done.stdout
+    assert "right: the tap on the way out is after tc_egress, so tcpdump misses" in done.stdout
+    assert "left: the tap on the way in is before tc_egress" in done.stdout
     assert "the application on server did not get it" in done.stdout
 
 
@@ -97,7 +98,7 @@ def test_text_answers_what_tcpdump_misses() -> None:
     ]
     assert [match.groups() for match in found if match] == [
         ("xdp_native", "router:left", "before", "tap_in", "did not see it"),
-        ("tc_ingress", "router:left", "behind", "tap_in", "saw it"),
+        ("tc_ingress", "router:left", "after", "tap_in", "saw it"),
         ("tc_egress", "router:right", "before", "tap_out", "did not see it"),
     ]
 
@@ -108,7 +109,7 @@ def test_text_answers_what_tcpdump_misses() -> None:
         (["--drop-at", "nowhere"], "no hook 'nowhere'"),
         (["--drop-at", "tap_in"], "only gets a copy"),
         (["--drop-at", "input@moon"], "no place 'moon'"),
-        (["--drop-at", "sk_lookup", "--proto", "icmp"], "does not meet sk_lookup"),
+        (["--drop-at", "sk_lookup", "--proto", "icmp"], "does not pass sk_lookup"),
         (["--vlan", "4095"], "not a VLAN id"),
         (["--no-demo"], "nothing to observe"),
     ],

@@ -5,24 +5,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import sys
 import venv
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from running import run_elsewhere
+
+from bpfkit.commands.catalog import programs
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("bpfkit", "bpf_c", "pyproject.toml", "README.md")
-OFFLINE = (
-    "Could not find a version",
-    "No matching distribution",
-    "Failed to establish",
-    "Retrying",
-)
-
 LIBRARY = """
 import sys
 import bpfkit
@@ -57,10 +49,7 @@ with bpfkit.load(source, cache=False) as loaded:
 def run(
     argv: list[str | os.PathLike[str]], where: Path, timeout: float = 60, **environ: str
 ) -> subprocess.CompletedProcess[str]:
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environ
-    return subprocess.run(
-        argv, cwd=where, env=env, capture_output=True, text=True, timeout=timeout, check=False
-    )
+    return run_elsewhere(argv, where, timeout, environ)
 
 
 @pytest.fixture(scope="module")
@@ -69,33 +58,6 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("bare")
     venv.create(place, with_pip=False, symlinks=True)
     return place / "bin" / "python"
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A virtual environment with bpfkit installed into it, from a copy of the sources."""
-    place = tmp_path_factory.mktemp("installed")
-    tree = place / "tree"
-    tree.mkdir()
-    for name in SOURCES:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, tree / name)
-    for licence in ROOT.glob("LICENSE*"):
-        shutil.copy(licence, tree)
-    python = place / "venv" / "bin" / "python"
-    done = run([sys.executable, "-m", "venv", place / "venv"], place)
-    if done.returncode:
-        pytest.skip(f"no virtual environments here: {done.stdout.strip()[-200:]}")
-    done = run([python, "-m", "pip", "install", "-q", "--retries", "1", tree], place, timeout=120)
-    if done.returncode and any(text in done.stderr for text in OFFLINE):
-        pytest.skip("the package index is not reachable")
-    assert done.returncode == 0, done.stderr
-    shutil.rmtree(tree)
-    yield python
-    shutil.rmtree(place)
 
 
 def test_the_library_in_a_python_that_has_nothing(bare: Path, tmp_path: Path) -> None:
@@ -114,7 +76,7 @@ def test_an_installed_bpfkit_lists_its_programs(installed: Path, tmp_path: Path)
     done = run([installed, "-m", "bpfkit", "list", "--json"], tmp_path)
     assert done.returncode == 0, done.stderr
     names = {json.loads(line)["name"] for line in done.stdout.splitlines()}
-    assert {"sock_example", "sockex1", "sockex2", "sockex3", "truncate", "fanout"} <= names
+    assert names == {cls.name for cls in programs()}
     command = installed.parent / "bpfkit"
     assert run([command, "list", "--json"], tmp_path).stdout == done.stdout
 

@@ -18,7 +18,8 @@ from bpfkit.net.links.lab import Lab, bridge_lab, loopback_lab, pair_lab, router
 from bpfkit.net.links.netns import NetNS
 from bpfkit.net.links.offloads import get_offloads, set_offloads
 from bpfkit.net.packets.capture import Capture
-from bpfkit.net.traffic.report import ping, tcp
+from bpfkit.net.traffic.ping import ping
+from bpfkit.net.traffic.tcp import tcp
 
 pytest.importorskip("pyroute2", reason="pyroute2 is not installed")
 
@@ -254,7 +255,7 @@ import sys
 sys.modules["pyroute2"] = None
 from bpfkit.core.errors import UnsupportedError
 from bpfkit.net.links.lab import loopback_lab, pair_lab
-from bpfkit.net.traffic.report import ping
+from bpfkit.net.traffic.ping import ping
 with loopback_lab() as lab:
     assert ping("::1", ns=lab["host"]).received == 1
 try:
@@ -284,7 +285,7 @@ def test_cheap_imports() -> None:
     code = """
 import sys
 import bpfkit.net.links.netns, bpfkit.net.links.interfaces, bpfkit.net.packets.packet_socket
-import bpfkit.net.packets.pcap, bpfkit.net.traffic.report
+import bpfkit.net.packets.pcap, bpfkit.net.traffic.mixed
 print(" ".join(sys.modules))
 """
     out = subprocess.run(

@@ -24,7 +24,9 @@ from bpfkit.net.links.netns import NetNS
 from bpfkit.net.packets.capture import Capture
 from bpfkit.net.packets.packet_socket import Fanout, Packet, PacketSocket
 from bpfkit.net.packets.pcap import PcapReader, to_ethernet
-from bpfkit.net.traffic.report import ping, tcp, udp
+from bpfkit.net.traffic.ping import ping
+from bpfkit.net.traffic.tcp import tcp
+from bpfkit.net.traffic.udp import udp
 
 ROOT = Path(__file__).resolve().parents[2]
 

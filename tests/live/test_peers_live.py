@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 from running import Running, on_server, path_of
 
-from bpfkit.core.features.programs import NOT_SUPPORTED, probe_program_type
+from bpfkit.core.features import NOT_SUPPORTED, probe_program_type
 from bpfkit.net.links.lab import Lab, pair_lab, router_lab
 from bpfkit.net.links.netns import NetNS
+from bpfkit.net.traffic.ping import ping
 from bpfkit.net.traffic.probes import Listener
-from bpfkit.net.traffic.report import ping, udp
+from bpfkit.net.traffic.udp import udp
 
 COUNT = 3
 

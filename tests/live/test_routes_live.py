@@ -18,7 +18,8 @@ from bpfkit.core.records import reap
 from bpfkit.net.attach.route import attach_route
 from bpfkit.net.links.lab import pair_lab, router_lab
 from bpfkit.net.packets.capture import Capture
-from bpfkit.net.traffic.report import ping, udp
+from bpfkit.net.traffic.ping import ping
+from bpfkit.net.traffic.udp import udp
 
 pytest.importorskip("pyroute2", reason="pyroute2 is not installed")
 PROGRAMS = [

@@ -16,8 +16,8 @@ from bpfkit.core.errors import BpfkitError, InputError
 from bpfkit.net.links.lab import Lab, star_lab
 from bpfkit.net.links.offloads import driver
 from bpfkit.net.packets.frames import BROADCAST, send_frames, udp_frame
-from bpfkit.net.traffic.probes import hop, path_mtu
-from bpfkit.net.traffic.report import ping
+from bpfkit.net.traffic.ping import ping
+from bpfkit.xdp_redirect.path import hop, path_mtu
 from bpfkit.xdp_redirect.star import Star, addresses, peers_pass
 
 A, B = "02:00:00:00:00:01", "02:00:00:00:00:02"
@@ -97,15 +97,15 @@ def test_who_gets_a_frame() -> None:
         lab.bridge("middle:br0", ["middle:p1", "middle:p2", "middle:p3"])
         lab.ready()
         with Star(lab) as star:
-            mark = star.mark()
+            mark = star.new_mark()
             frame = udp_frame(BROADCAST, A, "10.77.0.1", "10.77.0.255", mark)
             got = star.send("h1", frame, mark, {"h2", "h3"})
             assert got == {"h2": frame, "h3": frame}
-            reports = star.talk("h1", "h2")
+            reports = star.exchange("h1", "h2")
             assert len(reports) == 6 and all(report.packets for report in reports)
-            assert star.overheard("h2", "h1", "h2") > 20
-            assert star.overheard("h3", "h1", "h2") == 0
-            other = star.mark()
+            assert star.count_overheard("h2", "h1", "h2") > 20
+            assert star.count_overheard("h3", "h1", "h2") == 0
+            other = star.new_mark()
             assert star.send("h1", frame, other, ()) == {}, "its payload is another one"
     with star_lab(2) as lab, pytest.raises(BpfkitError, match="cannot send a frame"):
         send_frames("eth0", [b"short"], ns=lab["h1"])

@@ -14,7 +14,11 @@ from bpfkit.core.errors import BpfkitError, InputError
 from bpfkit.net.links.lab import Lab, pair_lab
 from bpfkit.net.links.netns import NetNS
 from bpfkit.net.packets.capture import Capture
-from bpfkit.net.traffic.report import Traffic, mixed, ping, tcp, tcp_info, udp
+from bpfkit.net.traffic.background import Traffic
+from bpfkit.net.traffic.mixed import mixed
+from bpfkit.net.traffic.ping import ping
+from bpfkit.net.traffic.tcp import tcp, tcp_info
+from bpfkit.net.traffic.udp import udp
 
 HOSTS = ["10.77.0.2", "fd77::2"]
 

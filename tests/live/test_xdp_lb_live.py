@@ -67,8 +67,8 @@ def test_backends_change_while_it_runs(play: BackendLab, tmp_path: Path) -> None
     path.write_text(f"{B1}\n{B2}\n")
     with running(play, *VIPS, "--backends", str(path)) as program:
         assert set(who(play)) == {"b1", "b2"}
-        talks = [play.talk(vip) for vip in (VIP4, VIP6) * 6]
-        firsts = [talk.ask() for talk in talks]
+        talks = [play.connect(vip) for vip in (VIP4, VIP6) * 6]
+        firsts = [talk.request() for talk in talks]
         assert set(firsts) == {"b1", "b2"}
 
         path.write_text(f"{B1}\n{B2}\n{B3} weight=2 # twice as much\n")
@@ -76,7 +76,7 @@ def test_backends_change_while_it_runs(play: BackendLab, tmp_path: Path) -> None
         assert row["backends"] == 3 and row["moved_flows"] == 0 and row["flows"] >= 12
         assert row["ideal_slots"] <= row["moved_slots"] < 1.2 * row["ideal_slots"]
         assert "b3" in who(play)
-        assert [talk.ask() for talk in talks] == firsts
+        assert [talk.request() for talk in talks] == firsts
 
         path.write_text(f"{B1}\n{B2}\nnonsense\n")
         assert program.wait_for("backends:3", 10)
@@ -85,12 +85,14 @@ def test_backends_change_while_it_runs(play: BackendLab, tmp_path: Path) -> None
         path.write_text(f"{B1} weight=0\n{B2}\n{B3}\n")
         change(program, f"{B1} drained")
         assert set(who(play)) == {"b2", "b3"}
-        assert [talk.ask() for talk in talks] == firsts, "a drained backend keeps its connections"
+        assert [talk.request() for talk in talks] == firsts, (
+            "a drained backend keeps its connections"
+        )
 
         path.write_text(f"{B2}\n{B3}\n")
         row = change(program, f"{B1} removed")
         assert row["moved_flows"] >= firsts.count("b1") > 0
-        still = [t.ask() for t, first in zip(talks, firsts, strict=True) if first == "b2"]
+        still = [t.request() for t, first in zip(talks, firsts, strict=True) if first == "b2"]
         assert still == ["b2"] * firsts.count("b2")
         rows = program.row(lambda row: row.get("summary") is True)
         assert rows["sent"] > 0 and rows["dropped_no_backend"] == 0
@@ -138,8 +140,8 @@ def test_curl_ping_and_the_path_mtu_of_replies(play: BackendLab) -> None:
         play.lab["switch"].check_output(["ip", "link", "set", "left", "mtu", "1300"])
         try:
             for vip in (VIP4, VIP6):
-                talk = play.talk(vip)
-                assert talk.ask(size=100_000).startswith("b")
+                talk = play.connect(vip)
+                assert talk.request(size=100_000).startswith("b")
                 talk.close()
         finally:
             play.lab["switch"].check_output(["ip", "link", "set", "left", "mtu", "1500"])

@@ -22,8 +22,8 @@ import bpfkit
 from bpfkit.core.errors import UnsupportedError
 from bpfkit.core.object import Object
 from bpfkit.net.links.lab import Lab, pair_lab
+from bpfkit.net.traffic.ping import ping
 from bpfkit.net.traffic.probes import Listener, tcp_answers
-from bpfkit.net.traffic.report import ping
 
 PROGRAMS = ["xdp_drop_world", "xdp_drop_icmp", "xdp_drop_tcp", "tc_drop_tcp"]
 
@@ -93,7 +93,7 @@ def test_another_program_is_named_and_replaced(lab: Lab) -> None:
         with on_server("xdp_drop_icmp", lab, "--replace") as second:
             assert "XDP native" in second.said
             status, _, errors = first.wait()
-            assert status == 1 and "taken off" in errors
+            assert status == 1 and "was detached from" in errors
             assert second.end()[0] == 0
 
 

@@ -17,8 +17,9 @@ from bpfkit.core.cpus import online
 from bpfkit.net.links.lab import Lab, pair_lab, star_lab
 from bpfkit.net.packets.capture import Capture
 from bpfkit.net.packets.frames import BROADCAST, send_frames
+from bpfkit.net.traffic.ping import ping
 from bpfkit.net.traffic.probes import Listener
-from bpfkit.net.traffic.report import ping, tcp
+from bpfkit.net.traffic.tcp import tcp
 from bpfkit.xdp_redirect.star import peers_pass
 
 PORTS = ["-i", "p1", "--to", "p2", "--to", "p3"]
@@ -190,7 +191,7 @@ BAD = [
     (["-i", "p1", "--to", "lo"], "lo cannot be a port"),
     (["-i", "p1", "--to", "p2", "--to", "p3", "--how", "patch"], "two ends"),
     (["-i", "p1", "--to", "p2", "--vlan", "p3=1"], "no port 'p3': there are p1, p2"),
-    (["-i", "p1", "--to", "p2", "--vlan", "p1=4095"], "'4095' is no VLAN id"),
+    (["-i", "p1", "--to", "p2", "--vlan", "p1=4095"], "'4095' is neither a VLAN id"),
     (["-i", "p1", "--to", "p2", "--vlan", "p1"], "PORT=ID"),
     (["-i", "p1", "--to", "p2", "--check"], "--check makes a lab of its own"),
 ]
@@ -295,7 +296,12 @@ def test_cpumap_counts_what_its_queues_lose(pair: Lab) -> None:
 
 @pytest.mark.parametrize(
     ("cpus", "text"),
-    [("4000", "no CPU 4000: online are 0"), ("x", "no CPU"), ("1-0", "no range"), ("", "no CPU")],
+    [
+        ("4000", "no CPU 4000: these are online: 0"),
+        ("x", "no CPU"),
+        ("1-0", "no range"),
+        ("", "no CPU"),
+    ],
 )
 def test_cpumap_bad_cpus(cpus: str, text: str) -> None:
     done = run("xdp_cpumap", "--cpus", cpus)

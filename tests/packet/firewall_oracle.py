@@ -10,7 +10,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import NamedTuple
 
-from headers_oracle import EXTENSIONS, MAX_EXTS, REACH, VLAN, network
+from headers_oracle import EXTENSIONS, MAX_EXTS, REACH, VLAN, behind_ah, network
 
 PORT_PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "dccp": 33, "udplite": 136}
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "gre": 47, "esp": 50, "ipv6-icmp": 58, "ospfigp": 89}
@@ -50,8 +50,15 @@ def _ipv4(frame: bytes, at: int) -> Facts:
     total = int.from_bytes(head[2:4], "big")
     end = min(len(frame), at + total) if total else len(frame)
     later = int.from_bytes(head[6:8], "big") & 0x1FFF
-    port = None if later else _port(frame, at + (head[0] & 15) * 4, end, head[9])
-    return Facts(head[12:16], at + 12, head[9], port, True)
+    source, kind, behind = at + 12, head[9], at + (head[0] & 15) * 4
+    if not later:
+        reached = behind_ah(frame, kind, behind, end)
+        if isinstance(reached, str):
+            more = bool(head[6] & 0x20)
+            return Facts(head[12:16], source, undecided=reached == "deep" or more)
+        kind, behind = reached
+    port = None if later else _port(frame, behind, end, kind)
+    return Facts(head[12:16], source, kind, port, True)
 
 
 def _ipv6(frame: bytes, at: int) -> Facts:

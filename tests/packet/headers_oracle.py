@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the XDP and tc programs must find in a frame, told independently, two ways.
 
-:func:`look` reads bytes in plain Python by the rules of ``bpf_c/include/bpfkit/direct.h``;
+:func:`look` reads bytes in plain Python by the rules of ``bpf_c/include/bpfkit/headers.h``;
 :func:`built` makes a frame with scapy and knows what it is because it chose it.
 """
 
@@ -50,7 +50,7 @@ def look(frame: bytes, tags_max: int = MAX_TAGS, exts_max: int = MAX_EXTS) -> Fo
     if kind in VLAN:
         return Found(deep=True)
     if kind == 0x0800:
-        return _ipv4(frame, at)
+        return _ipv4(frame, at, exts_max)
     return _ipv6(frame, at, exts_max) if kind == 0x86DD else Found()
 
 
@@ -71,15 +71,35 @@ def _first(frame: bytes, at: int, end: int) -> int | None:
     return frame[at] if at < end else None
 
 
-def _ipv4(frame: bytes, at: int) -> Found:
+def _ipv4(frame: bytes, at: int, exts_max: int) -> Found:
     head = frame[at : at + 20]
     if len(head) < 20 or head[0] >> 4 != 4 or head[0] & 15 < 5:
         return Found()
     total = int.from_bytes(head[2:4], "big")
     end = min(len(frame), at + total) if total else len(frame)
     later = bool(int.from_bytes(head[6:8], "big") & 0x1FFF)
-    first = _first(frame, at + (head[0] & 15) * 4, end)
-    return Found(4, head[9], later, first=first, dscp=head[1] >> 2)
+    kind, at = head[9], at + (head[0] & 15) * 4
+    if not later:
+        reached = behind_ah(frame, kind, at, end, exts_max)
+        if isinstance(reached, str):
+            return Found(deep=reached == "deep")
+        kind, at = reached
+    return Found(4, kind, later, first=_first(frame, at, end), dscp=head[1] >> 2)
+
+
+def behind_ah(
+    frame: bytes, kind: int, at: int, end: int, exts_max: int = MAX_EXTS
+) -> tuple[int, int] | str:
+    """Protocol and place behind IPv4's authentication headers; "cut" or "deep" without them."""
+    for _ in range(exts_max):
+        if kind != 51:
+            break
+        if at > REACH:
+            return "deep"
+        if at + 8 > end or not frame[at + 1] or at + (frame[at + 1] + 2) * 4 > end:
+            return "cut"
+        kind, at = frame[at], at + (frame[at + 1] + 2) * 4
+    return "deep" if kind == 51 else (kind, at)
 
 
 def _ipv6(frame: bytes, at: int, exts_max: int) -> Found:

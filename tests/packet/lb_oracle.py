@@ -12,10 +12,10 @@ import ipaddress
 import struct
 from typing import NamedTuple
 
-from headers_oracle import EXTENSIONS, VLAN
+from headers_oracle import EXTENSIONS, VLAN, behind_ah
 
 PASS, TX, DROP = 2, 3, 1
-MAX_TAGS, MAX_EXTS = 2, 8
+MAX_TAGS, MAX_EXTS = 2, 32
 PORTS = (6, 17, 33, 132, 136)
 ADDRESS = {4: 4, 6: 16}
 
@@ -52,7 +52,13 @@ def _find4(frame: bytes, at: int) -> Here | None:
     limit = min(len(frame), at + total) if total else len(frame)
     payload = at + 4 * (frame[at] & 15)
     offset = bits & 0x1FFF
-    return Here(4, frame[at + 9], at, payload, limit, bool(bits & 0x3FFF), bool(offset))
+    kind = frame[at + 9]
+    if not offset:
+        reached = behind_ah(frame, kind, payload, limit, MAX_EXTS)
+        if isinstance(reached, str):
+            return None
+        kind, payload = reached
+    return Here(4, kind, at, payload, limit, bool(bits & 0x3FFF), bool(offset))
 
 
 def _find6(frame: bytes, network: int) -> Here | None:

@@ -108,7 +108,7 @@ class _Reader:
                 end = min(end, at + length)
             self.named(head[9])
             if not int.from_bytes(head[6:8], "big") & 0x1FFF:
-                self.payload(4, head[9], at + (head[0] & 15) * 4, end)
+                self.behind_ah(head[9], at + (head[0] & 15) * 4, end)
             return
         self.enter(head[8:24], head[24:40])
         length = int.from_bytes(head[4:6], "big")
@@ -129,6 +129,18 @@ class _Reader:
                 return
             at, kind = at + size, ext[0]
         self.payload(6, kind, at, end)
+
+    def behind_ah(self, kind: int, at: int, end: int) -> None:
+        """IPv4's one extension header, which may stand there more than once."""
+        while kind == 51:
+            ext = self.take(at, 8, end)
+            size = (ext[1] + 2) * 4
+            if not ext[1]:
+                raise _Cut
+            self.take(at, size, end)
+            at, kind = at + size, ext[0]
+            self.named(kind)
+        self.payload(4, kind, at, end)
 
     def named(self, proto: int) -> None:
         assert self.flow is not None

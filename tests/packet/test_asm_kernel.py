@@ -250,7 +250,7 @@ def test_text_is_bpftools() -> None:
 
 def test_callback_distance() -> None:
     """ld_func counts from where the kernel counts: the callback's func_info offset matches."""
-    from bpfkit.core.features.programs import tiny_btf  # BTF with one int(void *) function
+    from bpfkit.core.types.btf_writer import tiny_btf  # BTF with one int(void *) function
 
     code = assemble(
         mov(r1, 4),

@@ -36,8 +36,9 @@ from corpus import (
 from headers_oracle import EXTENSIONS, VLAN, drops_icmp, drops_tcp, look
 
 import bpfkit
-from bpfkit.app.base import parser_of
-from bpfkit.app.interface import HookApp, TcApp
+from bpfkit.app.interface import InterfaceApp
+from bpfkit.app.options import parser_of
+from bpfkit.app.tc import TcApp
 from bpfkit.core.object import Object
 from bpfkit.tc_classifier import TcClassifier
 from bpfkit.tc_drop_tcp import TcDropTcp
@@ -105,8 +106,8 @@ def afxdp_kind(frame: bytes) -> int:
 
 
 def traffic_class(frame: bytes) -> tuple[int, int]:
-    """(protocol, DSCP) as tc_classifier has it: it looks through four tags and eight headers."""
-    found = look(frame, 4, 8)
+    """(protocol, DSCP) as tc_classifier has it: it looks through four tags and 32 headers."""
+    found = look(frame, 4)
     return (found.proto, found.dscp) if found.family else (NO_PROTO, 0)
 
 
@@ -222,24 +223,24 @@ def test_no_wrong_verdict_on_the_corpus_every_prefix_of_it_and_200000_random_fra
 
 
 @contextlib.contextmanager
-def judged(cls: type[HookApp], path: Path, *args: str) -> Iterator[Object]:
+def judged(cls: type[InterfaceApp], path: Path, *args: str) -> Iterator[Object]:
     """``--pcap`` in this process, to look into the maps afterwards."""
     app = cls(parser_of(cls).parse_args(["--pcap", str(path), "--json", *args]))
     try:
         app.check_options()
         with contextlib.redirect_stdout(io.StringIO()):
-            app.judge(str(path))
+            app.run_capture(str(path))
         yield app.object
     finally:
         app.close()
 
 
-def as_run(cls: type[HookApp], frame: bytes) -> bytes:
-    """The frame as a packet run can have it, see HookApp.frame_of()."""
+def as_run(cls: type[InterfaceApp], frame: bytes) -> bytes:
+    """The frame as a packet run can have it, see InterfaceApp.frame_of()."""
     return cls.frame_of(cls.__new__(cls), frame)
 
 
-def length(cls: type[HookApp], frame: bytes) -> int:
+def length(cls: type[InterfaceApp], frame: bytes) -> int:
     """Bytes of it."""
     return len(as_run(cls, frame))
 
@@ -254,7 +255,7 @@ def part(capture: Capture) -> Iterator[Capture]:
     path.unlink()
 
 
-COUNTERS: list[tuple[type[HookApp], str, Callable[[bytes], int]]] = [
+COUNTERS: list[tuple[type[InterfaceApp], str, Callable[[bytes], int]]] = [
     (XdpDropWorld, "dropped", lambda _: 0),
     (XdpDropIcmp, "types", icmp_row),
     (XdpDropTcp, "rows", tcp_row),
@@ -265,7 +266,7 @@ COUNTERS: list[tuple[type[HookApp], str, Callable[[bytes], int]]] = [
 
 @pytest.mark.parametrize(("cls", "table", "row"), COUNTERS, ids=[c[0].name for c in COUNTERS])
 def test_every_packet_and_byte_is_counted_once_and_in_its_row(
-    part: Capture, cls: type[HookApp], table: str, row: Callable[[bytes], int]
+    part: Capture, cls: type[InterfaceApp], table: str, row: Callable[[bytes], int]
 ) -> None:
     wanted: dict[int, tuple[int, int]] = {}
     for frame in part.frames:
@@ -349,7 +350,7 @@ def owns(made: Object) -> None:
 class Case(NamedTuple):
     """A program; the verdict that a frame must get, and the row that it must be counted in."""
 
-    cls: type[HookApp]
+    cls: type[InterfaceApp]
     verdict: Callable[[bytes], int]
     table: str
     row: Callable[[bytes], Any]
@@ -400,7 +401,7 @@ def test_no_read_past_the_packet_whatever_lies_in_memory_behind_its_end(case: Ca
 
 @pytest.mark.parametrize("cls", [XdpDropTcp, XdpDropIcmp, TcDropTcp, TcClassifier])
 def test_what_follows_the_ip_packet_in_the_frame_is_no_part_of_it(
-    cls: type[HookApp], tmp_path: Path
+    cls: type[InterfaceApp], tmp_path: Path
 ) -> None:
     """Frames whose IP length ends where they do: padding, whatever is in it, changes nothing."""
     whole = [frame for frame in frames() if ends_with_its_packet(frame)]

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import bpfkit
-from bpfkit.hooks.probes import HOOKS, PORT, Sighting
+from bpfkit.hooks.journey import HOOKS, Sighting
+from bpfkit.hooks.probes import PORT
 
 scapy = pytest.importorskip("scapy.all", reason="scapy is not installed")
 

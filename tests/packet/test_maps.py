@@ -30,10 +30,12 @@ from btftools import (
     movi,
 )
 
+from bpfkit.core.cpus import possible_cpus
 from bpfkit.core.errors import MapError, UnsupportedError
 from bpfkit.core.kernel import syscall as sc
-from bpfkit.core.maps.base import EXIST, NOEXIST, Map, MapFullError, PerCpuValue, possible_cpus
+from bpfkit.core.maps.base import EXIST, NOEXIST, Map, MapFullError
 from bpfkit.core.maps.buffers import UserRingFullError
+from bpfkit.core.maps.percpu import PerCpuValue
 from bpfkit.core.types import btf as B
 from bpfkit.core.types.btf import Btf
 from bpfkit.core.types.layout import int_layout, struct_layout
@@ -503,7 +505,7 @@ def test_sockets() -> None:
                     m[1] = fresh
             with new(kind, value=4, entries=4) as m:
                 m[1] = a
-                with pytest.raises(MapError, match="socket cookies 8"):
+                with pytest.raises(MapError, match="socket cookies have 8"):
                     m[1]
                 m.clear()
 

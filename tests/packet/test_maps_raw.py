@@ -36,7 +36,7 @@ def test_update_raw(kind: str, step: int) -> None:
         assert m[key] == (5 if kind != "percpu_hash" else (5,) * (width // 8))
         m.update_raw(b"", b"")
         for wrong in ((keys[:-1], values), (keys, values[:-1])):
-            with pytest.raises(ValueError, match="do not go together"):
+            with pytest.raises(ValueError, match="do not match in number"):
                 m.update_raw(*wrong)
 
 

@@ -22,8 +22,7 @@ from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
 import bpfkit
-from bpfkit.core.cpus import online
-from bpfkit.core.maps.base import possible_cpus
+from bpfkit.core.cpus import online, possible_cpus
 from bpfkit.core.object import Object
 
 RANDOM = 200_000

@@ -20,7 +20,7 @@ from scapy.packet import Packet, Raw
 
 import bpfkit
 from bpfkit.core.kernel.syscall import TestRun
-from bpfkit.xdp_lb.balancer import packed
+from bpfkit.net.packets.addresses import mapped
 
 TUNNELS = [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")]
 OUTER4, OUTER6 = IP(src="192.0.2.1", dst="192.0.2.2"), IPv6(src="2001:db8::1", dst="2001:db8::2")
@@ -33,7 +33,7 @@ class Loaded:
     def __init__(self) -> None:
         self.object = bpfkit.load("xdp/xdp_decap.bpf.c")
         for balancer, own in TUNNELS:
-            self.object["tunnels"][packed(balancer) + packed(own)] = 1
+            self.object["tunnels"][mapped(balancer) + mapped(own)] = 1
         self._run = TestRun(self.object.programs["xdp_decap"].fd, 4096, 4096)
         self._in = memoryview(self._run.data_in).cast("B")
         self._out = memoryview(self._run.data_out).cast("B")  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ from scapy.packet import Packet, Raw
 from scapy.utils import wrpcap
 
 import bpfkit
-from bpfkit.app.interface import HookApp
+from bpfkit.app.interface import InterfaceApp
 from bpfkit.core.program import Program
 from bpfkit.tc_drop_tcp import TcDropTcp
 from bpfkit.xdp_drop_icmp import XdpDropIcmp
@@ -44,7 +44,7 @@ DROP = {XdpDropTcp: 1, XdpDropIcmp: 1, XdpDropWorld: 1, TcDropTcp: 2}
 class Loaded:
     """A program and whether it drops a frame."""
 
-    def __init__(self, cls: type[HookApp], **consts: int) -> None:
+    def __init__(self, cls: type[InterfaceApp], **consts: int) -> None:
         self.cls = cls
         self.object = bpfkit.load(cls.source, consts=consts)
         self.program: Program = next(iter(self.object.programs.values()))

@@ -371,7 +371,7 @@ def test_no_packet_gets_in_while_lists_are_replaced(front: str) -> None:
                 new = [text for text in more if text not in always][:5]
                 wall.add(*new)
                 for text in new:
-                    if parse_rule(text).what not in always:
+                    if parse_rule(text).match not in always:
                         wall.delete(text)
     finally:
         ended.set()

@@ -64,9 +64,9 @@ class Loaded:
         self._out = memoryview(self._run.data_out).cast("B")  # type: ignore[arg-type]
 
     def want(self, wanted: dict[str, int]) -> dict[str, int]:
-        for one in self.balancer.want(wanted):
+        for one in self.balancer.set_backends(wanted):
             one.source, one.mac = BACKENDS[one.address]
-            one.ill = ""
+            one.down_reason = ""
         return self.balancer.apply()
 
     def __call__(self, frame: bytes) -> tuple[int, bytes]:
@@ -375,12 +375,12 @@ def test_a_change_that_cannot_be_changes_nothing(fresh: Loaded) -> None:
     before = list(fresh.balancer.table)
     for wanted in ({VIP4: 1}, {f"10.1.{i >> 8}.{i & 255}": 1 for i in range(1025)}):
         with pytest.raises(InputError):
-            fresh.balancer.want(wanted)
+            fresh.balancer.set_backends(wanted)
         fresh.balancer.apply()
         assert list(fresh.balancer.table) == before
     small = Loaded(size=251)
     with pytest.raises(InputError, match="too few"):
-        small.balancer.want({f"10.1.0.{i}": 2 for i in range(1, 200)})
+        small.balancer.set_backends({f"10.1.0.{i}": 2 for i in range(1, 200)})
     small.object.close()
 
 

@@ -22,7 +22,8 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from bpfkit.xdp_afxdp.answers import answer, packed
+from bpfkit.net.packets.addresses import packed
+from bpfkit.xdp_afxdp.answers import answer
 
 MAC, ASKER = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
 OURS4, OURS6 = "192.0.2.55", "2001:db8::55"

@@ -13,11 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from bpfkit.app import lifecycle
+from bpfkit.app.base import App
+
 ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = '''
 import os, sys, time
-from bpfkit.app.base import App, main, positive
+from bpfkit.app.base import App
+from bpfkit.app.lifecycle import main
+from bpfkit.app.options import positive
 from bpfkit.core.errors import *
 
 WHAT = os.environ.get("WHAT", "")
@@ -60,7 +65,7 @@ class Fake(App):
         if WHAT == "log":
             raise VerifierError("rejected", why="because", log="line 1\\nline 2")
 
-    def where(self):
+    def describe_target(self):
         return "nowhere"
 
     def demo(self):
@@ -68,7 +73,7 @@ class Fake(App):
         if WHAT == "demo-fails" and self.calls == 2:
             raise BpfkitError("no answer to the ping")
 
-    def look(self):
+    def check_target(self):
         if WHAT == "vanishes" and self.calls >= 1:
             raise BpfkitError("interface x0 was removed")
 
@@ -372,7 +377,7 @@ def test_missing_privilege_is_77_and_named(program: Path) -> None:
             "import os, sys\n"
             f"sys.path.insert(0, {str(ROOT)!r})\n"
             f"text = open({str(program)!r}).read()\n"
-            "import bpfkit.app.base, argparse, gettext\n"
+            "import bpfkit.app.base, bpfkit.app.lifecycle, gettext\n"
             "os.setresuid(65534, 65534, 65534)\n"
             "exec(text)\n"
         )
@@ -393,9 +398,9 @@ def test_start_up_imports_nothing_heavy() -> None:
     heavy = "dataclasses typing pathlib subprocess hashlib json socket ipaddress inspect logging"
     heavy += " tempfile shutil numpy rich pyroute2 bcc"
     script = (
-        "import sys; import bpfkit.app.base, bpfkit.app.tap\n"
-        "from bpfkit.app.base import parser_of\n"
-        "from bpfkit.app.tap import SocketApp; parser_of(SocketApp).parse_args([])\n"
+        "import sys; import bpfkit.app.base, bpfkit.app.lifecycle, bpfkit.app.tap\n"
+        "from bpfkit.app.options import parser_of\n"
+        "from bpfkit.app.tap import TapApp; parser_of(TapApp).parse_args([])\n"
         f"print(*[name for name in {heavy.split()!r} if name in sys.modules])"
     )
     done = subprocess.run(
@@ -407,3 +412,36 @@ def test_start_up_imports_nothing_heavy() -> None:
         check=True,
     )
     assert done.stdout.strip() == ""
+
+
+class Remembers(App):
+    """A demo that keeps what verify() reads."""
+
+    name = "remembers"
+    demo_rounds = 4
+
+    def setup(self) -> None:
+        self.made: list[int] = self.for_check([])
+        self.most = 0
+
+    def demo(self) -> None:
+        self.made.append(1)
+        self.most = max(self.most, len(self.made))
+
+    def verify(self) -> list[tuple[bool, str]]:
+        return [(len(self.made) == 2, f"{len(self.made)} rounds are remembered")]
+
+    def close(self) -> None:
+        super().close()
+        print("most", self.most)
+
+
+def test_a_demo_forgets_each_round_unless_it_is_checked(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A demo that runs for days must not grow."""
+    monkeypatch.setattr(lifecycle, "_require", lambda names: None)
+    assert lifecycle.main(Remembers, ["-c", "4", "-t", "0.05"]) == 0
+    assert "most 1\n" in capfd.readouterr().out
+    assert lifecycle.main(Remembers, ["--check"]) == 0
+    assert "most 2\n" in capfd.readouterr().out

@@ -187,7 +187,7 @@ def test_labels() -> None:
         "r0 = 0",
         "exit",
     ]
-    text = code.listing().splitlines()
+    text = listing(code, code.labels).splitlines()
     assert text[0] == "top:"
     assert "if r1 != 0x1 goto pc+7" in text[1] and text[1].endswith("; end")
     assert text[7:9] == ["end:", "finish:"]

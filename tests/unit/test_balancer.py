@@ -95,7 +95,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read"):
         read_backends(str(path))
     path.write_bytes(b"\xff\xfe\0")
-    with pytest.raises(InputError, match="not text"):
+    with pytest.raises(InputError, match="not a text file"):
         read_backends(str(path))
 
 
@@ -127,15 +127,15 @@ def test_usage(arguments: list[str], words: str) -> None:
 
 def test_health_changes_after_answers_in_a_row() -> None:
     health = Health(rise=2, fall=3)
-    assert health.learn({"a": "", "b": "refused"}) == ["a", "b"], "the first counts at once"
-    assert health.well("a") and not health.well("b") and not health.well("c")
+    assert health.update({"a": "", "b": "refused"}) == ["a", "b"], "the first counts at once"
+    assert health.is_up("a") and not health.is_up("b") and not health.is_up("c")
     answers = ["x", "x", "", "x", "x", "x", "", "x", "", ""]
-    changes = [bool(health.learn({"a": why, "b": "refused"})) for why in answers]
+    changes = [bool(health.update({"a": why, "b": "refused"})) for why in answers]
     assert changes == [False] * 5 + [True] + [False] * 3 + [True]
     assert health.why == {"a": "", "b": "refused"}
-    health.learn({"b": ""})
+    health.update({"b": ""})
     assert "a" not in health.why, "who is not asked is forgotten"
-    assert health.learn({"a": "late", "b": ""}) == ["a", "b"]
+    assert health.update({"a": "late", "b": ""}) == ["a", "b"]
 
 
 def test_connections_to_all_at_once() -> None:
@@ -149,12 +149,12 @@ def test_connections_to_all_at_once() -> None:
 
 def test_states_of_a_backend() -> None:
     one = Backend("10.0.0.2", 1, 0, 1)
-    assert one.wanted_state == 0 and "not looked at" in one.words
-    one.ill = ""
-    assert one.wanted_state == 0 and "MAC" in one.words
+    assert one.target_state == 0 and "not checked" in one.state_text
+    one.down_reason = ""
+    assert one.target_state == 0 and "MAC" in one.state_text
     one.mac = bytes(5) + b"\1"
-    assert one.wanted_state == 1
+    assert one.target_state == 1
     one.weight = 0
-    assert one.wanted_state == 2
-    one.ill = "no answer"
-    assert one.wanted_state == 0
+    assert one.target_state == 2
+    one.down_reason = "no answer"
+    assert one.target_state == 0

@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
-from bpfkit.core.features import programs as features
-from bpfkit.core.features.programs import INCONCLUSIVE, NOT_SUPPORTED, WORKS
+from bpfkit.core import features
+from bpfkit.core.features import INCONCLUSIVE, NOT_SUPPORTED, WORKS, privileges, system
+from bpfkit.core.features import environment as env
+from bpfkit.core.features.environment import environment
 from bpfkit.core.kernel import syscall
+from bpfkit.core.kernel.capabilities import CAPABILITIES
 
-ALL = frozenset(f"CAP_{name}" for name in features.CAPABILITIES)
+ALL = frozenset(f"CAP_{name}" for name in CAPABILITIES)
 
 
 @pytest.fixture
@@ -47,12 +50,12 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(syscall, "btf_load", lambda *a: answer(0))
         for name in ("raw_tracepoint_open", "perf_event_open", "link_create"):
             monkeypatch.setattr(syscall, name, lambda *a, **k: answer(0))
-        monkeypatch.setattr(features, "capabilities", lambda: caps)
-        monkeypatch.setattr(features, "kernel_config", lambda: config or {})
-        monkeypatch.setattr(features, "_config_path", lambda: "x" if config else "")
-        monkeypatch.setattr(features, "_release", lambda: release)
+        monkeypatch.setattr(privileges, "capabilities", lambda: caps)
+        monkeypatch.setattr(system, "kernel_config", lambda: config or {})
+        monkeypatch.setattr(system, "config_path", lambda: "x" if config else "")
+        monkeypatch.setattr(system, "release", lambda: release)
         if files is not None:
-            monkeypatch.setattr(features, "_read", files.get)
+            monkeypatch.setattr(system, "read", files.get)
 
     return pretend
 
@@ -210,7 +213,7 @@ def test_environment_elsewhere(
     }
     kernel(0, caps=frozenset({"CAP_BPF"}), files=files)
     monkeypatch.setattr(os.path, "isdir", lambda path: False)
-    found = {feature.name: feature for feature in features.environment()}
+    found = {feature.name: feature for feature in environment()}
     assert found["bpffs"].value == "/mnt/with space"
     assert "/mnt/tab\tback\\" in found["bpffs"].why
     assert found["tracefs"].why == "this kernel has no tracefs: CONFIG_TRACING"
@@ -227,14 +230,14 @@ def test_environment_elsewhere(
     monkeypatch.setattr(os.path, "isdir", lambda path: path == "/sys/kernel/debug/tracing/events")
     assert features.tracefs() == "/sys/kernel/debug/tracing"
     files["/sys/kernel/security/lockdown"] = "none integrity [confidentiality]"
-    found = {feature.name: feature for feature in features.environment()}
+    found = {feature.name: feature for feature in environment()}
     assert found["lockdown"].state == NOT_SUPPORTED
 
 
 def test_environment_without_proc_and_bpf(kernel: Callable[..., None]) -> None:
     """Nothing can be read and nothing made: every answer says so, none is an exception."""
     kernel(errno.EPERM, maps=errno.EPERM, caps=frozenset(), files={})
-    found = {feature.name: feature for feature in features.environment()}
+    found = {feature.name: feature for feature in environment()}
     for name in ("memlock", "jit", "lockdown", "unprivileged_bpf"):
         assert found[name].state == INCONCLUSIVE, name
 
@@ -253,7 +256,7 @@ def test_memory_accounting_before_5_11(
         return os.open(os.devnull, os.O_RDONLY)
 
     monkeypatch.setattr(syscall, "map_create", map_create)
-    found = features._env_memlock()
+    found = env._env_memlock()
     assert (found.state, found.value, found.hint) == (
         NOT_SUPPORTED,
         "rlimit",
@@ -261,7 +264,7 @@ def test_memory_accounting_before_5_11(
     )
     assert limit[0] == 1 << 16
     limit[0] = resource.RLIM_INFINITY
-    assert features._env_memlock().state == WORKS
+    assert env._env_memlock().state == WORKS
 
 
 def test_configuration_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
@@ -273,16 +276,16 @@ def test_configuration_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> 
     packed.write_bytes(gzip.compress(text))
     broken.write_bytes(b"no gzip")
     for path in (plain, packed):
-        monkeypatch.setattr(features, "_config_path", lambda path=path: str(path))
+        monkeypatch.setattr(system, "config_path", lambda path=path: str(path))
         assert features.kernel_config() == {"NET": "y", "X": "m", "S": '"a=b"'}
-    monkeypatch.setattr(features, "_config_path", lambda: str(broken))
+    monkeypatch.setattr(system, "config_path", lambda: str(broken))
     assert features.kernel_config() == {}
 
 
 def test_versions() -> None:
-    assert features._version("6.18.44-cloud") == (6, 18)
-    assert features._version("5.4") < features._version("5.10-rc1") < features._version("6.1.0-56")
-    assert features._version("x") == (0,)
+    assert system.version("6.18.44-cloud") == (6, 18)
+    assert system.version("5.4") < system.version("5.10-rc1") < system.version("6.1.0-56")
+    assert system.version("x") == (0,)
 
 
 def test_as_dict_leaves_out_what_is_empty() -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from bpfkit.__main__ import main, programs
+from bpfkit.__main__ import main
+from bpfkit.commands.catalog import programs
 from bpfkit.commands.guide import MAPS, PROGRAMS
-from bpfkit.core.features import programs as features
+from bpfkit.core.features import maps as map_features
+from bpfkit.core.features import programs as program_features
 from bpfkit.core.kernel.constants import ATTACH_TYPES, MAP_TYPES, PROG_TYPES
 from bpfkit.core.kernel.sections import SECTIONS, resolve
-from bpfkit.core.maps import base as maps
+from bpfkit.core.maps.base import map_class
 from bpfkit.core.program import Program
 
 UAPI = [Path("/usr/include/linux/bpf.h"), Path("/usr/include/linux/bpf_perf_event.h")]
@@ -74,9 +76,9 @@ def test_every_type_has_its_answers() -> None:
 
 def test_the_versions_are_those_of_the_probes() -> None:
     for name, guide in PROGRAMS.items():
-        assert guide.since == features._PROGRAMS[name][0], name
+        assert guide.since == program_features._PROGRAMS[name][0], name
     for name, entry in MAPS.items():
-        assert entry.since == features._MAPS[name][0], name
+        assert entry.since == map_features._MAPS[name][0], name
 
 
 def test_names_of_structs_exist() -> None:
@@ -132,7 +134,7 @@ def test_the_methods_exist() -> None:
 
 def test_the_classes_are_those_that_open_the_map() -> None:
     for name, guide in MAPS.items():
-        assert guide.handled_by == maps._CLASSES[name].__name__
+        assert guide.handled_by == map_class(MAP_TYPES.index(name)).__name__
 
 
 def test_examples_of_the_kernel() -> None:

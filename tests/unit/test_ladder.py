@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+from bpfkit.hooks.journey import HOOKS, PATHS, expected
 from bpfkit.hooks.ladder import journey, ladder, taps
-from bpfkit.hooks.probes import HOOKS, PATHS, expected
 
 
 def row(us, hook, namespace, device, **more):
@@ -35,8 +35,8 @@ def test_rungs_in_lanes():
     assert ladder(rows, ["a", "b", "c"]) == [
         "  µs  a  b  c  hook        device  data          tag",
         " 0.0  ●  │  │  output              IP 92",
-        " 1.5  └─────●  tap_in      eth0    Ethernet 106  VLAN 7 beside the packet",
-        "20.0  │  │  ✗  tc_ingress  eth0    Ethernet 92                             "
+        " 1.5  └─────●  tap_in      eth0    Ethernet 106  VLAN 7 in metadata",
+        "20.0  │  │  ✗  tc_ingress  eth0    Ethernet 92                       "
         "the packet is dropped here",
         "      │  │  ·  input       eth0    not seen",
     ]
@@ -86,8 +86,8 @@ def test_text_says_what_captures_measured():
     assert lines[0] == "one packet"
     assert "a capture on c:eth0 saw it coming in" in lines
     assert lines[-2:] == [
-        "eth0: the tap on the way in comes before tc_egress, so tcpdump still shows the packet",
-        "eth0: the tap on the way out comes behind tc_egress, so tcpdump misses the packet",
+        "eth0: the tap on the way in is before tc_egress, so tcpdump still shows the packet",
+        "eth0: the tap on the way out is after tc_egress, so tcpdump misses the packet",
     ]
     # It is the captures that say so, not the order.
     lines = journey([*hooks, capture("in", False), capture("out", True), end], "one packet")
@@ -101,5 +101,5 @@ def test_text_of_taps():
     ]
     assert taps(answers)[2:] == [
         "  dropped at xdp_native on c:eth0, 2.8 µs before tap_in: a capture there did not see it",
-        "  dropped at tc_ingress on c:eth0, 3.0 µs behind tap_in: a capture there saw it",
+        "  dropped at tc_ingress on c:eth0, 3.0 µs after tap_in: a capture there saw it",
     ]

@@ -9,25 +9,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bpfkit.core import cpus as cpu_count
 from bpfkit.core.compile.artifact import MapDef
 from bpfkit.core.errors import MapError
+from bpfkit.core.kernel import syscall
 from bpfkit.core.kernel.constants import MAP_TYPES, map_type
-from bpfkit.core.maps import base as maps
-from bpfkit.core.maps.base import PerCpuValue, open_map
+from bpfkit.core.maps.base import Map, map_class, open_map
+from bpfkit.core.maps.percpu import PerCpuValue
 from bpfkit.core.types.layout import bytes_layout, int_layout, struct_layout
 
 
-def make(kind: str, key: int = 4, value: int = 8, entries: int = 16, flags: int = 0) -> maps.Map:
+def make(kind: str, key: int = 4, value: int = 8, entries: int = 16, flags: int = 0) -> Map:
     return open_map(MapDef("m", map_type(kind), key, value, entries, flags), -1)
 
 
 @pytest.fixture
 def four_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maps, "_cpus", 4)
+    monkeypatch.setattr(cpu_count, "_possible", 4)
 
 
 def test_every_map_type_has_a_class() -> None:
-    assert [name for name in MAP_TYPES[1:] if name not in maps._CLASSES] == []
+    assert [name for name in MAP_TYPES[1:] if map_class(map_type(name)) is Map] == []
     assert make("lru_percpu_hash").type == "lru_percpu_hash"
     assert open_map(("x", 250, 4, 4, 1), -1).type == "type 250"
 
@@ -82,7 +84,7 @@ def test_lane_sums_equal_plain_sums(data: st.DataObject) -> None:
     layout = struct_layout(
         "v", [(f"f{i}", int_layout(CODES[c], c.islower())) for i, c in enumerate(codes)]
     )
-    old, maps._cpus = maps._cpus, cpus
+    old, cpu_count._possible = cpu_count._possible, cpus
     try:
         m = make("percpu_hash", value=layout.size)
         m.value_layout = layout
@@ -110,7 +112,7 @@ def test_lane_sums_equal_plain_sums(data: st.DataObject) -> None:
         assert m._summed(raw, count) == expected
         assert list(m._value_rows(raw, count)) == expected
     finally:
-        maps._cpus = old
+        cpu_count._possible = old
 
 
 def test_lane_sums_of_nested_values(four_cpus: None) -> None:
@@ -211,7 +213,7 @@ def test_batches(
     script: list[tuple[int, int]], entries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = _Kernel(script)
-    monkeypatch.setattr(maps.sc, "map_lookup_batch", kernel)
+    monkeypatch.setattr(syscall, "map_lookup_batch", kernel)
     m = make("hash")
     assert m.items() == [(i, 10 * i) for i in range(entries)]
     assert not kernel.script
@@ -225,12 +227,12 @@ def test_an_endless_walk_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     def restarting(fd, in_cursor, out_cursor, keys, values, count, *, delete=False):  # type: ignore[no-untyped-def]
         return count, 0
 
-    monkeypatch.setattr(maps.sc, "map_lookup_batch", restarting)
+    monkeypatch.setattr(syscall, "map_lookup_batch", restarting)
     assert len(m.items()) == 1
 
     n = make("hash")
     n._batch = False
-    monkeypatch.setattr(maps.sc, "bpf", lambda cmd, attr: 0)  # always the same next key
+    monkeypatch.setattr(syscall, "bpf", lambda cmd, attr: 0)  # always the same next key
     assert n._raw_keys() == [bytes(4)]
 
 

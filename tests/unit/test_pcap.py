@@ -298,7 +298,8 @@ def test_text2pcap_link_types(tmp_path: Path, linktype: int) -> None:
     run("text2pcap", "-q", "-l", str(linktype), dump, path)
     (got,) = same_as_tshark(path)
     assert (got.data, got.orig_len) == (data, len(data))
-    assert got.linktype == (101 if linktype in (12, 14) else linktype)  # text2pcap maps these
+    # text2pcap maps these
+    assert got.linktype == {12: 101, 14: 101, 50: 9}.get(linktype, linktype)
     ethernet = tmp_path / "ethernet.pcap"
     with PcapWriter(ethernet) as writer:
         writer.write(to_ethernet(got))
@@ -393,7 +394,7 @@ def test_no_packets_is_not_an_error(tmp_path: Path) -> None:
     assert ours(tmp_path / "none") == []
 
 
-@pytest.mark.parametrize("linktype", [105, 147, 189])
+@pytest.mark.parametrize("linktype", [147, 189, 195])
 def test_unsupported_link_type(tmp_path: Path, linktype: int) -> None:
     path = tmp_path / "wifi.pcap"
     with PcapWriter(path, linktype=linktype) as writer:
@@ -405,18 +406,146 @@ def test_unsupported_link_type(tmp_path: Path, linktype: int) -> None:
         to_ethernet(got)
 
 
-def test_unsupported_link_type_in_pcapng(tmp_path: Path) -> None:
-    path = tmp_path / "wifi.pcapng"
+def test_records_of_an_unsupported_link_type_in_pcapng_are_stepped_over(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.pcapng"
     with PcapngWriter(path) as writer:
         writer.interface("eth0")
-        writer.interface("wlan0", 105)  # a description alone is no error
+        writer.interface("wpan0", 195)  # a description alone is no error
         writer.write(FRAME)
         writer.write(FRAME, interface=1)
-    reader = PcapReader(path)
-    assert next(reader).data == FRAME
-    with pytest.raises(InputError, match=r"record 2.*105"):
-        next(reader)
-    reader.close()
+        writer.write(FRAME)
+    with PcapReader(path) as reader:
+        records = list(reader)
+        assert reader.remarks() == [
+            "1 record of link type 195, which is not supported: counted as not IP"
+        ]
+    assert [r.number for r in records] == [1, 2, 3]
+    assert [ethertype(to_ethernet(r)) for r in records] == [0x0800, 0, 0x0800]
+    assert [r.orig_len for r in records] == [len(FRAME)] * 3
+    assert len(run("tshark", "-r", path).splitlines()) == 3
+
+
+def test_a_pcapng_file_of_unsupported_link_types_only_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "wpan.pcapng"
+    with PcapngWriter(path) as writer:
+        writer.interface("wpan0", 195)
+        writer.write(FRAME)
+    with PcapReader(path) as reader, pytest.raises(InputError, match="195 is not supported"):
+        list(reader)
+
+
+def test_more_captured_bytes_than_the_original_length_is_a_packet(tmp_path: Path) -> None:
+    path = tmp_path / "longer"
+    header = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1)
+    one = struct.pack("<IIII", 1, 2, len(FRAME), 40) + FRAME
+    path.write_bytes(header + one + struct.pack("<IIII", 1, 2, len(FRAME), len(FRAME)) + FRAME)
+    with PcapReader(path) as reader:
+        assert [(r.data, r.orig_len) for r in reader] == [(FRAME, 40), (FRAME, len(FRAME))]
+        assert reader.remarks() == ["1 record with more captured bytes than the packet's length"]
+    lengths = run("tshark", "-r", path, "-T", "fields", "-e", "frame.len", "-e", "frame.cap_len")
+    assert lengths.split() == ["40", str(len(FRAME)), str(len(FRAME)), str(len(FRAME))]
+
+
+def test_an_empty_record_is_a_packet_of_no_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "empty.pcap"
+    with PcapWriter(path) as writer:
+        writer.write(b"")
+        writer.write(FRAME)
+    with PcapReader(path) as reader:
+        assert [(r.data, r.orig_len) for r in reader] == [(b"", 0), (FRAME, len(FRAME))]
+        assert reader.remarks() == ["1 record without any captured byte"]
+
+
+def test_interface_descriptions_cannot_fill_the_memory() -> None:
+    """70 MB of interface descriptions in 300 kB of gzip: refused at the 65537th."""
+    section = block("<", 0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1))
+    description = block("<", 1, struct.pack("<HHI", 1, 0, 0))
+    file = io.BytesIO(gzip.compress(section + description * (70_000_000 // len(description))))
+    script = (
+        "import sys; from bpfkit.net.packets.pcap import PcapReader\n"
+        "try: list(PcapReader(sys.stdin.buffer))\n"
+        "except Exception as error: print(error)\n"
+        "print(*[l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=file.getvalue(), capture_output=True, check=True
+    )
+    text, peak = done.stdout.decode().rsplit("\n", 2)[:2]
+    assert "more than 65536 interfaces" in text
+    assert int(peak) < 100_000  # kB
+
+
+WIFI = bytes.fromhex("0801") + bytes(22)
+SNAP = bytes.fromhex("aaaa030000000800")
+RADIOTAP_FCS_PAD = bytes.fromhex("0000190003000000") + bytes(8) + b"\x30" + bytes(8)
+
+
+@pytest.mark.parametrize(
+    ("linktype", "header", "trailer"),
+    [
+        pytest.param(9, "0021", "", id="PPP"),
+        pytest.param(9, "21", "", id="PPP, protocol field compressed"),
+        pytest.param(9, "ff0321", "", id="PPP, HDLC framing, compressed"),
+        pytest.param(50, "ff030021", "", id="PPP in HDLC framing"),
+        pytest.param(50, "0f000800", "", id="Cisco HDLC in a PPP capture"),
+        pytest.param(104, "0f000800", "", id="Cisco HDLC"),
+        pytest.param(107, "184103cc", "", id="Frame Relay, NLPID"),
+        pytest.param(107, "18404103cc", "", id="Frame Relay, 3 bytes of address"),
+        pytest.param(107, "18410300800000000800", "", id="Frame Relay, SNAP"),
+        pytest.param(107, "18410800", "", id="Frame Relay, Cisco"),
+        pytest.param(109, "02000000" + "00" * 8, "", id="ENC, little endian"),
+        pytest.param(109, "00000002" + "00" * 8, "", id="ENC, big endian"),
+        pytest.param(117, "3d020000" + "00" * 60, "", id="PFLOG, 61 bytes"),
+        pytest.param(117, "45020000" + "00" * 68, "", id="PFLOG, 69 bytes"),
+        pytest.param(239, "020000000800010008000000", "", id="NFLOG"),
+        pytest.param(242, "00" * 40 + "08000000", "", id="IPoIB"),
+        pytest.param(105, (WIFI + SNAP).hex(), "", id="802.11 data"),
+        pytest.param(105, "8803" + "00" * 30 + SNAP.hex(), "", id="802.11 QoS, 4 addresses"),
+        pytest.param(127, "0000080000000000" + (WIFI + SNAP).hex(), "", id="radiotap"),
+        pytest.param(
+            127,
+            (RADIOTAP_FCS_PAD + b"\x88" + WIFI[1:] + bytes(2) + bytes(2) + SNAP).hex(),
+            "00000000",
+            id="radiotap: TSFT, FCS, padded QoS header",
+        ),
+    ],
+)
+def test_link_types_that_carry_ip(tmp_path: Path, linktype: int, header: str, trailer: str) -> None:
+    """tshark reads the same packet behind the original link header as we do behind ours."""
+    ip = IP4
+    if linktype == 239:
+        header += f"{len(ip) + 4:02x}000900"  # NFULA_PAYLOAD and its length
+    original, ethernet = tmp_path / "original.pcap", tmp_path / "ethernet.pcap"
+    with PcapWriter(original, linktype=linktype) as writer:
+        writer.write(bytes.fromhex(header) + ip + bytes.fromhex(trailer))
+    with PcapReader(original) as reader, PcapWriter(ethernet) as writer:
+        for got in reader:
+            writer.write(to_ethernet(got))
+    fields = ["-T", "fields", "-e", "ip.src", "-e", "ip.dst", "-e", "udp.srcport"]
+    ours = run("tshark", "-r", ethernet, *fields)
+    assert run("tshark", "-r", original, *fields) == ours
+    assert ours.strip()
+
+
+@pytest.mark.parametrize(
+    ("linktype", "data"),
+    [
+        pytest.param(105, bytes.fromhex("4000") + bytes(40), id="802.11 management"),
+        pytest.param(105, bytes.fromhex("0841") + WIFI[2:] + SNAP + IP4, id="802.11 protected"),
+        pytest.param(105, bytes.fromhex("4801") + WIFI[2:], id="802.11 null data"),
+        pytest.param(9, bytes.fromhex("c021") + bytes(20), id="PPP LCP"),
+        pytest.param(239, bytes.fromhex("02010000") + IP4, id="NFLOG of another version"),
+    ],
+)
+def test_frames_without_a_readable_ip_packet_are_not_ip(linktype: int, data: bytes) -> None:
+    assert ethertype(to_ethernet(record(linktype, data))) == 0
+
+
+@pytest.mark.parametrize("linktype", sorted(pcap.LINKTYPES))
+def test_a_cut_link_header_is_never_an_error(linktype: int) -> None:
+    whole = bytes.fromhex("0000190003000000") + bytes(range(60)) + IP4
+    for size in range(len(whole)):
+        to_ethernet(record(linktype, whole[:size]))
 
 
 def test_truncated_says_what_precedes(capture: Path, tmp_path: Path) -> None:
@@ -478,8 +607,8 @@ def test_absurd_lengths(tmp_path: Path) -> None:
     header = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1)
     path.write_bytes(header + struct.pack("<IIII", 1, 2, 0xFFFFFFF0, 0xFFFFFFF0) + FRAME)
     refused(path, "byte 24", "4294967280")
-    path.write_bytes(header + struct.pack("<IIII", 1, 2, len(FRAME), 40) + FRAME)
-    refused(path, "byte 24", f"{len(FRAME)} bytes of a packet of 40")
+    path.write_bytes(header + struct.pack("<IIII", 1, 2, 300_000, 300_000) + FRAME)
+    refused(path, "byte 24", "300000")
     section = block("<", 0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1))
     path.write_bytes(section + struct.pack("<II", 6, 0xFFFFFFF0) + bytes(100))
     refused(path, "byte 28")

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from bpfkit.core import records
-from bpfkit.core.registry import undoers
 
 
 @pytest.fixture
@@ -23,15 +22,22 @@ def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+def _undo_by(monkeypatch: pytest.MonkeyPatch, function: Callable[[object], None]) -> None:
+    """Let records of the kind ``test`` be undone by ``function``."""
+    monkeypatch.setattr(
+        records, "find_entry", lambda *entry: {("undo", "test"): function}.get(entry)
+    )
+
+
 def test_undone_once(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     undone: list[object] = []
-    monkeypatch.setitem(undoers, "test", undone.append)
+    _undo_by(monkeypatch, undone.append)
     assert records.reap() == ["test of a killed bpfkit (number 7)"]
     assert records.reap() == [] and undone == [{"number": 7}] and not left.exists()
 
 
 def test_two_starts_at_once(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(undoers, "test", lambda _: left.unlink())
+    _undo_by(monkeypatch, lambda _: left.unlink())
     assert records.reap() == []
     listed = [left.name]
     monkeypatch.setattr(records.os, "listdir", lambda _: listed)
@@ -51,7 +57,7 @@ def _raises(error: Exception) -> Callable[[object], None]:
 def test_what_cannot_be_undone_stays_and_stops_nobody(
     left: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setitem(undoers, "test", _raises(error))
+    _undo_by(monkeypatch, _raises(error))
     assert records.reap() == []
     assert left.exists()
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpfkit.core.verifier.explain import context_field, explain
+from bpfkit.core.verifier.causes import context_field
+from bpfkit.core.verifier.explain import explain
 
 TRAILER = (
     "processed 6 insns (limit 1000000) max_states_per_insn 0 total_states 0 peak_states 0 "

@@ -31,12 +31,15 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import bpfkit  # noqa: E402
+from bpfkit.core.children import command as child_command  # noqa: E402
 from bpfkit.core.maps.base import Map  # noqa: E402
 from bpfkit.net.links.lab import pair_lab  # noqa: E402
+from bpfkit.net.packets.frames import ethernet, udp_packet  # noqa: E402
 from bpfkit.xdp_firewall.control import MAPS, Firewall, templates  # noqa: E402
 from bpfkit.xdp_firewall.rules import RuleSet, parse_data  # noqa: E402
 
 POOL = 1 << 20
+TARGET = {4: "0.0.0.0", 6: "::"}
 LENGTHS = {4: (24, 24, 24, 32, 32, 28, 22, 20), 6: (48, 48, 64, 128, 56, 40)}
 SOURCE = (ROOT / "bpf_c/xdp/xdp_firewall.bpf.c").read_text()
 POOL_C = (
@@ -123,10 +126,9 @@ def sources(family: int, entries: list[tuple[int, int]], drop: bool) -> list[byt
 
 def frame(family: int, source: bytes) -> bytes:
     """A UDP packet to port 9."""
-    body = b"\x03\xe8\0\x09\0\x1e\0\0" + bytes(22)
-    if family == 4:
-        return bytes(12) + b"\x08\0\x45\0\0\x32\0\1\0\0\x40\x11\0\0" + source + bytes(4) + body
-    return bytes(12) + b"\x86\xdd\x60\0\0\0\0\x1e\x11\x40" + source + bytes(16) + body
+    ends = inet_ntop(AF_INET if family == 4 else AF_INET6, source), TARGET[family]
+    mac = "00:00:00:00:00:00"
+    return ethernet(mac, mac, udp_packet(*ends, bytes(22), ports=(1000, 9), check=False))
 
 
 class Bench:
@@ -174,7 +176,7 @@ def load_times(count: int) -> None:
     }
     with pair_lab() as lab, tempfile.TemporaryDirectory() as directory:
         netns = f"/proc/{os.getpid()}/fd/{lab['server'].fd}"
-        command = [sys.executable, "-m", "bpfkit.xdp_firewall"]
+        command = child_command("bpfkit.xdp_firewall")
         for front in ("bits", "bloom"):
             running = subprocess.Popen(
                 [*command, "-i", "eth0", "--netns", netns, "--front", front, "-t", "3600"],

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from bpfkit.app.base import App
-    from bpfkit.app.interface import HookApp
+    from bpfkit.app.interface import InterfaceApp
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
 
@@ -89,7 +89,7 @@ def _look_for_another(loaded: Object) -> None:
 
 
 PREPARED = {
-    "hooks": Prepared(("xdp_native", "tcx_ingress"), _look_for_another, "looks for another packet"),
+    "hooks": Prepared(("xdp_native", "tcx_ingress"), _look_for_another, "traces another packet"),
     "tc_action": Prepared(("tc_action",)),
 }
 
@@ -112,7 +112,7 @@ class Cost(NamedTuple):
 
 def classes(wanted: list[str]) -> list[type[App]]:
     """The classes of the programs with XDP or tc functions in their source."""
-    from bpfkit.__main__ import programs
+    from bpfkit.commands.catalog import programs
     from bpfkit.core.errors import InputError
     from bpfkit.core.kernel.constants import prog_type_name
 
@@ -125,9 +125,9 @@ def classes(wanted: list[str]) -> list[type[App]]:
 
 
 @contextmanager
-def as_for_pcap(cls: type[HookApp], options: list[str]) -> Generator[Program]:
+def as_for_pcap(cls: type[InterfaceApp], options: list[str]) -> Generator[Program]:
     """The program that `--pcap` would run, loaded and its maps filled."""
-    from bpfkit.app.base import parser_of
+    from bpfkit.app.options import parser_of
 
     app = cls(parser_of(cls).parse_args(["--pcap", "-", *options]))
     app.note = lambda text: None  # type: ignore[method-assign]
@@ -143,10 +143,10 @@ def as_for_pcap(cls: type[HookApp], options: list[str]) -> Generator[Program]:
 def loaded_programs(wanted: list[str]) -> Generator[tuple[str, Program]]:
     """(title, program), loaded until the next is asked for."""
     import bpfkit
-    from bpfkit.app.interface import HookApp
+    from bpfkit.app.interface import InterfaceApp
 
     for cls in classes(wanted):
-        if issubclass(cls, HookApp):
+        if issubclass(cls, InterfaceApp):
             for number, options in enumerate(OPTIONS.get(cls.name, ([],))):
                 short = IN_SHORT.get(cls.name)
                 words = f"({short[number]})" if short else " ".join(options)
@@ -257,7 +257,7 @@ def main() -> int:
     parser.add_argument("-n", "--rounds", type=int, default=50, help="default: 50")
     parser.add_argument("--repeat", type=int, default=REPEAT, help="packets a round: 100 000")
     parser.add_argument("--singles", type=int, default=SINGLES, help="of rows with a *: 2 000")
-    parser.add_argument("--markdown", action="store_true", help="a table for the README")
+    parser.add_argument("--markdown", action="store_true", help="a Markdown table")
     parser.add_argument("program", nargs="*", help="default: all XDP and tc programs of `list`")
     options = parser.parse_args()
     if min(options.rounds, options.repeat, options.singles) < 1:

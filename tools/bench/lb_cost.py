@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import random
 import statistics
-import struct
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -32,7 +31,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 VIP4, VIP6 = "198.51.100.1", "2001:db8:51::1"
 SIZE = 65537
 FLOWS = 50_000
-LINK = bytes.fromhex("020000000002020000000001")
+MACS = "02:00:00:00:00:02", "02:00:00:00:00:01"
+ACK = 16
 PASS = (
     "#include <bpfkit/bpfkit.h>\n#include <uapi/linux/bpf.h>\n"
     'SEC("xdp")\nint pass_all(struct xdp_md *ctx)\n{\n\treturn XDP_PASS;\n}\n'
@@ -41,11 +41,11 @@ PASS = (
 
 def frame(source: str, sport: int, destination: str, dport: int = 80) -> bytes:
     """A TCP segment with 1000 bytes."""
-    from bpfkit.net.packets.frames import ip_packet
+    from bpfkit.net.packets.frames import ethernet, ip_packet, tcp_segment
 
-    tcp = struct.pack("!HHIIBBHHH", sport, dport, 1, 1, 5 << 4, 0x10, 500, 0, 0) + bytes(1000)
-    kind = b"\x86\xdd" if ":" in source else b"\x08\x00"
-    return LINK + kind + ip_packet(source, destination, 6, tcp)
+    ends = source, destination
+    segment = tcp_segment(*ends, bytes(1000), ports=(sport, dport), flags=ACK, acknowledgement=1)
+    return ethernet(*MACS, ip_packet(*ends, 6, segment))
 
 
 def loaded(backends: int, encap: int) -> tuple[Object, Balancer]:
@@ -64,8 +64,8 @@ def loaded(backends: int, encap: int) -> tuple[Object, Balancer]:
 def want(balancer: Balancer, count: int, without: int = -1) -> dict[str, int]:
     """So many backends, all well, but one."""
     names = [f"10.0.{i >> 8}.{i & 255}" for i in range(1, count + 1) if i != without]
-    for one in balancer.want(dict.fromkeys(names, 1)):
-        one.ill, one.mac = "", bytes(5) + b"\1"
+    for one in balancer.set_backends(dict.fromkeys(names, 1)):
+        one.down_reason, one.mac = "", bytes(5) + b"\1"
     return balancer.apply()
 
 

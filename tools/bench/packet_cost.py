@@ -46,7 +46,7 @@ def compare(sockex3: Program, classic: Program, frame: bytes, runs: int) -> tupl
 def measure(runs: int = 9) -> dict[str, tuple[int, int]]:
     """For each kind of packet: ns of sockex3, ns of the classic design."""
     import bpfkit
-    from bpfkit.sockex3.flow_maps import fill_jump
+    from bpfkit.net.packets.flows import fill_jump
 
     with (
         bpfkit.load("socket/sockex3.bpf.c", consts={"direction": 3}) as ours,

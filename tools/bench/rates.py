@@ -48,7 +48,9 @@ sys.path[:0] = [path for path in (ROOT, HERE) if path not in sys.path]
 
 import benchlib  # noqa: E402
 
+from bpfkit.core.children import command  # noqa: E402
 from bpfkit.core.errors import BpfkitError, UnsupportedError, errno_text  # noqa: E402
+from bpfkit.net.packets.frames import ip_packet, tcp_segment, udp_packet  # noqa: E402
 
 LIVE_FRAMES = 2  # BPF_F_TEST_XDP_LIVE_FRAMES
 SO_MEMINFO, MEMINFO_DROPS = 55, 8
@@ -204,20 +206,16 @@ class Method:
 
     def frame_to(self, destination: str, mac: str) -> bytes:
         """A frame of the smallest size."""
-        ends = [bytes(map(int, ip.split("."))) for ip in (self.addresses[0], destination)]
+        ends = self.addresses[0], destination
         if self.bench.options.protocol == "tcp":
-            payload = benchlib.tcp_segment(
-                ports=(FIRST_PORT, PORT),
-                flags=2,
-                addresses=b"".join(ends),
-                sequence=FIRST_SEQUENCE,
+            segment = tcp_segment(
+                *ends, ports=(FIRST_PORT, PORT), sequence=FIRST_SEQUENCE, acknowledgement=1
             )
-            packet = benchlib.ipv4(benchlib.TCP, payload, *ends)
+            packet = ip_packet(*ends, benchlib.TCP, segment)
         else:
-            datagram = benchlib.udp_datagram(bytes(18), (FIRST_PORT, PORT))
-            packet = benchlib.ipv4(benchlib.UDP, datagram, *ends)
-        source = bytes.fromhex(self.bench.lab.lladdr(self.start).replace(":", ""))
-        return benchlib.ethernet(0x0800, packet, bytes.fromhex(mac.replace(":", "")), source)
+            # Without a checksum: the generator changes the source port only.
+            packet = udp_packet(*ends, bytes(18), ports=(FIRST_PORT, PORT), check=False)
+        return benchlib.frame(packet, mac, self.bench.lab.lladdr(self.start))
 
     def round(self, packets: int) -> None:
         """Send, and count what came of it."""
@@ -475,13 +473,11 @@ class XdpPatch(Forward):
 
     def forward(self) -> None:
         options = ["-i", "up", "--to", "down", "--how", self.how, "--mode", "native", "--no-demo"]
-        path = os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])
         child = self.bench.lab[self.ns].popen(
-            [sys.executable, "-m", "bpfkit.xdp_redirect", *options, "-t", "3600", "-v"],
+            command("bpfkit.xdp_redirect", *options, "-t", "3600", "-v"),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path},
             text=True,
         )
         self.bench.keep.callback(_end, child)
@@ -668,7 +664,7 @@ def main() -> int:
     add("--flows", type=int, default=256, help="source ports, a power of two; default: 256")
     add("--protocol", choices=("tcp", "udp"), default="tcp", help="default: tcp (SYN)")
     add("--cpu", type=int, default=cpus[-1], help="default: the last one")
-    add("--markdown", action="store_true", help="tables for the README")
+    add("--markdown", action="store_true", help="Markdown tables")
     options = parser.parse_args()
     for job in options.job:
         if job not in JOBS:

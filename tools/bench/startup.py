@@ -94,7 +94,7 @@ def image(path: str) -> str:
 
 def tail_calls(artifact: dict) -> tuple[dict[str, int], str, str]:
     """({function: slot}, entry function, name of the tail-call array)."""
-    from bpfkit.sockex3.flow_maps import LAYERS
+    from bpfkit.net.packets.flows import LAYERS
 
     slots = {layer: number for number, layer in enumerate(LAYERS)}
     entry = next(f for f, _, _ in artifact["sections"] if f not in slots)
@@ -129,7 +129,7 @@ def main() -> int:
         tool, loader = f"{work}/measure", f"{work}/libbpf_loader"
         subprocess.run(["cc", "-O2", "-o", tool, f"{HERE}/measure.c"], check=True)
         subprocess.run(["cc", "-O2", "-o", loader, f"{HERE}/libbpf_loader.c", "-lbpf"], check=True)
-        from bpfkit.sockex3.flow_maps import LAYERS
+        from bpfkit.net.packets.flows import LAYERS
 
         entry = image(f"{work}/image")
         slots = {layer: number for number, layer in enumerate(LAYERS)}

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Is it TCP? What xdp_drop_tcp and tc_drop_tcp have in common.
+ * Whether a frame is TCP, for xdp_drop_tcp and tc_drop_tcp.
  *
- * The IP header decides, not the TCP header: a later fragment has none, but its header says TCP
- * all the same. A frame whose IP or extension headers are cut off passes: no host takes it (the
- * start of an IPv6 datagram without its whole header chain is discarded too, RFC 8200 4.5, and
- * that is why later fragments that name an extension header may pass). A frame with more tags or
- * extension headers than can be looked through is dropped: it could be TCP.
+ * The protocol field of the IP header (or of the last extension header) decides, not the TCP header:
+ * later fragments have no TCP header. A frame with truncated IP or extension headers passes, because
+ * no host accepts it. Later fragments that name an extension header pass too: hosts discard a first
+ * fragment without the whole header chain (RFC 8200, 4.5). A frame with more tags or extension headers
+ * than the walk follows is dropped, because it could be TCP.
  */
 #ifndef BPFKIT_DROP_TCP_H
 #define BPFKIT_DROP_TCP_H
 
-#include <bpfkit/direct.h>
+#include <bpfkit/headers.h>
 
 enum drop_row {
 	ROW_TCP4,

@@ -11,7 +11,7 @@
 #include <uapi/linux/in.h>
 #include <uapi/linux/in6.h>
 #include <uapi/linux/ip.h>
-#include <bpfkit/cursor.h>
+#include <bpfkit/bpfkit.h>
 
 /* <uapi/linux/ipv6.h> and <uapi/linux/if_vlan.h> have these only in part or not at all. */
 #define VLAN_HLEN     4
@@ -67,75 +67,6 @@ static __always_inline bool has_ports(u8 proto)
 		return true;
 	}
 	return false;
-}
-
-/*
- * Headers that may stand between an IPv6 header and its payload. ESP is not one: it hides what
- * follows.
- */
-static __always_inline bool is_ipv6_ext(u8 nexthdr)
-{
-	switch (nexthdr) {
-	case IPPROTO_HOPOPTS:
-	case IPPROTO_ROUTING:
-	case IPPROTO_FRAGMENT:
-	case IPPROTO_AH:
-	case IPPROTO_DSTOPTS:
-	case IPPROTO_MH:
-	case IPPROTO_HIP:
-	case IPPROTO_SHIM6:
-		return true;
-	}
-	return false;
-}
-
-/* Bytes of an extension header; 0 for one that cannot be. */
-static __always_inline u32 ipv6_ext_len(u8 type, u8 hdrlen)
-{
-	switch (type) {
-	case IPPROTO_FRAGMENT:
-		return 8;
-	case IPPROTO_AH: /* RFC 4302: 4-byte units, minus 2; the fixed part is 12 bytes */
-		return hdrlen ? (hdrlen + 2) * 4 : 0;
-	}
-	return (hdrlen + 1) * 8;
-}
-
-enum ipv6_walk {
-	IPV6_PAYLOAD, /* the payload, of protocol *nexthdr, is at the cursor */
-	IPV6_LATER_FRAGMENT, /* without the payload's start; *nexthdr as the fragment header says */
-	IPV6_CUT, /* *nexthdr is an extension header that is not all there */
-	IPV6_MORE, /* *nexthdr is an extension header, and the steps are used up */
-};
-
-/* Walks at most `steps` extension headers; sets *fragment if the packet is part of a datagram. */
-static __always_inline enum ipv6_walk ipv6_skip_ext(struct __sk_buff *skb, struct cursor *cur,
-						    u8 *nexthdr, bool *fragment, u32 steps)
-{
-	struct ipv6_ext ext;
-	u32 i, len;
-	u8 type;
-
-	for (i = 0; i < steps; i++) {
-		type = *nexthdr;
-		if (!is_ipv6_ext(type))
-			return IPV6_PAYLOAD;
-		if (!cursor_peek(skb, cur, &ext, sizeof(ext)))
-			return IPV6_CUT;
-		len = ipv6_ext_len(type, ext.hdrlen);
-		if (!len || cur->off + len > cur->end)
-			return IPV6_CUT;
-		cur->off += len;
-		*nexthdr = ext.nexthdr;
-		if (type != IPPROTO_FRAGMENT)
-			continue;
-		/* an atomic fragment (RFC 6946) is a whole datagram */
-		if (bpf_ntohs(ext.frag_off) & (IPV6_OFFSET | IPV6_MF))
-			*fragment = true;
-		if (bpf_ntohs(ext.frag_off) & IPV6_OFFSET)
-			return IPV6_LATER_FRAGMENT;
-	}
-	return is_ipv6_ext(*nexthdr) ? IPV6_MORE : IPV6_PAYLOAD;
 }
 
 #endif

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What every segment of a super-frame repeats: all headers down to the innermost transport
- * header. Tunnels are looked through for that, also by programs that do not show what is in them.
- * Only for super-frames: offloads build them from well-formed packets, so this reads no more than
- * the lengths of headers.
+ * The bytes that every segment of a super-frame repeats: all headers up to the innermost transport
+ * header, tunnels included, also for programs that do not show tunnels. Only for super-frames:
+ * offloads build them from well-formed packets, so only header lengths are read.
  */
 #ifndef BPFKIT_SEGMENT_H
 #define BPFKIT_SEGMENT_H
 
 #include <bpfkit/ip.h>
+#include <bpfkit/wire.h>
 
-#define SEGMENT_TUNNELS 2 /* that are looked through */
+#define SEGMENT_TUNNELS 2 /* tunnel headers that are followed */
 #define GRE_CSUM        0x8000
 #define GRE_ROUTING     0x4000
 #define GRE_KEY         0x2000
@@ -19,7 +19,7 @@
 #define VXLAN_HLEN      8
 #define VXLAN_PORT      4789
 
-/* From the transport header at `off` to the IP header in the tunnel that it is; 0: it is none. */
+/* Offset of the IP header inside the tunnel whose header is at `off`; 0: not a tunnel. */
 static __always_inline u32 tunnel_payload(struct __sk_buff *skb, u32 off, u8 proto)
 {
 	__be16 head[2]; /* GRE: flags, ethertype; UDP: ports */
@@ -47,16 +47,17 @@ static __always_inline u32 tunnel_payload(struct __sk_buff *skb, u32 off, u8 pro
 }
 
 /*
- * Makes the verifier forget what it knows about a value, by way of the context. It walks the rest
- * of a program once for each combination of values it can tell apart; for what is read from the
- * context, once.
+ * `value`, of which the verifier knows nothing any more, by way of the context: it knows nothing of
+ * skb->len either. Otherwise it re-verifies the rest once per combination of known values.
  */
-#define FORGET(skb, slot, value)               \
-	({                                     \
-		(skb)->cb[slot] = (value);     \
-		asm volatile("" ::: "memory"); \
-		(value) = (skb)->cb[slot];     \
-	})
+static __always_inline u32 forget(struct __sk_buff *skb, u32 value)
+{
+	u32 unknown = skb->len;
+
+	value ^= unknown;
+	asm volatile("" : "+r"(value));
+	return value ^ unknown;
+}
 
 /* Bytes up to and including the innermost transport header; `off` is where the outermost one is. */
 static __always_inline u32 segment_header_len(struct __sk_buff *skb, u32 off, u32 proto)
@@ -66,8 +67,8 @@ static __always_inline u32 segment_header_len(struct __sk_buff *skb, u32 off, u3
 	u32 i, inner;
 
 	for (i = 0; i < SEGMENT_TUNNELS; i++) {
-		FORGET(skb, 0, off);
-		FORGET(skb, 1, proto);
+		off = forget(skb, off);
+		proto = forget(skb, proto);
 		inner = tunnel_payload(skb, off, proto);
 		if (!inner || bpf_skb_load_bytes(skb, inner, &ip, sizeof(ip)))
 			break;
@@ -91,6 +92,18 @@ static __always_inline u32 segment_header_len(struct __sk_buff *skb, u32 off, u3
 		return off + 12;
 	}
 	return off;
+}
+
+/*
+ * What a tc program's socket buffer is on the wire. `payload`, `proto`: of the outermost transport
+ * header. tc programs cannot use cb[] as taps do: other programs keep things there.
+ */
+static __always_inline struct traffic tc_traffic(struct __sk_buff *skb, u32 payload, u32 proto)
+{
+	bool super = is_gso(skb);
+	u32 header_len = super && payload ? segment_header_len(skb, payload, proto) : 0;
+
+	return segment_traffic(skb, skb->len, super, header_len);
 }
 
 #endif

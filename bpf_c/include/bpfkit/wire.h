@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What a socket buffer is on the wire: how many frames, how many bytes.
+ * How many frames and bytes a socket buffer is on the wire.
  *
  * With GSO, TSO and GRO one socket buffer stands for many frames: the payload is cut into pieces of
  * gso_size bytes, each behind its own copy of all headers. A packet tap sees the socket buffer.
@@ -11,9 +11,10 @@
 #include <uapi/linux/if_packet.h>
 #include <bpfkit/ip.h>
 
-#define DIRECTION_IN  1
-#define DIRECTION_OUT 2
-#define GSO_BY_FRAGS  0xffff /* SCTP: segments have sizes of their own, gso_segs counts them */
+#define DIRECTION_IN   1
+#define DIRECTION_OUT  2
+#define CAPTURED_EMPTY 0xffffffff /* captured_len() of a captured packet of 0 bytes */
+#define GSO_BY_FRAGS   0xffff /* SCTP: segments have sizes of their own, gso_segs counts them */
 
 /* One row of every counting map. */
 struct traffic {
@@ -37,8 +38,8 @@ static __always_inline bool wanted(struct __sk_buff *skb, u32 direction)
 }
 
 /*
- * Length of the frame in a capture, which a snap length may have cut: put there by who replays the
- * capture. On a live socket the kernel clears cb[], and skb->len is the length.
+ * Original length of a captured frame, which a snap length may have cut. The capture replay sets it;
+ * on a live socket the kernel clears cb[], and skb->len is the length.
  */
 static __always_inline u32 captured_len(struct __sk_buff *skb)
 {
@@ -49,24 +50,34 @@ static __always_inline u32 frame_len(struct __sk_buff *skb)
 {
 	u32 len = captured_len(skb);
 
+	if (len == CAPTURED_EMPTY)
+		return 0;
 	return len ? len : skb->len;
 }
 
-/* More than one frame? Cheap enough to ask for every packet. */
+/* More than one frame? For tc programs, where cb[] is not ours; cheap enough for every packet. */
+static __always_inline bool is_gso(struct __sk_buff *skb)
+{
+	return skb->gso_segs > 1 || skb->gso_size;
+}
+
+/* The same for a tap, which also replays captures: there gso_size alone says nothing. */
 static __always_inline bool is_super_frame(struct __sk_buff *skb)
 {
 	return skb->gso_segs > 1 || (skb->gso_size && !captured_len(skb));
 }
 
 /*
- * Frames and bytes of this socket buffer. `header_len`: bytes from skb->data up to and including
- * the innermost transport header (see segment.h); only used for super-frames.
+ * Frames and bytes on the wire of a socket buffer of `len` bytes; `super`: is it a super-frame?
+ * `header_len`: bytes from skb->data up to and including the innermost transport header (see
+ * segment.h); only used for super-frames.
  */
-static __always_inline struct traffic wire_traffic(struct __sk_buff *skb, u32 header_len)
+static __always_inline struct traffic segment_traffic(struct __sk_buff *skb, u32 len, bool super,
+						      u32 header_len)
 {
-	u32 len = frame_len(skb), segs = 1;
+	u32 segs = 1;
 
-	if (is_super_frame(skb)) {
+	if (super) {
 		u32 size = skb->gso_size;
 
 		segs = skb->gso_segs;
@@ -83,13 +94,19 @@ static __always_inline struct traffic wire_traffic(struct __sk_buff *skb, u32 he
 	return (struct traffic){ .packets = segs, .bytes = len };
 }
 
+/* What a tap's socket buffer is on the wire. */
+static __always_inline struct traffic wire_traffic(struct __sk_buff *skb, u32 header_len)
+{
+	return segment_traffic(skb, frame_len(skb), is_super_frame(skb), header_len);
+}
+
 static __always_inline void add_traffic(struct traffic *to, const struct traffic *what)
 {
 	to->packets += what->packets;
 	to->bytes += what->bytes;
 }
 
-/* One frame of `len` bytes more, where there is such a row. */
+/* Adds one frame of `len` bytes to the row, if there is one. */
 static __always_inline void add_frame(struct traffic *row, u64 len)
 {
 	if (row) {

@@ -163,9 +163,8 @@ class Insn:
         return data if self.imm_hi is None else data + _SLOT.pack(0, 0, 0, self.imm_hi)
 
     def __repr__(self) -> str:
-        from bpfkit.core.kernel.disasm import format_insn
-
-        return f"<{format_insn(self)}{f' -> {self.target}' if self.target else ''}>"
+        target = f" -> {self.target}" if self.target else ""
+        return f"<Insn {self.encode().hex()}{target}>"
 
 
 class Label:
@@ -178,15 +177,12 @@ class Label:
 
 
 class Code(bytes):
-    """Assembled instructions: plain bytes, with the labels remembered (slot -> names)."""
+    """Assembled instructions: plain bytes, with the labels remembered (slot -> names).
+
+    ``disasm.listing(code, code.labels)`` is the disassembly with the labels.
+    """
 
     labels: dict[int, list[str]]
-
-    def listing(self) -> str:
-        """The disassembly, one instruction a line, labels on lines of their own."""
-        from bpfkit.core.kernel.disasm import listing
-
-        return listing(self, self.labels)
 
 
 r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, r10 = (Reg(number) for number in range(11))

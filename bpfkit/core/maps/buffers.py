@@ -48,9 +48,9 @@ _HEADER = 8  # u32 length and bits, u32 page offset (the kernel's own)
 def _make_fence() -> Callable[[], None] | None:
     if os.uname().machine in ("x86_64", "i686", "s390x"):
         return None
-    from _thread import allocate_lock
+    from threading import Lock
 
-    lock = allocate_lock()
+    lock = Lock()
     lock.acquire()
 
     def fence() -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A BPF program as the action of a u32 or flower filter, by netlink.
 
-For namespaces of bpfkit's own: filter and qdisc vanish with them, nothing is recorded.
+Only for namespaces that bpfkit made: filter and qdisc disappear with them, so there is no record.
 
 Source: tc-bpf(8), tc-u32(8), tc-flower(8); ``net/sched/act_bpf.c`` (kernel 4.1).
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MATCHES", "add_action"]
 
-#: What can match, and the setting without which the kernel has none.
+#: The classifiers, and the kernel setting that each needs.
 MATCHES = {"u32": "CONFIG_NET_CLS_U32", "flower": "CONFIG_NET_CLS_FLOWER"}
 _RTM_NEWQDISC, _RTM_NEWTFILTER = 36, 44
 _ACK_CREATE_EXCL = 0x004 | 0x400 | 0x200
@@ -44,12 +44,12 @@ _WORDS = {
 def add_action(
     program: Program, interface: Interface, match: str, version: int, *, tagged: bool = False
 ) -> None:
-    """Give the UDP over IP ``version`` (4 or 6) that the interface receives to the program.
+    """Run the program on the received UDP packets of IP ``version`` (4 or 6).
 
     :param program: of type SCHED_ACT.
     :param interface: in its namespace.
-    :param match: one of :data:`MATCHES`: what finds the packets.
-    :param tagged: those with a VLAN tag (802.1Q), instead of those without.
+    :param match: the classifier that selects the packets, one of :data:`MATCHES`.
+    :param tagged: select packets with a VLAN tag (802.1Q) instead of packets without.
     :raises UnsupportedError: the kernel has no act_bpf, or no such match; names the setting.
     :raises AttachError: the kernel refused for another reason.
     """
@@ -61,7 +61,7 @@ def add_action(
         number = error.errno or 0
     if number != errno.ENOENT:
         raise AttachError(what, why=errno_text(number))
-    # Which of the two is missing?  A filter without an action tells.
+    # Adding the filter without an action tells whether the action or the classifier is missing.
     why = "this kernel has no CONFIG_NET_ACT_BPF (act_bpf)"
     try:
         _add(interface, match, version, tagged, b"")
@@ -71,7 +71,7 @@ def add_action(
 
 
 def _action(program: Program) -> bytes:
-    """The first action of a filter: ``action bpf … ok``; its program's verdict counts."""
+    """The first action of a filter: ``action bpf … ok``; the program's verdict decides."""
     parms = struct.pack("=IIiii", 0, 0, 0, 0, 0)
     options = attribute(
         _OPTIONS,
@@ -83,7 +83,7 @@ def _action(program: Program) -> bytes:
 
 
 def _u32(version: int, action: bytes) -> bytes:
-    # Offsets count from the IP header: a tag is kept beside the packet when tc gets to see it.
+    # Offsets count from the IP header: before tc runs, the kernel moves a tag out of the packet.
     words = _WORDS[version]
     keys = b"".join(
         [struct.pack("!II", mask, value) + struct.pack("=ii", off, 0) for value, mask, off in words]
@@ -103,7 +103,7 @@ def _flower(version: int, tagged: bool, action: bytes) -> bytes:
 
 
 def _add(interface: Interface, match: str, version: int, tagged: bool, action: bytes) -> None:
-    """clsact, where it lacks, and the filter.
+    """Add clsact, unless the interface has it, and the filter.
 
     :raises OSError: the kernel's answer.
     """
@@ -112,7 +112,7 @@ def _add(interface: Interface, match: str, version: int, tagged: bool, action: b
     protocol = struct.unpack("=H", struct.pack("!H", _ETH_P_8021Q if tagged else _ETH_P[version]))[
         0
     ]
-    priority = version + 10 * tagged  # another for each protocol
+    priority = version + 10 * tagged  # one per protocol
     options = _u32(version, action) if match == "u32" else _flower(version, tagged, action)
 
     def tcmsg(handle: int, parent: int, info: int, kind: str) -> bytes:

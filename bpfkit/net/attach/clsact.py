@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """tc by netlink: a clsact filter with a BPF program in direct-action mode.
 
-For kernels without tcx (before 6.6) and for people who want to see it in ``tc filter show``.
-The filter stays in the chain with others: bpfkit picks a free priority behind them, and removes
-only its own.  clsact itself is removed by the last filter of bpfkit's, only if bpfkit added it and
-nobody else moved in.
+For kernels without tcx (before 6.6), and to see the program in ``tc filter show``.  bpfkit gives
+its filter a free priority behind the existing filters and removes only its own filter.  The last
+filter of bpfkit's also removes clsact, if bpfkit added clsact and no other filter uses it.
 
-Without pyroute2, whose import alone takes several times as long as all else on the way from exec to
-attached.
+Does not use pyroute2: its import takes several times as long as the rest of the start-up.
 
 Source: tc-bpf(8); ``include/uapi/linux/rtnetlink.h``, ``pkt_sched.h``, ``pkt_cls.h``.
 """
@@ -45,7 +43,7 @@ _MAX_PRIORITY = 65535
 _TRIES = 20
 #: The kernel's answers where there is no clsact, no filter or no interface any more.
 _GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)
-_OURS = ".clsact"  # at the end of a filter's name: clsact came with bpfkit, too
+_OURS = ".clsact"  # ends the name of a filter if bpfkit added clsact
 _TCMSG = struct.Struct("=B3xiIII")
 
 
@@ -56,8 +54,8 @@ def attach_clsact(
 
     An ``ingress`` qdisc that is there already is used for ingress; it has no egress side.
 
-    :param priority: the filter's preference, 1 to 65535; 0 takes the first one behind those there,
-        or the last free one where preference 65535 is taken.
+    :param priority: the filter's preference, 1 to 65535; 0 means the first one behind the existing
+        filters, or the last free one where preference 65535 is taken.
     :raises InputError: for an interface that does not exist.
     :raises AttachError: when the kernel refuses, or another qdisc is in clsact's place.
     """
@@ -70,14 +68,20 @@ def attach_clsact(
     netns = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
     def undo() -> None:
-        # Whoever closes the link need not be in the interface's namespace at that moment.
+        # The thread that closes the link may be in another namespace than the interface.
         from bpfkit.net.links.netns import NetNS
 
         with NetNS(netns) as ns, ns.entered():
             _remove(data)
         record.done()
 
-    return Link(program, "clsact", f"{name} {direction}", undo=undo)
+    def check() -> bool:
+        from bpfkit.net.links.netns import NetNS
+
+        with NetNS(os.dup(netns)) as ns, ns.entered():
+            return is_attached(data)
+
+    return Link(program, "clsact", f"{name} {direction}", undo=undo, check=check)
 
 
 def _attach(
@@ -160,13 +164,13 @@ def _name(ifindex: int) -> str | None:
 
 
 def _qdisc(kind: int, ifindex: int, flags: int = 0) -> None:
-    """Make clsact, or take it away."""
+    """Add clsact, or remove it."""
     body = _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT, 0)
     request(kind, body + attribute(_TCA_KIND, b"clsact\0"), _NLM_F_ACK | flags)
 
 
 def _filter(kind: int, data: dict[str, Any], flags: int = 0, options: bytes = b"") -> None:
-    """Add our filter, or delete it."""
+    """Add bpfkit's filter, or delete it."""
     info = data["priority"] << 16 | _socket.htons(_ETH_P_ALL)
     body = _TCMSG.pack(0, data["ifindex"], data["handle"], _PARENT[data["direction"]], info)
     request(kind, body + attribute(_TCA_KIND, b"bpf\0") + options, _NLM_F_ACK | flags)
@@ -183,9 +187,9 @@ def _qdisc_kind(ifindex: int) -> str:
 
 
 def _is_ours(ifindex: int) -> bool:
-    """Did clsact come with a filter of bpfkit's that is still there?
+    """Whether bpfkit added clsact, by a filter that still exists.
 
-    Whoever joins it inherits the duty to take clsact away: the last one out does it.
+    A filter that joins also takes over the duty to remove clsact: the last one removes it.
     """
     names = [f[2] for parent in _PARENT.values() for f in _filters(ifindex, parent)]
     return any("/bpfkit." in name and name.endswith(_OURS) for name in names)
@@ -211,7 +215,7 @@ def _filters(ifindex: int, parent: int) -> list[tuple[int, int, str]]:
 
 
 def _remove(data: dict[str, Any]) -> None:
-    """Take away our filter, and clsact if we brought it and nobody else moved in.
+    """Remove bpfkit's filter, and clsact if bpfkit added it and no other filter uses it.
 
     The filter is known by its ifindex, preference, handle and name; the interface's name is for
     people, and may have changed.
@@ -245,13 +249,13 @@ def is_attached(data: dict[str, Any]) -> bool:
 
 
 def undo_clsact(data: dict[str, Any]) -> None:
-    """Undo the record of a killed process, in whichever namespace its interface is."""
+    """Remove the filter of a killed process, in the network namespace of its interface."""
     from bpfkit.net.links.netns import NetNS
 
     if data["netns"] == _netns_inode():
         _remove(data)
         return
     ns = NetNS.from_inode(data["netns"])
-    if ns is not None:  # one that is gone took everything along
+    if ns is not None:  # a namespace that is gone took the filter with it
         with ns, ns.entered():
             _remove(data)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which XDP programs an interface has, and whose they are; by rtnetlink without pyroute2.
+"""The XDP programs of an interface and the processes that hold them; by rtnetlink, no pyroute2.
 
-A link (BPF_LINK_CREATE) does not say in which mode it runs; the interface does (IFLA_XDP).
+The mode of a link (BPF_LINK_CREATE) is known only to the interface (IFLA_XDP).
 Source: rtnetlink(7); ``include/uapi/linux/if_link.h``.
 """
 
@@ -33,8 +33,8 @@ class Attached:
 
     :ivar mode: ``native``, ``generic`` or ``offload``.
     :ivar prog_id: the id that ``bpftool prog`` prints.
-    :ivar name: the program's name, "" where it cannot be asked.
-    :ivar link_id: id of the link that holds it there; None: it was attached by netlink.
+    :ivar name: the program's name, "" if it cannot be read.
+    :ivar link_id: id of the link that attaches it; None if it was attached by netlink.
     """
 
     __slots__ = ("link_id", "mode", "name", "prog_id")
@@ -72,7 +72,7 @@ def _request(kind: int, ifindex: int, attributes: bytes = b"") -> bytes:
 def attached(ifindex: int) -> list[Attached]:
     """The XDP programs of an interface of the calling thread's namespace.
 
-    :raises OSError: ENODEV: there is no such interface.
+    :raises OSError: ENODEV: no interface has this index.
     """
     answer = _request(_RTM_GETLINK, ifindex)
     found = []
@@ -125,7 +125,7 @@ def holders(prog_id: int) -> list[tuple[int, str]]:
 
 
 def detach(ifindex: int, one: Attached) -> None:
-    """Take a program of somebody else off an interface, however it was attached.
+    """Detach another process's program from an interface, attached by a link or by netlink.
 
     :raises BpfkitError: the kernel refused.
     """

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Namespaces, interfaces, labs, and the netlink calls that make them."""
+"""Namespaces, interfaces, labs, routes and neighbours; ioctls and netlink."""

@@ -25,7 +25,6 @@ __all__ = ["Interface"]
 
 _SIOCGIFNAME = 0x8910
 _SIOCGIFFLAGS = 0x8913
-_SIOCSIFFLAGS = 0x8914
 _SIOCGIFMTU = 0x8921
 _SIOCGIFHWADDR = 0x8927
 _SIOCGIFINDEX = 0x8933
@@ -247,14 +246,11 @@ class Interface:
 
     def set_up(self, up: bool = True) -> None:
         """``ip link set NAME up|down``."""
+        from bpfkit.net.links.ioctl import set_up
+
         sock = ioctl_socket(self.ns)
         try:
-            name = _name_of(sock, self.index)
-            flags = _ask(sock, _SIOCGIFFLAGS, name, "=H")
-            flags = flags | IFF_UP if up else flags & ~IFF_UP
-            request = struct.pack("16sH22x", os.fsencode(name), flags)
-            fcntl.ioctl(sock.fileno(), _SIOCSIFFLAGS, request)
-            self.flags = flags
+            self.flags = set_up(sock, _name_of(sock, self.index), up)
         finally:
             sock.close()
 

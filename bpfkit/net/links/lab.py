@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labs: network namespaces wired together, for as long as a with-block lasts.
+"""Labs: network namespaces connected to each other, for the duration of a with-block.
 
 ::
 
@@ -7,12 +7,12 @@
         print(lab.describe())
         print(ping("10.77.0.2", ns=lab["client"]))
 
-A :class:`Lab` is built from namespaces, veth pairs, bridges, addresses and routes; five ready
+A :class:`Lab` is built from namespaces, veth pairs, bridges, addresses and routes; five ready-made
 ones are :func:`loopback_lab`, :func:`pair_lab`, :func:`router_lab`, :func:`bridge_lab` and
-:func:`star_lab`.  The namespaces have no names in the system and are held by descriptors, so the
-kernel takes all of it away when the block ends, and when the process is killed.
+:func:`star_lab`.  The namespaces have no names in the system and are held by file descriptors, so
+the kernel removes everything when the block ends or the process is killed.
 
-Devices are written ``namespace:device``.  The first device imports pyroute2.
+Devices are written ``namespace:device``.  Making the first device imports pyroute2.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import time
 
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError
+from bpfkit.net.links.device import Device
 from bpfkit.net.links.interfaces import IFF_RUNNING, IFF_UP, Interface
 from bpfkit.net.links.netlink import with_iproute
 from bpfkit.net.links.netns import NetNS
@@ -46,24 +47,10 @@ _NO_OFFLOADS = dict.fromkeys(
 )
 
 
-class Device:
-    """A network device of a lab, as it was made; for the drawing."""
-
-    __slots__ = ("addresses", "kind", "master", "name", "notes", "peer")
-
-    def __init__(self, name: str, kind: str) -> None:
-        self.name = name
-        self.kind = kind
-        self.addresses: list[str] = []
-        self.master = ""
-        self.peer: tuple[str, str] | None = None
-        self.notes: list[str] = []
-
-
 class Lab(Closing):
-    """Namespaces and what connects them.
+    """Namespaces and the devices that connect them.
 
-    :param title: for the drawing.
+    :param title: title of the drawing.
     :param dad: keep IPv6 duplicate address detection (off: addresses work at once).
     """
 
@@ -73,17 +60,17 @@ class Lab(Closing):
         self.devices: dict[str, dict[str, Device]] = {}
         self.routes: dict[str, list[str]] = {}
         self._dad = dad
-        # No two devices of a lab share an ifindex: a mix-up of namespaces then cannot go unnoticed,
-        # and the kernel reports a veth's carrier at once, not within a second, where the indexes
-        # of the two ends differ.
+        # All ifindexes in a lab differ, so that a mix-up of namespaces does not go unnoticed.  The
+        # kernel also reports a veth's carrier at once, and not within a second, if its ends'
+        # indexes differ.
         self._next_index = 10
 
     # -- building ---------------------------------------------------------------------------------
 
     def namespace(self, name: str) -> NetNS:
-        """Make a namespace, with ``lo`` up; ``name`` is for this lab only.
+        """Make a namespace with ``lo`` up; only this lab knows its ``name``.
 
-        :raises InputError: the lab has one of that name.
+        :raises InputError: the lab has a namespace of that name.
         """
         if name in self.namespaces or ":" in name or not name:
             raise InputError(f"not a new namespace name: {name!r}")
@@ -103,15 +90,15 @@ class Lab(Closing):
         mtu: int = 1500,
         offloads: bool = True,
     ) -> None:
-        """A cable: ``lab.veth("client:eth0", "server:eth0", addresses=(["10.0.0.1/24"], [...]))``.
+        """A veth pair: ``lab.veth("client:eth0", "server:eth0", addresses=(["10.0.0.1/24"], []))``.
 
-        :param addresses: of the one end and of the other, ``address/prefix length``.
-        :param mtu: of both ends.
-        :param offloads: False: no segmentation, no merging and no late checksums on either end,
-            so that every packet is one frame, as on a wire.
+        :param addresses: of each end, ``address/prefix length``.
+        :param mtu: MTU of both ends.
+        :param offloads: False: no segmentation, merging or checksum offload on either end, so that
+            every packet is one frame, as on a wire.
         """
         (ns_a, dev_a), (ns_b, dev_b) = self._new(a), self._new(b)
-        # pyroute2's own words for a peer have no room for its index: nested attributes do.
+        # pyroute2's keyword for a peer cannot set its index; nested attributes can.
         peer = {
             "index": self._index(),
             "attrs": [
@@ -140,8 +127,8 @@ class Lab(Closing):
     ) -> None:
         """A bridge and its ports: ``lab.bridge("host:br0", ["host:c0"], addresses=[...])``.
 
-        Without spanning tree, multicast snooping and forward delay: it forwards at once, and says
-        nothing by itself.
+        It has no spanning tree, multicast snooping or forward delay: it forwards at once and sends
+        no frames of its own.
         """
         ns, dev = self._new(name)
         options = {"br_stp_state": 0, "br_forward_delay": 0, "br_mcast_snooping": 0}
@@ -150,7 +137,7 @@ class Lab(Closing):
         except BpfkitError:
             if dev in self.devices[ns]:
                 raise
-            # A kernel without CONFIG_BRIDGE_IGMP_SNOOPING does not know the last.
+            # A kernel without CONFIG_BRIDGE_IGMP_SNOOPING does not know the last option.
             del options["br_mcast_snooping"]
             self._make(ns, dev, "bridge", kind="bridge", **options)
         index = self.interface(name).index
@@ -167,7 +154,7 @@ class Lab(Closing):
     def vlan(
         self, parent: str, vlan: int, *, addresses: Iterable[str] = (), protocol: int = 0x8100
     ) -> str:
-        """A tagged device on top of another: ``lab.vlan("client:eth0", 10)`` is ``client:eth0.10``.
+        """A VLAN device on another device: ``lab.vlan("client:eth0", 10)`` is ``client:eth0.10``.
 
         :param protocol: ethertype of the tag: 0x8100, or 0x88a8 for 802.1ad.
         :raises UnsupportedError: the kernel has no CONFIG_VLAN_8021Q.
@@ -214,7 +201,8 @@ class Lab(Closing):
         """A route: ``lab.route("client", "default", via="10.0.0.2")``.
 
         :param destination: a prefix, ``default`` or ``default6``.
-        :param via: the next hop; :param device: the name of the device to leave by.
+        :param via: the next hop.
+        :param device: the name of the output device.
         """
         what = f"cannot route {destination} in {namespace}"
         six = destination == "default6" or ":" in destination
@@ -231,7 +219,7 @@ class Lab(Closing):
         self.routes[namespace].append(" ".join(word for word in words if word))
 
     def neighbour(self, device: str, address: str, lladdr: str) -> None:
-        """A permanent neighbour: nobody asks for ``address`` on ``device`` any more."""
+        """A permanent neighbour entry for ``address`` on ``device``."""
         ns, _ = self._known(device)
         index = self.interface(device).index
         with_iproute(
@@ -248,7 +236,7 @@ class Lab(Closing):
         )
 
     def neighbours(self, a: str, b: str) -> None:
-        """The two ends of a cable know each other's addresses: no ARP, no neighbour discovery."""
+        """Permanent neighbour entries at both ends of a veth pair: no ARP, no ND."""
         for one, other in ((a, b), (b, a)):
             ns, dev = self._known(other)
             for address in self.devices[ns][dev].addresses:
@@ -265,12 +253,12 @@ class Lab(Closing):
         set_offloads(self.interface(device), **wanted)
 
     def mtu(self, device: str, mtu: int) -> None:
-        """Set the MTU of a device; a cable's other end keeps its own."""
+        """Set the MTU of a device; the other end of its veth pair keeps its own."""
         self._known(device)
         self._set(device, f"cannot set the MTU of {device} to {mtu}", mtu=mtu)
 
     def sysctl(self, namespace: str, name: str, value: str | int) -> str:
-        """Set a ``net.…`` setting of a namespace; what it then is."""
+        """Set a ``net.…`` setting of a namespace; its new value."""
         return self[namespace].sysctl(name, value)
 
     def forward(self, namespace: str) -> None:
@@ -279,14 +267,17 @@ class Lab(Closing):
         self.sysctl(namespace, "net.ipv6.conf.all.forwarding", 1)
 
     def note(self, device: str, text: str) -> None:
-        """Write ``text`` beside a device in the drawing: which program is attached there."""
+        """Add ``text`` below a device in the drawing: which program is attached there."""
         ns, dev = self._known(device)
         self.devices[ns][dev].notes.append(text)
 
-    # -- looking ----------------------------------------------------------------------------------
+    # -- reading ----------------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> NetNS:
-        """A namespace of the lab by its name."""
+        """The namespace of that name.
+
+        :raises InputError: the lab has no such namespace.
+        """
         try:
             return self.namespaces[name]
         except KeyError:
@@ -313,8 +304,8 @@ class Lab(Closing):
             if time.monotonic() > deadline:
                 raise BpfkitError(f"the lab is not ready after {timeout} s", why=missing)
             time.sleep(0.002)
-        # "Running" is shown a moment before queues are active and bridge ports forward.  Both
-        # happen under the lock that setting a flag takes.
+        # A device is "running" a moment before its queues are active and bridge ports forward.
+        # Both changes hold the lock that setting a flag takes, so this waits for them.
         for ns in self:
             self.interface(f"{ns}:lo").set_up()
         return self
@@ -325,7 +316,7 @@ class Lab(Closing):
                 ends = [self.interface(f"{ns}:{dev}")]
                 if device.peer:
                     ends.append(self.interface(":".join(device.peer)))
-                # Where an end is down on purpose there is nothing to wait for.
+                # An end that is down on purpose never gets to run.
                 if all(end.flags & IFF_UP for end in ends) and not ends[0].flags & IFF_RUNNING:
                     return f"{ns}:{dev} is not running"
             for line in self[ns].run(_if_inet6):
@@ -338,7 +329,7 @@ class Lab(Closing):
         """The lab as a drawing: namespaces, devices, addresses, cables, programs."""
         from bpfkit.net.links.drawing import draw
 
-        return draw(self, ascii=ascii)
+        return draw(self.title, self.devices, self.routes, ascii=ascii)
 
     def __repr__(self) -> str:
         return f"<Lab {self.title}: {', '.join(self.namespaces) or 'closed'}>"
@@ -348,19 +339,19 @@ class Lab(Closing):
 
         return f'<pre style="line-height: 1.1">{escape(self.describe())}</pre>'
 
-    # -- the end ----------------------------------------------------------------------------------
+    # -- closing ----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let go of the namespaces; all devices go with them.  Safe to call twice."""
+        """Close the namespaces; the kernel removes their devices.  Safe to call twice."""
         while self.namespaces:
             self.namespaces.popitem()[1].close()
 
-    # -- below ------------------------------------------------------------------------------------
+    # -- internal ---------------------------------------------------------------------------------
 
     def _split(self, device: str) -> tuple[str, str]:
         ns, colon, dev = device.partition(":")
         if not colon or not dev:
-            raise InputError(f"not a device: {device!r}", why="it is written namespace:device")
+            raise InputError(f"not a device: {device!r}", why="the form is namespace:device")
         self[ns]
         return ns, dev
 
@@ -416,7 +407,7 @@ def _if_inet6() -> list[str]:
         return []
 
 
-# -- ready ones -----------------------------------------------------------------------------------
+# -- ready-made labs ------------------------------------------------------------------------------
 
 
 def _built(lab: Lab, build: Callable[[Lab], object]) -> Lab:
@@ -429,13 +420,13 @@ def _built(lab: Lab, build: Callable[[Lab], object]) -> Lab:
 
 
 def loopback_lab() -> Lab:
-    """One namespace, ``host``, with ``lo`` only.  Needs no pyroute2."""
+    """One namespace, ``host``, with ``lo`` only; pyroute2 is not needed."""
     lab = Lab("loopback")
     return _built(lab, lambda lab: lab.namespace("host"))
 
 
 def pair_lab(*, mtu: int = 1500, offloads: bool = True) -> Lab:
-    """``client`` (10.77.0.1, fd77::1) and ``server`` (.2, ::2), ``eth0`` each, on one cable."""
+    """``client`` (10.77.0.1, fd77::1) and ``server`` (.2, ::2), connected by their ``eth0``."""
 
     def build(lab: Lab) -> None:
         lab.namespace("client")
@@ -480,11 +471,11 @@ def router_lab(*, mtu: int = 1500, offloads: bool = True) -> Lab:
 
 
 def bridge_lab(*, mtu: int = 1500, offloads: bool = True) -> Lab:
-    """A container behind a host's bridge, and an outside that is routed to.
+    """A container behind a host's bridge, and an outside network behind a route.
 
     ``container`` eth0 10.77.3.2 fd77:3::2 – ``host`` port ``c0`` of bridge ``br0`` 10.77.3.1
     fd77:3::1, uplink ``up0`` 10.77.4.1 fd77:4::1 – ``outside`` eth0 10.77.4.2 fd77:4::2.
-    ``host:c0`` is where programs on the container's traffic go.
+    Programs for the container's traffic attach to ``host:c0``.
     """
 
     def build(lab: Lab) -> None:
@@ -515,13 +506,13 @@ def bridge_lab(*, mtu: int = 1500, offloads: bool = True) -> Lab:
 
 
 def star_lab(hosts: int = 3, *, routed: bool = False) -> Lab:
-    """Hosts around ``middle``, a cable each, without offloads: ``h1`` eth0 – ``p1`` of middle, ….
+    """Hosts connected to ``middle``, without offloads: ``h1`` eth0 – ``p1`` of middle, ….
 
     Middle has no addresses and forwards nothing: the hosts, all in one network (h1 10.77.0.1
-    fd77::1, h2 .2 ::2, …), reach each other only through what a program does there.
+    fd77::1, h2 .2 ::2, …), reach each other only through a program in middle.
 
-    :param routed: each host in a network of its own (h1 10.77.1.1 fd77:1::1), with p1
-        (10.77.1.254 fd77:1::fe) as its default route, and middle is a router.
+    :param routed: middle is a router; each host is in its own network (h1 10.77.1.1 fd77:1::1),
+        with middle's port (p1 10.77.1.254 fd77:1::fe) as its default gateway.
     """
 
     def build(lab: Lab) -> None:
@@ -531,7 +522,7 @@ def star_lab(hosts: int = 3, *, routed: bool = False) -> Lab:
         if routed:
             lab.forward("middle")
         else:
-            # no link-local addresses, so nothing to say
+            # no link-local addresses, so it sends nothing
             lab.sysctl("middle", "net.ipv6.conf.default.disable_ipv6", 1)
         for n in range(1, hosts + 1):
             own = [f"10.77.{n}.1/24", f"fd77:{n}::1/64"] if routed else []

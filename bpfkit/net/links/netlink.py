@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Netlink by pyroute2 (0.7 to 0.9), in any namespace and beside any event loop.
+"""Netlink by pyroute2 (0.7 to 0.9), in any namespace and next to any event loop.
 
-It is imported when first needed; what must not wait for it is in :mod:`bpfkit.net.links.rtnetlink`.
+pyroute2 is imported at the first call; :mod:`bpfkit.net.links.rtnetlink` is for code that must not
+wait for it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ __all__ = ["with_iproute"]
 
 
 def with_iproute(ns: NetNS, what: str, function: Callable[[Any], T]) -> T:
-    """``function(IPRoute of ns)``, in a thread of its own.
+    """Call ``function`` with an IPRoute of ``ns``, in a separate thread; its result.
 
-    The caller's thread keeps its namespace, and its event loop: pyroute2 0.9 runs one of its own,
-    which a notebook's thread already has.
+    The calling thread keeps its namespace and its event loop: pyroute2 0.9 runs its own event loop,
+    and a notebook's thread already has one.
 
-    :raises BpfkitError: the kernel refused, with ``what``, its reason and its errno.
+    :param what: what failed, for the error.
+    :raises BpfkitError: the kernel refused; it has the kernel's reason, and its ``errno``.
     """
     import threading
 

@@ -2,25 +2,25 @@
 """Network namespaces held by a file descriptor.
 
 A :class:`NetNS` is a namespace and the descriptor that keeps it alive.  :meth:`NetNS.new` makes
-one that has no name, no entry under ``/run/netns`` and no mount: when the descriptor is closed,
-or its process dies for whatever reason, the kernel takes the namespace and the devices in it
-away.  Others' namespaces are opened by name, by process or by path.
+a namespace without a name, an entry under ``/run/netns`` or a mount: when the descriptor is closed,
+or the process dies for any reason, the kernel removes the namespace and its devices.  Existing
+namespaces are opened by name, by process or by path.
 
 Namespaces belong to threads, not to processes.  :meth:`NetNS.entered` moves the calling thread
-only, and puts it back; a socket stays for good in the namespace it was made in, and a child
-process starts in the one its parent's thread was in.
+only, and moves it back; a socket stays in the namespace that it was created in, and a child
+process starts in the namespace of the thread that forked it.
 
-Only what a running program needs at start-up is imported here: no netlink, no subprocess.
+Programs import this module at start-up, so it imports neither netlink nor subprocess.
 """
 
 from __future__ import annotations
 
 import _socket
-import _thread
 import ctypes
 import errno
 import fcntl
 import os
+import threading
 
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import (
@@ -30,7 +30,7 @@ from bpfkit.core.errors import (
     UnsupportedError,
     errno_text,
 )
-from bpfkit.net.links.interfaces import Interface
+from bpfkit.net.links import ioctl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,23 +77,23 @@ def _write(path: str, text: str) -> None:
 
 
 def _ipv6_defaults(dad: bool) -> None:
-    """IPv6 on whatever the host's own setting; no router solicitations; DAD as asked."""
+    """Enable IPv6 whatever the host's setting is, without router solicitations; DAD if ``dad``."""
     wanted = [("disable_ipv6", "0"), ("accept_ra", "0"), ("router_solicitations", "0")]
     if not dad:
         wanted.append(("accept_dad", "0"))
     for name, value in wanted:
-        # "default" is what new devices get; DAD stays on as long as "all" says so.
+        # "default" is for new devices; DAD stays on unless "all" turns it off, too.
         for scope in ("default", "all"):
             try:
                 _write(f"/proc/sys/net/ipv6/conf/{scope}/{name}", value)
             except OSError:
-                # A kernel without IPv6, or a container whose /proc/sys is read-only: addresses
-                # are then usable after DAD's second, which Lab.ready() waits for.
+                # A kernel without IPv6, or a container with a read-only /proc/sys: addresses then
+                # become usable after DAD, about a second, for which Lab.ready() waits.
                 return
 
 
 class _Entered:
-    """The with-body of :meth:`NetNS.entered`: this thread's way in and back."""
+    """The context manager of :meth:`NetNS.entered`: moves this thread in and back."""
 
     __slots__ = ("_back", "_fd")
 
@@ -128,8 +128,8 @@ class NetNS(Closing):
     namespace that nothing else holds then disappears with all its devices.
 
     :ivar fd: descriptor of the namespace (``/proc/PID/ns/net`` or ``/run/netns/NAME``), -1 when
-        closed.  What link-based attachments of the netns kind take as their target.
-    :ivar name: a label for messages and drawings; not a name the system knows.
+        closed; the target of BPF links of the netns kind.
+    :ivar name: a label for messages and drawings; the system does not know it.
     """
 
     __slots__ = ("__weakref__", "fd", "name")
@@ -148,16 +148,14 @@ class NetNS(Closing):
         :param name: label for messages and drawings.
         :param lo: set ``lo`` up at once.
         :param dad: keep IPv6 duplicate address detection, which makes a new address unusable
-            for about a second (off by default; the namespace is ours alone).
+            for about a second (off by default: nobody else uses the namespace).
         :raises PrivilegeError: without CAP_SYS_ADMIN.
-        :raises UnsupportedError: the kernel has no CONFIG_NET_NS, or allows no more of them.
+        :raises UnsupportedError: the kernel has no CONFIG_NET_NS, or its limit is reached.
         """
         box: list[int | BaseException] = []
-        done = _thread.allocate_lock()
-        done.acquire()
 
         def body() -> None:
-            # unshare(2) moves the calling thread: this one, which ends right after.
+            # unshare(2) moves this thread only, which ends afterwards.
             try:
                 if _libc.unshare(CLONE_NEWNET):
                     number = ctypes.get_errno()
@@ -166,22 +164,25 @@ class NetNS(Closing):
                 try:
                     _ipv6_defaults(dad)
                     if lo:
-                        # It gets 127.0.0.1 and ::1 by itself.
-                        Interface.find("lo").set_up()
+                        # The kernel then gives it 127.0.0.1 and ::1.
+                        sock = ioctl.open_socket()
+                        try:
+                            ioctl.set_up(sock, "lo")
+                        finally:
+                            sock.close()
                 except BaseException:
                     os.close(fd)
                     raise
                 box.append(fd)
             except BaseException as error:
                 box.append(error)
-            finally:
-                done.release()
 
-        _thread.start_new_thread(body, ())
+        thread = threading.Thread(target=body, name="bpfkit-netns")
+        thread.start()
         try:
-            done.acquire()
+            thread.join()
         except BaseException:  # KeyboardInterrupt: wait for the thread, keep nothing
-            done.acquire()
+            thread.join()
             if isinstance(box[0], int):
                 os.close(box[0])
             raise
@@ -201,7 +202,7 @@ class NetNS(Closing):
     def from_name(cls, name: str) -> NetNS:
         """A namespace made by ``ip netns add NAME``.
 
-        :raises InputError: there is none of that name (the message lists those that exist).
+        :raises InputError: no namespace has that name (the message lists those that exist).
         """
         if not name or "/" in name or name in (".", ".."):
             raise InputError(f"not a network namespace name: {name!r}")
@@ -217,7 +218,7 @@ class NetNS(Closing):
 
     @classmethod
     def from_pid(cls, pid: int) -> NetNS:
-        """The namespace that process ``pid`` (its main thread) is in.
+        """The namespace of the main thread of process ``pid``.
 
         :raises InputError: no such process.
         """
@@ -233,14 +234,14 @@ class NetNS(Closing):
         """The namespace behind a path: ``/proc/PID/ns/net``, or a bind mount of one.
 
         :raises InputError: nothing there, or not a network namespace.
-        :raises PrivilegeError: not allowed to look at that process.
+        :raises PrivilegeError: not permitted to access that process.
         """
         what = f"cannot open network namespace {path}"
         try:
-            # O_NONBLOCK: a FIFO somebody names by mistake must not hang us.
+            # O_NONBLOCK: opening a FIFO by mistake must not block.
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except PermissionError as error:
-            # Root is refused too where the process belongs to another container.
+            # Root is refused as well if the process belongs to another container.
             hint = _NEED if os.geteuid() else "its process is outside this container"
             raise PrivilegeError(what, why="not permitted", hint=hint) from error
         except (FileNotFoundError, ProcessLookupError) as error:
@@ -257,22 +258,22 @@ class NetNS(Closing):
             raise InputError(
                 what,
                 why="it is not a network namespace",
-                hint="a path like /proc/PID/ns/net or /run/netns/NAME is one",
+                hint="give a path like /proc/PID/ns/net or /run/netns/NAME",
             )
         return cls(fd, name or path)
 
     @classmethod
     def from_inode(cls, inode: int) -> NetNS | None:
-        """The one with this inode, named or held by a process; None: there is none any more."""
+        """The namespace with this inode, if it is named or held by a process; else None."""
         path = _path_of(inode)
         return cls.from_path(path) if path else None
 
     @classmethod
     def open(cls, spec: str | int | NetNS) -> NetNS:
-        """What ``--netns NAME|PID|PATH`` means.
+        """The namespace of ``--netns NAME|PID|PATH``.
 
-        A text with a slash is a path; a name that ``ip netns`` lists is that namespace, even if
-        it is made of digits; other digits are a process id.
+        Text with a slash is a path; a name that ``ip netns`` lists is that namespace, even if it
+        consists of digits; other digits are a process id.
         """
         if isinstance(spec, NetNS):
             return spec.dup()
@@ -292,7 +293,7 @@ class NetNS(Closing):
         except OSError:
             return []
 
-    # -- being ----------------------------------------------------------------------------------
+    # -- state -----------------------------------------------------------------------------------
 
     def fileno(self) -> int:
         """The descriptor."""
@@ -304,22 +305,22 @@ class NetNS(Closing):
         return os.fstat(self.fd).st_ino
 
     def dup(self) -> NetNS:
-        """Another holder of the same namespace."""
+        """The same namespace by a second descriptor."""
         return type(self)(fcntl.fcntl(self.fd, fcntl.F_DUPFD_CLOEXEC, 3), self.name)
 
     def same_as(self, other: NetNS) -> bool:
-        """Whether both are one namespace."""
+        """Whether both are the same namespace."""
         a, b = os.fstat(self.fd), os.fstat(other.fd)
         return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
 
     def close(self) -> None:
-        """Let go of the namespace.  Safe to call twice."""
+        """Close the descriptor.  Safe to call twice."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 
     def __del__(self) -> None:
-        # A notebook cell that is run again must not pile namespaces up.
+        # Running a notebook cell again must not accumulate namespaces.
         if getattr(self, "fd", -1) >= 0:
             self.close()
 
@@ -331,7 +332,7 @@ class NetNS(Closing):
     # -- working inside ---------------------------------------------------------------------------
 
     def entered(self) -> _Entered:
-        """Context manager: the calling thread is in the namespace inside the with-block.
+        """Context manager: moves the calling thread into the namespace for the with-block.
 
         Other threads are not moved.  ``/proc/net``, ``/proc/sys/net``, sockets, netlink and
         children started inside belong to the namespace; ``/sys/class/net`` does not (sysfs shows
@@ -342,20 +343,20 @@ class NetNS(Closing):
         return _Entered(self.fd)
 
     def run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call ``function`` with the calling thread in the namespace; its result."""
+        """Call ``function`` in the namespace, in the calling thread; its result."""
         with self.entered():
             return function(*args, **kwargs)
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> _socket.socket:
-        """A socket that lives in the namespace (close-on-exec; a plain ``_socket.socket``)."""
+        """A socket in the namespace (close-on-exec; a plain ``_socket.socket``)."""
         with self.entered():
             return _socket.socket(family, kind | _socket.SOCK_CLOEXEC, protocol)
 
     def sysctl(self, name: str, value: str | int | None = None) -> str:
         """Read, or set and read back, a ``net.…`` setting of the namespace.
 
-        :param name: as sysctl(8) writes it: ``net.ipv4.ip_forward``.  A device name with a dot in
-            it is written with a slash instead of the dot: ``net.ipv6.conf.eth0/10.accept_dad``.
+        :param name: in the form of sysctl(8): ``net.ipv4.ip_forward``.  A dot in a device name is
+            written as a slash: ``net.ipv6.conf.eth0/10.accept_dad``.
         :raises InputError: the kernel has no such setting.
         """
         path = "/proc/sys/" + name.replace(".", "\0").replace("/", ".").replace("\0", "/")
@@ -368,6 +369,12 @@ class NetNS(Closing):
             except FileNotFoundError as error:
                 raise InputError(f"no such setting: {name}") from error
             except OSError as error:
+                if error.errno == errno.EROFS:
+                    raise UnsupportedError(
+                        f"cannot set {name} to {value!r}",
+                        why="/proc/sys is read-only, as containers have it",
+                        hint="run bpfkit on the host, or in a container with --privileged",
+                    ) from error
                 raise InputError(
                     f"cannot set {name} to {value!r}" if value is not None else f"{name}",
                     why=errno_text(error.errno or 0),
@@ -376,8 +383,8 @@ class NetNS(Closing):
     def popen(self, argv: Sequence[str], **kwargs: Any) -> subprocess.Popen[Any]:
         """``subprocess.Popen(argv, **kwargs)`` with the child in the namespace.
 
-        The child inherits the namespace of the thread that forks it, so nothing runs between
-        fork and exec (no ``preexec_fn``) and no helper command is needed.
+        The child inherits the namespace of the thread that forks it: no ``preexec_fn`` and no
+        helper command are needed.
 
         :raises UnsupportedError: the command is not installed.
         """
@@ -394,10 +401,10 @@ class NetNS(Closing):
     def check_output(
         self, argv: Sequence[str], *, input: str | None = None, timeout: float = 60
     ) -> str:
-        """Run a command to its end in the namespace; its standard output as text.
+        """Run a command in the namespace and wait for it; its standard output as text.
 
-        :raises BpfkitError: it failed (its standard error is in the message) or took longer than
-            ``timeout`` seconds.
+        :raises BpfkitError: the command failed (the message has its standard error) or took longer
+            than ``timeout`` seconds.
         :raises UnsupportedError: the command is not installed.
         """
         import subprocess
@@ -411,7 +418,7 @@ class NetNS(Closing):
             except subprocess.TimeoutExpired as error:
                 child.kill()
                 child.communicate()
-                raise BpfkitError(what, why=f"no end after {timeout} s") from error
+                raise BpfkitError(what, why=f"still running after {timeout} s") from error
             except BaseException:
                 child.kill()
                 raise
@@ -424,7 +431,7 @@ class NetNS(Closing):
 
 
 def _path_of(inode: int) -> str:
-    """A path that leads to the network namespace of this inode, or an empty string."""
+    """A path of the network namespace with this inode; "" if there is none."""
     name = f"net:[{inode}]"
     with open("/proc/self/mountinfo", "rb") as mounts:
         for line in mounts:
@@ -436,7 +443,7 @@ def _path_of(inode: int) -> str:
             if os.readlink(f"/proc/{pid}/ns/net") == name:
                 return f"/proc/{pid}/ns/net"
             for fd in os.listdir(f"/proc/{pid}/fd"):
-                # A namespace without name or process, as bpfkit's own labs are.
+                # A namespace held by a descriptor only, like those of bpfkit's labs.
                 if os.readlink(f"/proc/{pid}/fd/{fd}") == name:
                     return f"/proc/{pid}/fd/{fd}"
         except OSError:
@@ -451,7 +458,7 @@ def _unescaped(field: bytes) -> bytes:
 
 
 class _NothingThere(InputError):
-    """Nothing at the path of a namespace."""
+    """The path of a namespace does not exist."""
 
 
 def _cannot_make(error: OSError) -> BpfkitError:
@@ -463,7 +470,7 @@ def _cannot_make(error: OSError) -> BpfkitError:
     if error.errno == errno.ENOSPC:
         return UnsupportedError(
             what,
-            why="the limit on their number is reached",
+            why="the limit of network namespaces is reached",
             hint="raise /proc/sys/user/max_net_namespaces",
         )
     return BpfkitError(what, why=errno_text(error.errno or 0))

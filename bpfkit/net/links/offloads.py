@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device's offloads, by the ethtool ioctl: what ``ethtool -k`` and ``-K`` do.
+"""Reads and sets a device's offloads by the ethtool ioctl, like ``ethtool -k`` and ``-K``.
 
-With segmentation offloads on, a packet tap and most programs see super-frames of up to 64 kB (or
-more) that are single packets only behind the device; on a veth pair or a bridge they stay whole
-up to the receiving socket.  Switched off, what a tap sees is what would be on a wire.
+With segmentation offloads on, a packet tap and most programs see super-frames of 64 kB and more,
+which the device splits into packets; on a veth pair or a bridge they reach the receiving socket
+whole.  With them off, a tap sees the packets that would be on a wire.
 
 Source: ``include/uapi/linux/ethtool.h`` (ETHTOOL_GFEATURES, ETHTOOL_SFEATURES).
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GROUPS", "driver", "get_offloads", "set_offloads"]
 
-#: ``ethtool -K``'s short names -> the kernel's names of the features, or beginnings of them.
+#: ``ethtool -K``'s short names -> the kernel's feature names, or prefixes of them.
 GROUPS = {
     "rx": ("rx-checksum",),
     "tx": ("tx-checksum-",),
@@ -45,12 +45,12 @@ _SIOCETHTOOL = 0x8946
 _GDRVINFO, _GSTRINGS, _GSSET_INFO, _GFEATURES, _SFEATURES = 0x03, 0x1B, 0x37, 0x3A, 0x3B
 _ETH_SS_FEATURES = 4
 _ETH_GSTRING_LEN = 32
-# Names of which the whole is meant, although they begin others.
+# Full names that are also prefixes of other names.
 _EXACT = frozenset(("rx-gro", "tx-tcp-segmentation"))
 
 
 def _ethtool(interface: Interface, request: bytes) -> bytes:
-    """One ethtool command; the buffer as the kernel leaves it."""
+    """Run one ethtool command; the buffer as the kernel filled it in."""
     buffer = ctypes.create_string_buffer(request, len(request))
     ifreq = struct.pack("@16sP16x", interface.name.encode(), ctypes.addressof(buffer))
     sock = ioctl_socket(interface.ns)
@@ -59,7 +59,7 @@ def _ethtool(interface: Interface, request: bytes) -> bytes:
     except OSError as error:
         what = f"cannot read or set the offloads of {interface.name}"
         if error.errno == errno.EOPNOTSUPP:
-            raise UnsupportedError(what, why="its driver has no such setting") from error
+            raise UnsupportedError(what, why="the driver does not support it") from error
         raise BpfkitError(what, why=errno_text(error.errno or 0)) from error
     finally:
         sock.close()
@@ -67,7 +67,7 @@ def _ethtool(interface: Interface, request: bytes) -> bytes:
 
 
 def _names(interface: Interface) -> list[str]:
-    """The kernel's names of all features, by bit."""
+    """The kernel's names of all features, by bit number."""
     request = struct.pack("=IIQI", _GSSET_INFO, 0, 1 << _ETH_SS_FEATURES, 0)
     (count,) = struct.unpack_from("=I", _ethtool(interface, request), 16)
     request = struct.pack("=III", _GSTRINGS, _ETH_SS_FEATURES, count)
@@ -79,7 +79,7 @@ def _names(interface: Interface) -> list[str]:
 
 
 def driver(interface: Interface) -> str:
-    """The name of a device's driver (``veth``, ``virtio_net``); "" where it does not say."""
+    """The name of a device's driver (``veth``, ``virtio_net``); "" if it reports none."""
     try:
         raw = _ethtool(interface, struct.pack("=I", _GDRVINFO).ljust(196, b"\0"))
     except BpfkitError:
@@ -88,7 +88,7 @@ def driver(interface: Interface) -> str:
 
 
 def get_offloads(interface: Interface) -> dict[str, bool]:
-    """All features of a device by the kernel's names (``tx-tcp-segmentation``, …): on or off."""
+    """The kernel's feature names (``tx-tcp-segmentation``, …) -> whether the feature is active."""
     names = _names(interface)
     words = (len(names) + 31) // 32
     raw = _ethtool(interface, struct.pack("=II", _GFEATURES, words) + bytes(16 * words))
@@ -100,9 +100,9 @@ def get_offloads(interface: Interface) -> dict[str, bool]:
 def set_offloads(interface: Interface, **wanted: bool) -> None:
     """Switch offloads on or off: ``set_offloads(dev, tso=False, gso=False, gro=False)``.
 
-    :param wanted: names of :data:`GROUPS`, or the kernel's own names with ``_`` for ``-``.
-        What the device cannot change stays as it is.
-    :raises InputError: no offload of that name.
+    :param wanted: names in :data:`GROUPS`, or the kernel's own names with ``_`` for ``-``.
+        Features that the device cannot change keep their state.
+    :raises InputError: no offload has that name.
     """
     names = _names(interface)
     bits: dict[int, bool] = {}

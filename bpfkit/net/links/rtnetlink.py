@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rtnetlink without pyroute2, for what that has no words for, or where it would be too slow.
+"""rtnetlink without pyroute2: for requests that it does not support, or where it is too slow.
 
 Source: rtnetlink(7), netlink(7).
 """
@@ -20,18 +20,18 @@ _AF_NETLINK, _NETLINK_ROUTE = 16, 0
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 1, 4, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _TYPE_MASK = 0x3FFF
-_PATIENCE_S = 5  # for an answer; the kernel gives it at once
+_PATIENCE_S = 5  # to wait for an answer, which the kernel sends at once
 
 
 def attribute(kind: int, *values: bytes) -> bytes:
-    """An attribute of that type; several values, attributes themselves, make a nested one."""
+    """An attribute of type ``kind``; with several attributes as values, a nested one."""
     value = b"".join(values)
     size = 4 + len(value)
     return struct.pack("=HH", size, kind) + value + bytes(-size % 4)
 
 
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, value) of the attributes in ``data``."""
+    """The (type, value) pairs of the attributes in ``data``."""
     at = 0
     while at + 4 <= len(data):
         size, kind = struct.unpack_from("=HH", data, at)
@@ -42,26 +42,26 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def request(kind: int, body: bytes, flags: int = _NLM_F_ACK) -> bytes:
-    """One request in the thread's network namespace; the answer's body.
+    """Send one request in the calling thread's network namespace; the body of the answer.
 
-    :param kind: RTM_….
-    :param flags: NLM_F_…; without NLM_F_ACK for requests that are answered anyway.
-    :raises OSError: the kernel's answer.
+    :param kind: message type, RTM_….
+    :param flags: NLM_F_…; without NLM_F_ACK for requests whose answer is an object.
+    :raises OSError: the error that the kernel answered with.
     """
     return next(_answers(kind, body, flags), b"")
 
 
 def dump(kind: int, body: bytes) -> list[bytes]:
-    """The bodies of all objects that the kernel tells of, in the thread's network namespace.
+    """The bodies of all objects of a dump in the calling thread's network namespace.
 
-    :param kind: RTM_GET….
-    :raises OSError: the kernel's answer.
+    :param kind: message type, RTM_GET….
+    :raises OSError: the error that the kernel answered with.
     """
     return list(_answers(kind, body, _NLM_F_DUMP))
 
 
 def _answers(kind: int, body: bytes, flags: int) -> Iterator[bytes]:
-    """The bodies of the answers: of a dump all, else the first."""
+    """The bodies of the answers: all of a dump, else the first."""
     sock = _socket.socket(_AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _NETLINK_ROUTE)
     try:
         sock.settimeout(_PATIENCE_S)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames, captures, checksums, packet sockets."""
+"""Addresses, crafted packets, captures and capture files, packet sockets, flows."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Capture packets in a namespace and have them as objects.
+"""Captures packets in a namespace.
 
 ::
 
@@ -9,8 +9,8 @@
         print(packet.ts, packet.outgoing, packet.data.hex())
     capture.write("trace.pcapng")
 
-The tap is where tcpdump's is: behind XDP and before tc ingress on the way in, behind tc egress on
-the way out.  VLAN tags that the kernel keeps beside a packet are put back in.
+The tap is the same as tcpdump's: after XDP and before tc ingress on the way in, after tc egress on
+the way out.  VLAN tags that the kernel stores outside a packet are reinserted.
 """
 
 from __future__ import annotations
@@ -34,22 +34,21 @@ __all__ = ["Capture"]
 
 
 class Capture(Closing):
-    """Captures from the moment it is made until :meth:`stop` (or the end of its with-block).
+    """A capture, from its creation until :meth:`stop` or the end of the with-block.
 
-    Packets wait in the socket's buffer until they are looked at; nothing runs in the background.
-    What did not fit is never silent: see :attr:`drops`.
+    Packets stay in the socket's buffer until they are read; nothing runs in the background.
+    :attr:`drops` counts the packets for which the buffer had no room.
 
     :param interface: a name, an :class:`Interface`, or None for all interfaces of the namespace
-        (tell them apart by ``packet.interface``).
+        (``packet.interface`` has the name).
     :param ns: the namespace; default: the interface's, else the calling thread's.
-    :param program: a SOCKET_FILTER program; it sees each packet, and what it returns is how many
-        bytes of it are kept.
-    :param incoming, outgoing: which directions to keep.  On ``lo`` every packet is seen twice,
-        once each way.
-    :param promiscuous: frames for others too.
-    :param snaplen: bytes kept of each.
-    :param buffer: bytes of socket buffer (the kernel counts about twice a packet's size).
-    :param gso: learn each super-frame's segment size (``packet.gso_size``).
+    :param program: a SOCKET_FILTER program; its return value is the number of bytes to keep.
+    :param incoming, outgoing: which directions to capture.  On ``lo`` every packet is seen twice,
+        once in each direction.
+    :param promiscuous: also capture frames for other hosts.
+    :param snaplen: maximum number of bytes kept of each packet.
+    :param buffer: bytes of socket buffer (a packet takes about twice its size).
+    :param gso: record each super-frame's segment size (``packet.gso_size``).
 
     :raises InputError: no such interface.
     :raises PrivilegeError: without CAP_NET_RAW.
@@ -95,22 +94,22 @@ class Capture(Closing):
 
     @property
     def packets(self) -> list[Packet]:
-        """What was captured so far, in the order it was seen."""
+        """The packets captured so far, in order."""
         self._drain()
         return self._taken
 
     @property
     def drops(self) -> int:
-        """Packets that found the buffer full and are missing."""
+        """Packets that are missing because the buffer was full."""
         self._drain()
         return self._drops
 
     def wait(
         self, count: int = 1, *, timeout: float = 2.0, where: Callable[[Packet], bool] | None = None
     ) -> list[Packet]:
-        """Wait until ``count`` packets (for which ``where`` is true) are there; those.
+        """Wait for ``count`` packets (for which ``where`` is true), and return them.
 
-        :raises BpfkitError: not within ``timeout`` seconds.
+        :raises BpfkitError: fewer arrived within ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -127,16 +126,17 @@ class Capture(Closing):
                 self._taken.append(packet)
 
     def clear(self) -> None:
-        """Forget what was captured so far."""
+        """Discard the packets captured so far."""
         self._drain()
         self._taken = []
 
     def write(self, path: str | os.PathLike[str]) -> int:
-        """Write the packets to a file, pcapng or (by its name ``*.pcap``) pcap; how many.
+        """Write the packets to a file: pcap if its name ends in ``.pcap``, else pcapng.
 
-        Interfaces and directions are kept in pcapng only.
+        Only pcapng has interfaces and directions.
 
-        :raises BpfkitError: pcap, and the packets are of different link types.
+        :returns: the number of packets.
+        :raises BpfkitError: pcap, and the packets have different link types.
         """
         import os
 
@@ -146,7 +146,10 @@ class Capture(Closing):
         if os.fspath(path).endswith(".pcap"):
             kinds = {_linktype(packet) for packet in packets} or {1}
             if len(kinds) > 1:
-                raise BpfkitError(f"cannot write {os.fspath(path)}", why="pcap has one link type")
+                raise BpfkitError(
+                    f"cannot write {os.fspath(path)}",
+                    why="pcap has one link type",
+                )
             with PcapWriter(path, linktype=kinds.pop()) as plain:
                 for packet in packets:
                     plain.write(packet.data, packet.ts_ns, packet.orig_len)
@@ -167,7 +170,7 @@ class Capture(Closing):
         return len(packets)
 
     def stop(self) -> list[Packet]:
-        """Take what is left and close the socket; the packets."""
+        """Read the remaining packets and close the socket; all packets."""
         if self._socket is not None:
             try:
                 self._drain()
@@ -177,7 +180,7 @@ class Capture(Closing):
         return self._taken
 
     def close(self) -> None:
-        """The same without the packets."""
+        """Like :meth:`stop`, without a result."""
         self.stop()
 
     def __iter__(self) -> Iterator[Packet]:
@@ -191,5 +194,5 @@ class Capture(Closing):
 
 
 def _linktype(packet: Packet) -> int:
-    """LINKTYPE_ETHERNET, or LINKTYPE_RAW of devices without a link header."""
+    """LINKTYPE_ETHERNET, or LINKTYPE_RAW for devices without a link header."""
     return 1 if packet.link_type in (1, 772) else 101

@@ -9,7 +9,7 @@ __all__ = ["checksum"]
 
 
 def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071) of ``data``; 0 over data that includes a right one."""
+    """The Internet checksum (RFC 1071) of ``data``; 0 if ``data`` includes a correct one."""
     data += b"\0" * (len(data) & 1)
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames made by hand, and sent as they are: what no socket of the kernel's would send.
+"""Builds packets and frames, and sends frames as they are.
 
-For labs on kernels without VLAN devices, for broadcasts, and for headers that are wrong.
+For packets that no kernel socket would send: VLAN tags without VLAN devices, broadcasts, foreign
+source addresses, wrong headers.  Addresses are text, IPv4 or IPv6; MAC addresses are text too
+(``02:00:00:00:00:01``); all checksums are filled in.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ import errno
 import struct
 
 from bpfkit.core.errors import BpfkitError, errno_text
+from bpfkit.net.packets.addresses import packed
 from bpfkit.net.packets.checksum import checksum
-from bpfkit.xdp_afxdp.answers import packed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,23 +26,42 @@ __all__ = [
     "PRIORITY",
     "echo_packet",
     "ethernet",
+    "icmp_message",
     "icmp_packet",
     "ip_packet",
-    "neighbour_question",
+    "neighbour_request",
     "send_frames",
     "syn_packet",
     "tag",
+    "tcp_segment",
     "udp_frame",
     "udp_packet",
 ]
 
 BROADCAST = "ff:ff:ff:ff:ff:ff"
-#: What is in a priority tag: VLAN id 0, for no VLAN.
+#: The TCI of a priority tag: priority 5, VLAN id 0 (no VLAN).
 PRIORITY = 5 << 13
-#: By the first four bits: ARP's are those of a hardware type.
+#: Ethertype by the packet's first four bits.  ARP begins with a hardware type, so its are 0.
 _ETHERTYPES = {0: b"\x08\x06", 4: b"\x08\x00", 6: b"\x86\xdd"}
 _AF_PACKET, _SOCK_RAW = 17, 3
 _ICMP, _TCP, _UDP, _ICMPV6 = 1, 6, 17, 58
+_SYN = 2
+
+
+# -- frames ---------------------------------------------------------------------------------------
+
+
+def ethernet(to: str, by: str, packet: bytes, *, vlans: Iterable[int] = ()) -> bytes:
+    """An IPv4, IPv6 or ARP packet in an Ethernet frame, without padding and FCS.
+
+    :param to, by: destination and source MAC address.
+    :param vlans: 802.1Q tags, outermost first; each as for :func:`tag`.
+    """
+    macs = bytes.fromhex((to + by).replace(":", ""))
+    frame = macs + _ETHERTYPES[packet[0] >> 4] + packet
+    for vlan in reversed(list(vlans)):
+        frame = tag(frame, vlan)
+    return frame
 
 
 def udp_frame(
@@ -54,23 +75,40 @@ def udp_frame(
     ports: tuple[int, int] = (40000, 9),
     ttl: int = 64,
 ) -> bytes:
-    """A UDP datagram in an Ethernet frame.
-
-    :param to, by: MAC addresses, destination and source.
-    :param source, destination: IPv4 or IPv6 addresses.
-    :param vlans: of 802.1Q tags, the outermost first; as for :func:`tag`.
+    """A UDP datagram in an Ethernet frame; parameters as for :func:`ethernet` and
+    :func:`udp_packet`.
     """
     packet = udp_packet(source, destination, payload, ports=ports, ttl=ttl)
     return ethernet(to, by, packet, vlans=vlans)
 
 
-def ethernet(to: str, by: str, packet: bytes, *, vlans: Iterable[int] = ()) -> bytes:
-    """An IP or ARP packet in a frame; parameters as for :func:`udp_frame`."""
-    macs = bytes.fromhex((to + by).replace(":", ""))
-    frame = macs + _ETHERTYPES[packet[0] >> 4] + packet
-    for vlan in reversed(list(vlans)):
-        frame = tag(frame, vlan)
-    return frame
+def tag(frame: bytes, vlan: int, ethertype: int = 0x8100) -> bytes:
+    """``frame`` with one more VLAN tag, which becomes the outermost.
+
+    :param vlan: VLAN id, or :data:`PRIORITY`.
+    :param ethertype: 0x8100 (802.1Q) or 0x88a8 (802.1ad).
+    """
+    return frame[:12] + struct.pack("!HH", ethertype, vlan) + frame[12:]
+
+
+# -- packets --------------------------------------------------------------------------------------
+
+
+def ip_packet(
+    source: str, destination: str, proto: int, body: bytes, *, ttl: int = 64, df: bool = False
+) -> bytes:
+    """``body`` behind an IP header without options or extension headers.
+
+    :param proto: IP protocol number of ``body``.
+    :param ttl: TTL or hop limit.
+    :param df: set IPv4's Don't Fragment flag.
+    """
+    addresses = packed(source) + packed(destination)
+    if len(addresses) == 32:
+        return struct.pack("!IHBB", 6 << 28, len(body), proto, ttl) + addresses + body
+    flags = 0x4000 if df else 0
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, flags, ttl, proto, 0)
+    return head[:10] + struct.pack("!H", checksum(head + addresses)) + addresses + body
 
 
 def udp_packet(
@@ -81,86 +119,102 @@ def udp_packet(
     ports: tuple[int, int] = (40000, 9),
     ttl: int = 64,
     df: bool = False,
+    check: bool = True,
 ) -> bytes:
-    """A UDP datagram in an IP packet.
+    """A UDP datagram in an IP packet; other parameters as for :func:`ip_packet`.
 
-    :param df: IPv4: it must not be fragmented.
+    :param ports: source and destination port.
+    :param check: False: without a UDP checksum, as IPv4 allows.
     """
     udp = struct.pack("!HHHH", *ports, 8 + len(payload), 0) + payload
-    total = checksum(_pseudo(source, destination, _UDP, udp) + udp) or 0xFFFF
-    udp = udp[:6] + struct.pack("!H", total) + udp[8:]
+    if check:
+        total = checksum(_pseudo(source, destination, _UDP, len(udp)) + udp) or 0xFFFF
+        udp = udp[:6] + struct.pack("!H", total) + udp[8:]
     return ip_packet(source, destination, _UDP, udp, ttl=ttl, df=df)
+
+
+def tcp_segment(
+    source: str,
+    destination: str,
+    payload: bytes = b"",
+    *,
+    ports: tuple[int, int],
+    flags: int = _SYN,
+    sequence: int = 1,
+    acknowledgement: int = 0,
+    window: int = 1024,
+) -> bytes:
+    """A TCP segment without options, for an IP packet between these addresses.
+
+    :param ports: source and destination port.
+    :param flags: the header's flag bits (RFC 9293): 2 is SYN, 16 is ACK.
+    """
+    numbers = sequence, acknowledgement
+    head = struct.pack("!HHIIBBHHH", *ports, *numbers, 5 << 4, flags, window, 0, 0)
+    pseudo = _pseudo(source, destination, _TCP, len(head) + len(payload))
+    total = checksum(pseudo + head + payload)
+    return head[:16] + struct.pack("!H", total) + head[18:] + payload
 
 
 def syn_packet(source: str, destination: str, *, ports: tuple[int, int], df: bool = False) -> bytes:
     """A TCP SYN in an IP packet."""
-    tcp = struct.pack("!HHIIBBHHH", *ports, 1, 0, 5 << 4, 2, 1024, 0, 0)
-    total = checksum(_pseudo(source, destination, _TCP, tcp) + tcp)
-    tcp = tcp[:16] + struct.pack("!H", total) + tcp[18:]
-    return ip_packet(source, destination, _TCP, tcp, df=df)
+    return ip_packet(
+        source, destination, _TCP, tcp_segment(source, destination, ports=ports), df=df
+    )
+
+
+def icmp_message(kind: int, rest: bytes, *, pseudo: bytes = b"") -> bytes:
+    """An ICMP or ICMPv6 message with code 0.
+
+    :param kind: its type.
+    :param rest: the bytes that follow the checksum.
+    :param pseudo: ICMPv6: the pseudo-header; raw sockets need none, the kernel fills in the
+        checksum.
+    """
+    total = checksum(pseudo + struct.pack("!BBH", kind, 0, 0) + rest)
+    return struct.pack("!BBH", kind, 0, total) + rest
 
 
 def icmp_packet(source: str, destination: str, kind: int, rest: bytes, *, ttl: int = 64) -> bytes:
-    """ICMP or ICMPv6 in an IP packet.
-
-    :param kind: its type; :param rest: what is behind the checksum.
-    """
+    """An ICMP or ICMPv6 message in an IP packet; parameters as for :func:`icmp_message`."""
     six = ":" in source
     proto = _ICMPV6 if six else _ICMP
-    pseudo = _pseudo(source, destination, proto, bytes(4) + rest) if six else b""
-    total = checksum(pseudo + struct.pack("!BBH", kind, 0, 0) + rest)
-    icmp = struct.pack("!BBH", kind, 0, total) + rest
-    return ip_packet(source, destination, proto, icmp, ttl=ttl)
+    pseudo = _pseudo(source, destination, proto, 4 + len(rest)) if six else b""
+    return ip_packet(source, destination, proto, icmp_message(kind, rest, pseudo=pseudo), ttl=ttl)
 
 
 def echo_packet(source: str, destination: str, identifier: int) -> bytes:
-    """An echo request, a ping, in an IP packet."""
+    """An echo request (ping) in an IP packet."""
     kind = 128 if ":" in source else 8
     return icmp_packet(source, destination, kind, struct.pack("!HH8x", identifier, 1))
 
 
-def neighbour_question(mac: str, source: str, target: str) -> bytes:
-    """Who has ``target``?  An ARP request, or a neighbour solicitation sent to the target itself.
+def neighbour_request(mac: str, source: str, target: str) -> bytes:
+    """An ARP request for ``target``, or a neighbour solicitation that is sent to it by unicast.
 
-    :param mac: of who asks.
+    :param mac: the sender's MAC address.
     """
-    here = bytes.fromhex(mac.replace(":", ""))
+    sender = bytes.fromhex(mac.replace(":", ""))
     if ":" in target:
-        rest = bytes(4) + packed(target) + b"\1\1" + here
+        rest = bytes(4) + packed(target) + b"\1\1" + sender
         return icmp_packet(source, target, 135, rest, ttl=255)
     head = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1)
-    return head + here + packed(source) + bytes(6) + packed(target)
+    return head + sender + packed(source) + bytes(6) + packed(target)
 
 
-def ip_packet(
-    source: str, destination: str, proto: int, body: bytes, *, ttl: int = 64, df: bool = False
-) -> bytes:
-    """``body`` behind an IP header; parameters as for :func:`udp_packet`."""
-    ends = packed(source) + packed(destination)
-    if len(ends) == 32:
-        return struct.pack("!IHBB", 6 << 28, len(body), proto, ttl) + ends + body
-    flags = 0x4000 if df else 0
-    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, flags, ttl, proto, 0)
-    return head[:10] + struct.pack("!H", checksum(head + ends)) + ends + body
+def _pseudo(source: str, destination: str, proto: int, length: int) -> bytes:
+    """The pseudo-header of RFC 8200; its sum is that of IPv4's for bodies of up to 64 kB."""
+    return packed(source) + packed(destination) + struct.pack("!II", length, proto)
 
 
-def _pseudo(source: str, destination: str, proto: int, body: bytes) -> bytes:
-    return packed(source) + packed(destination) + struct.pack("!II", len(body), proto)
-
-
-def tag(frame: bytes, vlan: int) -> bytes:
-    """``frame`` with an 802.1Q tag more, the outermost.
-
-    :param vlan: VLAN id, or :data:`PRIORITY`.
-    """
-    return frame[:12] + struct.pack("!HH", 0x8100, vlan) + frame[12:]
+# -- sending --------------------------------------------------------------------------------------
 
 
 def send_frames(device: str, frames: Iterable[bytes], *, ns: NetNS, lossy: bool = False) -> None:
-    """Put frames on the wire, from the Ethernet header on.
+    """Send frames, each from its Ethernet header on, out of a device by a packet socket.
 
-    :param lossy: one that is dropped on its way out, by a program at tc egress, is no error.
-    :raises BpfkitError: the device refuses one.
+    :param lossy: do not treat a drop on the way out, by a program at tc egress, as an error.
+    :raises BpfkitError: the device refuses a frame.
     """
     sock = ns.socket(_AF_PACKET, _SOCK_RAW, 0)
     try:

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AF_PACKET sockets: what a SOCKET_FILTER program on an interface hangs on (packet(7)).
+"""AF_PACKET sockets (packet(7)), to which SOCKET_FILTER programs attach.
 
-A packet socket made with a protocol receives from every interface from that moment on, before a
-filter is on it and before it is bound: foreign packets queue in the window.  Here the socket is
-made with protocol 0, which receives nothing; then the filter goes on; then it is bound, by
-ifindex, and only the bind opens it.
+A packet socket created with a protocol receives from every interface at once, before it has a
+filter and before it is bound: foreign packets are queued in that window.  Here the socket is
+created with protocol 0, which receives nothing; then the filter is attached; then the socket is
+bound by ifindex, and only that starts reception.
 
 ::
 
-    socket(AF_PACKET, SOCK_RAW, 0)   deaf
-    SO_ATTACH_BPF                    the program is in place
-    bind(ifindex, ETH_P_ALL)         first packet: through the program, of this interface
+    socket(AF_PACKET, SOCK_RAW, 0)   receives nothing
+    SO_ATTACH_BPF                    the program is attached
+    bind(ifindex, ETH_P_ALL)         the first packet: from this interface, through the program
 """
 
 from __future__ import annotations
@@ -92,16 +92,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Packet:
     """One received frame.
 
-    :ivar data: the frame from the link header on, as it was on the wire: a VLAN tag that the
-        kernel keeps beside the frame is put back in.  Cut at the socket's ``snaplen``.
+    :ivar data: the frame from the link header on, as on the wire: a VLAN tag that the kernel
+        stores outside the frame is reinserted.  Cut at the socket's ``snaplen``.
     :ivar orig_len: bytes on the wire, that tag included.
-    :ivar ts_ns: UNIX time in nanoseconds, taken by the kernel.
+    :ivar ts_ns: the kernel's timestamp, UNIX time in nanoseconds.
     :ivar direction: PACKET_HOST 0, _BROADCAST 1, _MULTICAST 2, _OTHERHOST 3, _OUTGOING 4.
     :ivar interface: name of the interface.
-    :ivar link_type: ARPHRD_* number of its interface.
-    :ivar vlan: (TPID, TCI) of the tag that was put back, or None.
+    :ivar link_type: ARPHRD_* number of the interface.
+    :ivar vlan: (TPID, TCI) of the reinserted tag, or None.
     :ivar gso_size: payload bytes per segment of a super-frame, 0 for an ordinary frame; None
-        where the socket was made without ``vnet_hdr``.
+        if the socket was created without ``vnet_hdr``.
     :ivar gso_type: VIRTIO_NET_HDR_GSO_*: 0 none, 1 TCPv4, 4 TCPv6, 5 UDP_L4; None likewise.
     """
 
@@ -135,7 +135,7 @@ class Packet:
 
     @property
     def outgoing(self) -> bool:
-        """Whether the tap saw it on its way out."""
+        """Whether the tap saw the frame on its way out."""
         return self.direction == PACKET_OUTGOING
 
     def __bytes__(self) -> bytes:
@@ -153,18 +153,18 @@ class PacketSocket(Closing):
     """A raw packet socket on one interface, with a program as its filter.
 
     :param interface: an :class:`Interface`, an ifindex, or None for all interfaces of the
-        namespace.  Ifindex 0 is refused: to the kernel it means "all", to a caller a mistake.
+        namespace.  Ifindex 0 is refused: the kernel takes it for "all", but it is a caller's error.
     :param program: the filter: program fd, object with ``fd``, or function called with the socket.
     :param ns: the namespace; default: the interface's, else the calling thread's.
-    :param promiscuous: also receive frames for others, as long as the socket is open.
+    :param promiscuous: also receive frames for other hosts while the socket is open.
     :param counting: the program only counts and returns 0: keep the receive buffer minimal.
-    :param ignore_outgoing: do not see what this host sends (Linux 4.20).
-    :param rcvbuf: bytes of receive buffer; beyond the system's limit too.
-    :param snaplen: bytes of a frame that :meth:`recv` returns at most.
-    :param vnet_hdr: learn the GSO size and type of each frame.
-    :param gate: start behind a filter that drops everything, until :meth:`open_gate`.
+    :param ignore_outgoing: do not receive this host's outgoing frames (Linux 4.20).
+    :param rcvbuf: bytes of receive buffer; may exceed the system's limit.
+    :param snaplen: maximum number of bytes of a frame that :meth:`recv` returns.
+    :param vnet_hdr: receive the GSO size and type of each frame.
+    :param gate: start with a filter that drops everything, until :meth:`open_gate`.
     :param protocol: ethertype to receive; 0: only send.
-    :raises InputError: the interface is gone, or its index is 0.
+    :raises InputError: the interface no longer exists, or its index is 0.
     :raises AttachError: the kernel refused the program.
     :raises PrivilegeError: without CAP_NET_RAW.
     """
@@ -245,7 +245,7 @@ class PacketSocket(Closing):
     def _set_rcvbuf(self, size: int) -> None:
         try:
             self.sock.setsockopt(_socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
-        except PermissionError:  # CAP_NET_ADMIN is missing: as much as the limit allows
+        except PermissionError:  # without CAP_NET_ADMIN: up to the limit
             self.sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVBUF, size)
 
     def _ignore_outgoing(self) -> None:
@@ -278,7 +278,7 @@ class PacketSocket(Closing):
         self.sock.setsockopt(_socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
 
     def _bind(self, index: int, protocol: int) -> None:
-        # By number: Python's own bind() takes a name, and asks for its index once more.
+        # By index: Python's bind() takes a name and looks its index up again.
         address = struct.pack("=HHi12x", _socket.AF_PACKET, _socket.htons(protocol), index)
         if _libc.bind(self.sock.fileno(), address, len(address)):
             number = ctypes.get_errno()
@@ -292,7 +292,7 @@ class PacketSocket(Closing):
         return f"with index {self.interface}" if self.interface else "(all)"
 
     def open_gate(self) -> None:
-        """Put the program where the filter is that drops everything; without one, lift that."""
+        """Replace the filter that drops everything by the program; without one, remove it."""
         if self._program is not None:
             self._attach(self._program)
         else:
@@ -301,16 +301,16 @@ class PacketSocket(Closing):
     # -- using ------------------------------------------------------------------------------------
 
     def fileno(self) -> int:
-        """The socket's descriptor."""
+        """The socket's file descriptor."""
         return self.sock.fileno()
 
     def recv(self, timeout: float | None = 0) -> Packet | None:
-        """The next packet; None when there was none within ``timeout`` seconds (None: for ever).
+        """The next packet; None if none arrives within ``timeout`` seconds (None: no limit).
 
-        :raises BpfkitError: the interface went down or away (:meth:`state` says which).
+        :raises BpfkitError: the interface is down or was removed (see :meth:`state`).
         """
         if self._buffer is None:
-            raise BpfkitError("a counting packet socket keeps no packets")
+            raise BpfkitError("a counting packet socket stores no packets")
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
@@ -362,7 +362,7 @@ class PacketSocket(Closing):
         return packet
 
     def __iter__(self) -> Iterator[Packet]:
-        """The packets that are queued now."""
+        """The packets in the queue."""
         while (packet := self.recv(0)) is not None:
             yield packet
 
@@ -379,20 +379,20 @@ class PacketSocket(Closing):
     def statistics(self) -> tuple[int, int]:
         """(packets, drops) since the socket was made.
 
-        ``packets`` are those the filter let through, dropped ones included; ``drops`` those of
-        them that found the receive buffer full.
+        ``packets`` are those that the filter passed, dropped ones included; ``drops`` are those of
+        them for which the receive buffer had no room.
         """
         answer = self.sock.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
-        packets, drops = struct.unpack("=II", answer)  # the kernel starts again at 0 each time
+        packets, drops = struct.unpack("=II", answer)  # reading resets the kernel's counters
         self._packets += packets
         self._drops += drops
         return self._packets, self._drops
 
     def state(self) -> str:
-        """``"up"``, ``"down"`` or ``"gone"``: the interface, now.
+        """The interface's current state: ``"up"``, ``"down"`` or ``"gone"``.
 
-        A socket on an interface that went down works again when it comes back up; one whose
-        interface was removed never does.
+        A socket works again when its interface comes back up, but never again once the interface
+        was removed.
         """
         if not isinstance(self.interface, Interface):
             return "up"
@@ -402,7 +402,7 @@ class PacketSocket(Closing):
         return "up" if flags & 1 else "down"
 
     def close(self) -> None:
-        """Close the socket; the program comes off with it.  Safe to call twice."""
+        """Close the socket, which detaches the program.  Safe to call twice."""
         self.sock.close()
 
     # -- fanout -----------------------------------------------------------------------------------
@@ -419,22 +419,23 @@ class PacketSocket(Closing):
 class Fanout(Closing):
     """``count`` packet sockets that share an interface: each packet goes to one of them.
 
-    The sockets join behind a closed gate, which opens when the group is complete and its program
-    in place: a split is never that of a half-built group.
+    While the sockets join, a filter drops everything; it is removed when the group is complete and
+    has its program, so that no packet is distributed over an incomplete group.
 
     With mode ``"ebpf"``, ``program`` returns the number of a socket (taken modulo ``count``).  It
     sees the packet before the tap puts the link header back: an incoming packet starts at its
     network header, an outgoing one at its link header (loads relative to ``SKF_NET_OFF`` and
     ``bpf_skb_load_bytes_relative(BPF_HDR_START_NET)`` are right for both).
 
-    :param interface: the interface they share.
+    :param interface: the interface that they share.
     :param count: 1 to 256.
     :param mode: ``hash``, ``lb``, ``cpu``, ``rollover``, ``rnd``, ``qm`` or ``ebpf``.
-    :param program: the spreading program of mode ``ebpf`` (SOCKET_FILTER type): fd or has ``fd``.
-    :param filters: a filter program per socket (behind the spreading), e.g. to count; one for all
-        if not a list.
+    :param program: mode ``ebpf``: the SOCKET_FILTER program that selects the socket, as a
+        descriptor or an object with ``fd``.
+    :param filters: a filter program for each socket, which runs after the selection; one for all if
+        not a list.
     :param ns, promiscuous, counting, rcvbuf: as for :class:`PacketSocket`.
-    :param ignore_outgoing: spread received packets only.
+    :param ignore_outgoing: distribute received packets only.
     :raises InputError: unknown mode or a bad count.
     :raises AttachError: the kernel refused the group or the program.
     """
@@ -460,7 +461,7 @@ class Fanout(Closing):
         if not 1 <= count <= 256:
             raise InputError(f"a fanout group has 1 to 256 sockets, not {count}")
         if (mode == "ebpf") != (program is not None):
-            raise InputError("fanout mode 'ebpf', and only that, takes a program")
+            raise InputError("fanout mode 'ebpf' requires a program, other modes take none")
         each = filters if isinstance(filters, list) else [filters] * count
         self.mode = mode
         self.group = 0
@@ -479,7 +480,7 @@ class Fanout(Closing):
                 self.sockets.append(sock)
                 flags = _FANOUT_FLAG_IGNORE_OUTGOING if ignore_outgoing else 0
                 if number == 0:
-                    # The kernel picks a number that is free: two copies never share a group.
+                    # The kernel picks a free number, so that two processes never share a group.
                     flags |= _FANOUT_FLAG_UNIQUEID
                 self.group = sock._join(self.group, FANOUT_MODES[mode], flags)
             if program is not None:
@@ -490,7 +491,7 @@ class Fanout(Closing):
         except OSError as error:
             self.close()
             raise AttachError(
-                f"cannot spread packets of {interface.name} over {count} sockets (mode {mode})",
+                f"cannot distribute packets of {interface.name} over {count} sockets (mode {mode})",
                 why=errno_text(error.errno or 0),
             ) from error
         except BaseException:
@@ -498,7 +499,7 @@ class Fanout(Closing):
             raise
 
     def close(self) -> None:
-        """Close the sockets; the group ends with the last one.  Safe to call twice."""
+        """Close the sockets; the group ends with the last.  Safe to call twice."""
         for sock in self.sockets:
             sock.close()
 

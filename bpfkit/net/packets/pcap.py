@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Capture files: pcap and pcapng, read as a stream and written.
 
-Formats: draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng; link types:
-https://www.tcpdump.org/linktypes.html.  Everything is read: microseconds and nanoseconds, both
-byte orders, pcapng with several sections and interfaces, gzip around either.  A file is read
-record by record, in constant memory, from a pipe too.
+Formats: draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng; link types: see ``linktypes.py``.
+Microseconds and nanoseconds, both byte orders, pcapng with several sections and interfaces, and
+gzip around either are read.  A file is read record by record, in constant memory, from a pipe too:
+a block of at most 16 MiB and 65536 interface descriptions are held at a time.
 
-Whatever is wrong with a file is an :class:`InputError` that names the file, the byte offset in it
-(after decompression), and how many whole records came before: those were all handed out.
+Broken framing (a header or a length that leaves no way to find the next record) is an
+:class:`InputError` that names the file, the byte offset in it (after decompression), and how many
+whole records precede; those were all handed out.  A record that is odd but can be stepped over is
+handed out as well, and :meth:`PcapReader.remarks` tells how many there were.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import sys
 
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import InputError
+from bpfkit.net.packets.linktypes import LINKTYPES, made_ethernet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,20 +29,6 @@ if TYPE_CHECKING:
 
 
 __all__ = ["LINKTYPES", "PcapReader", "PcapWriter", "PcapngWriter", "Record", "to_ethernet"]
-
-#: Link types that :func:`to_ethernet` knows.
-LINKTYPES = {
-    0: "NULL",
-    1: "Ethernet",
-    12: "raw IP",
-    14: "raw IP",
-    101: "raw IP",
-    108: "LOOP",
-    113: "Linux cooked v1",
-    228: "raw IPv4",
-    229: "raw IPv6",
-    276: "Linux cooked v2",
-}
 
 #: The first bytes of a file -> (byte order, units a second, bytes of a record header).
 _PCAP_MAGIC = {
@@ -63,12 +52,8 @@ _MAGIC_HINTS = {
 _MAX_SNAPLEN = 262144  # libpcap's, and what Wireshark takes a longer record for: damage
 _MAX_BLOCK = 16 << 20  # of packet and header blocks; others are skipped piecewise
 
-# AF_INET6 of NetBSD/OpenBSD, FreeBSD, Darwin, Windows, Linux; AF_INET is 2 everywhere
-_AF_INET6 = frozenset((24, 28, 30, 23, 10))
-
-_IP4, _IP6 = b"\x08\x00", b"\x86\xdd"
-_UNKNOWN = b"\x00\x00"  # no ethertype: nobody takes it for IP
-_NO_MACS = bytes(12)
+#: Interface descriptions in one section: a short compressed file must not fill the memory.
+_MAX_INTERFACES = 65536
 
 
 class Record:
@@ -117,45 +102,9 @@ def to_ethernet(record: Record) -> bytes:
 
     :raises InputError: the link type is not one of :data:`LINKTYPES`.
     """
-    data, linktype = record.data, record.linktype
-    if linktype == 1:
-        return data
-    if linktype in (101, 12, 14):
-        version = data[0] >> 4 if data else 0
-        kind = _IP4 if version == 4 else _IP6 if version == 6 else _UNKNOWN
-        return _NO_MACS + kind + data
-    if linktype == 228:
-        return _NO_MACS + _IP4 + data
-    if linktype == 229:
-        return _NO_MACS + _IP6 + data
-    if linktype in (0, 108):
-        # NULL: the writer's byte order, which need not be the file's.  LOOP: network order.
-        family = int.from_bytes(data[:4], "big")
-        if linktype == 0 and family > 0xFFFF:
-            family = int.from_bytes(data[:4], "little")
-        if len(data) < 4:
-            kind = _UNKNOWN
-        else:
-            kind = _IP4 if family == 2 else _IP6 if family in _AF_INET6 else _UNKNOWN
-        return _NO_MACS + kind + data[4:]
-    if linktype == 113:  # type, ARPHRD, address length, address[8], protocol
-        return bytes(6) + _sender(data, 5) + _cooked_type(data, 2, 14) + data[16:]
-    if linktype == 276:  # protocol, 0, ifindex, ARPHRD, type, address length, address[8]
-        return bytes(6) + _sender(data, 11) + _cooked_type(data, 8, 0) + data[20:]
-    raise _unsupported("", linktype, record.number)
-
-
-def _sender(data: bytes, length: int) -> bytes:
-    """The MAC address in a cooked header: the last byte of its length, then 8 bytes of room."""
-    start = length + 1
-    return data[start : start + 6].ljust(6, b"\0") if data[length:start] == b"\x06" else bytes(6)
-
-
-def _cooked_type(data: bytes, arphrd: int, protocol: int) -> bytes:
-    """The ethertype in a cooked header.  For netlink "devices" the field is something else."""
-    if data[arphrd : arphrd + 2] == b"\x03\x38":  # ARPHRD_NETLINK
-        return _UNKNOWN
-    return data[protocol : protocol + 2].ljust(2, b"\0")
+    if record.linktype not in LINKTYPES:
+        raise _unsupported("", record.linktype, record.number)
+    return made_ethernet(record.data, record.linktype)
 
 
 def _unsupported(name: str, linktype: int, number: int = 0) -> InputError:
@@ -193,7 +142,11 @@ class PcapReader(Closing):
     :param any_linktype: hand out records of link types that :func:`to_ethernet` does not know,
         instead of refusing them.
     :raises InputError: when opened: unreadable, empty, not a capture file, or (pcap) of an
-        unsupported link type; while iterating: malformed, truncated.
+        unsupported link type; while iterating: malformed, truncated; at the end: every record of
+        a pcapng file has an unsupported link type.
+
+    A pcapng record of an unsupported link type is handed out as an Ethernet frame (link type 1)
+    whose payload is not IP, so that every record counts.
 
     :ivar name: the file, for messages.
     :ivar format: ``"pcap"`` or ``"pcapng"``.
@@ -204,6 +157,9 @@ class PcapReader(Closing):
         self, source: str | os.PathLike[str] | BinaryIO, *, any_linktype: bool = False
     ) -> None:
         self.records = 0
+        #: What was odd about how many records, by :meth:`remarks`' texts.
+        self._longer = self._empty = 0
+        self._foreign: dict[int, int] = {}
         self._any_linktype = any_linktype
         self._offset = 0
         self._close: list[BinaryIO] = []
@@ -303,23 +259,44 @@ class PcapReader(Closing):
         return self
 
     def __next__(self) -> Record:
-        return next(self._iterator)
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            if self._foreign and sum(self._foreign.values()) == self.records:
+                raise _unsupported(self.name, next(iter(self._foreign))) from None
+            raise
+
+    def remarks(self) -> list[str]:
+        """A line for each kind of odd record that was stepped over so far."""
+        kinds = [
+            (count, f"of link type {number}, which is not supported: counted as not IP")
+            for number, count in sorted(self._foreign.items())
+        ]
+        kinds += [
+            (self._longer, "with more captured bytes than the packet's length"),
+            (self._empty, "without any captured byte"),
+        ]
+        return [f"{n} record{'s' * (n != 1)} {text}" for n, text in kinds if n]
 
     def _record(
         self, data: bytes, orig_len: int, ts_ns: int, linktype: int, fcs: int, interface: int = 0
     ) -> Record:
         """A whole record, counted."""
+        if len(data) > orig_len:
+            self._longer += 1
+        elif fcs:
+            data = data[: max(orig_len - fcs, 0)]
         if fcs:
             orig_len = max(orig_len - fcs, 0)
-            data = data[:orig_len]
+        if not data:
+            self._empty += 1
         self.records += 1
         if linktype not in LINKTYPES and not self._any_linktype:
-            raise _unsupported(self.name, linktype, self.records)
+            self._foreign[linktype] = self._foreign.get(linktype, 0) + 1
+            linktype, data = 1, made_ethernet(data, linktype)
         return Record(data, orig_len, ts_ns, linktype, self.records, interface)
 
-    def _check_lengths(self, caplen: int, orig_len: int, snaplen: int, at: int) -> None:
-        if caplen > orig_len:
-            raise self._bad(f"a record has {caplen} bytes of a packet of {orig_len}", at)
+    def _check_length(self, caplen: int, snaplen: int, at: int) -> None:
         limit = max(_MAX_SNAPLEN, snaplen if snaplen <= _MAX_BLOCK else 0)
         if caplen > limit:
             raise self._bad(f"a record of {caplen} bytes (the most is {limit})", at)
@@ -354,7 +331,7 @@ class PcapReader(Closing):
             seconds, fraction, caplen, orig_len = unpack(header)
             if self._swapped_lengths and caplen > orig_len:
                 caplen, orig_len = orig_len, caplen
-            self._check_lengths(caplen, orig_len, self._snaplen, at)
+            self._check_length(caplen, self._snaplen, at)
             data = self._need(caplen, "a record")
             ts_ns = seconds * 1_000_000_000 + fraction * scale
             yield self._record(data, orig_len, ts_ns, self.linktype, self._fcs)
@@ -380,6 +357,8 @@ class PcapReader(Closing):
                     body = self._need(total - 12, "a block")
                     self._trailer(total, at)
                     if kind == 1:
+                        if len(self._interfaces) == _MAX_INTERFACES:
+                            raise self._bad(f"more than {_MAX_INTERFACES} interfaces", at)
                         self._interfaces.append(self._interface(body, at))
                     else:
                         yield self._packet_block(kind, body, at)
@@ -462,7 +441,7 @@ class PcapReader(Closing):
         interface = self._interfaces[number]
         if kind == 3 and interface.snaplen:
             caplen = min(caplen, interface.snaplen)
-        self._check_lengths(caplen, orig_len, interface.snaplen, at)
+        self._check_length(caplen, interface.snaplen, at)
         if caplen > len(body) - start:
             raise self._bad(f"a packet of {caplen} bytes in a block of {len(body) + 12}", at)
         ticks = high << 32 | low

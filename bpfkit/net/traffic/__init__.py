@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clients and servers whose traffic is known in packets and bytes."""
+"""Traffic for demos and checks: ping, TCP, UDP, tagged frames; servers and probes."""

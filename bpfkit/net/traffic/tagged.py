@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UDP in frames with a VLAN tag, made by hand: for kernels without VLAN devices too.
+"""UDP in frames with a priority tag, on kernels without VLAN devices too.
 
-A tag of VLAN id 0 is a priority tag: every kernel takes it off and takes the packet for its own.
-So what is behind the IP layer gets such a packet as any other, and what is before it does not.
+A tag with VLAN id 0 is a priority tag: every kernel strips it and receives the packet on the
+device itself.  So programs behind the IP layer see an ordinary packet, programs in front of it a
+tagged one.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import os
 import select
 from time import monotonic
 
+from bpfkit.net.packets.addresses import family_of
 from bpfkit.net.packets.frames import PRIORITY, send_frames, udp_frame
-from bpfkit.net.traffic.report import UdpReport
+from bpfkit.net.traffic.udp import UdpReport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ __all__ = ["TaggedReport", "tagged_udp"]
 
 
 class TaggedReport(UdpReport):
-    """Like that of :func:`bpfkit.net.traffic.report.udp`; the frames left with a tag."""
+    """What :func:`tagged_udp` returns; like :class:`.udp.UdpReport`, for tagged frames."""
 
     @property
     def what(self) -> str:
@@ -31,7 +33,7 @@ class TaggedReport(UdpReport):
 
     @property
     def wire_bytes(self) -> int:
-        """Bytes sent, as frames on an Ethernet; the tag is four of each."""
+        """Bytes sent as Ethernet frames, four of each for the tag."""
         return super().wire_bytes + 4 * self.sent
 
 
@@ -40,18 +42,18 @@ def tagged_udp(
 ) -> TaggedReport:
     """UDP datagrams in priority-tagged frames, received by a socket.
 
-    :param device: where the frames leave: ``client:eth0``.
-    :param to: the device that they are addressed to: the receiver's, or a router's.
-    :param host: destination address, of the namespace ``at``.
+    :param device: the device that sends the frames: ``client:eth0``.
+    :param to: the device whose MAC address they are sent to: the receiver's, or a router's.
+    :param host: destination address, in the namespace ``at``.
     :param source: source address.
     :param count: datagrams.
     """
-    family = _socket.AF_INET6 if ":" in host else _socket.AF_INET
+    family = family_of(host)
     report = TaggedReport(family, 8)
     receiver = lab[at].socket(family, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
     try:
         receiver.bind((host, 0))
-        payload = os.urandom(8)  # what else may come to the port does not count
+        payload = os.urandom(8)  # tells them from other datagrams to the port
         frame = udp_frame(
             lab.lladdr(to),
             lab.lladdr(device),

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames with one VLAN tag and with two, in a demo: which of them get past the program?
+"""Frames with one VLAN tag and with two, sent through a program: which of them get through?
 
 ::
 
-    leaves ──▶ [program] ──▶ a capture: the frame itself (TagPlay)
-    leaves ──▶ [program] ──▶ a host; a capture where it left: its answer (AnswerPlay)
-    leaves ──▶ [program, which answers]; a capture where it left: an answer with tags (AskPlay)
+    device ──▶ [program] ──▶ a capture sees the frame itself           TaggedFrames
+    device ──▶ [program] ──▶ host; a capture at device: its answer      PriorityTaggedFrames
+    device ──▶ [program, which answers]; a capture: a tagged answer     TaggedRequests
 
-The frames are made by hand, so no VLAN device is needed.  Nothing is waited for by a fixed time:
-frames that pass are sent last, and when they are there, the others were there or are lost.
+The frames are built here, so that no VLAN device is needed.  Frames that must get through are sent
+last: once they have arrived, the others have arrived or are lost, and no fixed delay is needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bpfkit.net.packets.frames import (
     PRIORITY,
     echo_packet,
     ethernet,
-    neighbour_question,
+    neighbour_request,
     send_frames,
     syn_packet,
     udp_packet,
@@ -30,32 +30,33 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
-    from bpfkit.app.base import Verdict
     from bpfkit.net.links.lab import Lab
     from bpfkit.net.packets.packet_socket import Packet
 
-__all__ = ["PAIR", "AnswerPlay", "AskPlay", "TagPlay"]
+    Verdict = tuple[bool, str]
 
-#: (source, destination) for :class:`TagPlay`, of the two ends of a pair_lab.
+__all__ = ["PAIR", "PriorityTaggedFrames", "TaggedFrames", "TaggedRequests"]
+
+#: (source, destination) addresses for :class:`TaggedFrames` in a pair_lab.
 PAIR = (("10.77.0.1", "10.77.0.2"), ("fd77::1", "fd77::2"))
 _PATIENCE_S = 2.0
 
 
-class TagPlay:
+class TaggedFrames:
     """Tagged frames over IPv4 and IPv6, from one device of a lab to another.
 
-    :param leaves, arrives: where they are sent and where a capture looks for them, or for what
-        :meth:`is_it` is true of: ``client:eth0``.
-    :param ends: source and destination addresses.
-    :param kinds: what to send, of ``TCP`` (a SYN), ``UDP``, ``ping`` and ``ARP/ND``.
-    :param to: the device that they are addressed to; default: ``arrives``.
-    :param port: of TCP.
+    :param leaves, arrives: the devices (``client:eth0``) that send them and capture the packets for
+        which :meth:`matches` is true.
+    :param ends: (source, destination) addresses.
+    :param kinds: which packets to send: ``TCP`` (a SYN), ``UDP``, ``ping`` and ``ARP/ND``.
+    :param to: the device that the frames are addressed to; default: ``arrives``.
+    :param port: destination port of TCP.
     :ivar sent: the frames of the last round.
     """
 
-    #: The tags, the outermost first.
+    #: The tags of the frames, each outermost first.
     vlans: tuple[tuple[int, ...], ...] = ((5,), (6, 5))
-    #: What becomes of a frame that is not lost.
+    #: Predicate of a frame that gets through, for verdicts.
     passes = "arrives"
 
     def __init__(
@@ -83,11 +84,12 @@ class TagPlay:
         *,
         when: str = "",
     ) -> Iterator[Verdict]:
-        """Send all of them; a verdict for each IP version and number of tags.
+        """Send all frames; a verdict for each IP version and number of tags.
 
-        :param lost: the kinds that are not to get through.
-        :param settled: where all of them are: called with their number until it is true.
-        :param when: for the text.
+        :param lost: the kinds that must not get through.
+        :param settled: called with the number of frames until it returns True: the program has
+            processed all of them.
+        :param when: prefix of the verdicts' text.
         """
         found = self.round(lost, settled)
         for source, _ in self.ends:
@@ -104,7 +106,7 @@ class TagPlay:
     def round(
         self, lost: Collection[str] = (), settled: Callable[[int], bool] | None = None
     ) -> dict[tuple[str, str, tuple[int, ...]], bool]:
-        """(kind, source, tags) -> did it get through?  Parameters as for :meth:`verdicts`."""
+        """(kind, source, tags) -> whether it got through; parameters as for :meth:`verdicts`."""
         from bpfkit.net.packets.capture import Capture
 
         frames = {}
@@ -116,54 +118,55 @@ class TagPlay:
                     frame = ethernet(*self.macs, packet, vlans=vlans)
                     frames[kind, ends[0], vlans] = (self._number, frame)
         leaves, _, port = self.leaves.partition(":")
-        look = self.lab.interface(self.arrives)
-        with Capture(look, ns=self.lab[self.arrives.partition(":")[0]], outgoing=False) as capture:
+        captured = self.lab.interface(self.arrives)
+        with Capture(captured, outgoing=False) as capture:
             self.sent = [frame for _, frame in frames.values()]
             send_frames(port, self.sent, ns=self.lab[leaves], lossy=True)
             passing = [frames[key] for key in frames if key[0] not in lost]
 
-            def is_awaited(packet: Packet) -> bool:
-                return any(self.is_it(packet, *one) for one in passing)
+            def is_expected(packet: Packet) -> bool:
+                return any(self.matches(packet, *one) for one in passing)
 
             try:
-                capture.wait(len(passing), where=is_awaited, timeout=_PATIENCE_S)
+                capture.wait(len(passing), where=is_expected, timeout=_PATIENCE_S)
             except BpfkitError:
-                pass  # what is missing will show
+                pass  # the result names the missing frames
             end = monotonic() + _PATIENCE_S
             while settled is not None and not settled(len(frames)) and monotonic() < end:
                 sleep(0.002)
             packets = list(capture.packets)
         return {
-            key: any(self.is_it(packet, *one) for packet in packets) for key, one in frames.items()
+            key: any(self.matches(packet, *one) for packet in packets)
+            for key, one in frames.items()
         }
 
-    def is_it(self, packet: Packet, number: int, frame: bytes) -> bool:
-        """Does this captured packet show that ``frame``, with ``number`` in it, got through?"""
+    def matches(self, packet: Packet, number: int, frame: bytes) -> bool:
+        """Whether a captured packet shows that ``frame``, which carries ``number``, got through."""
         return packet.data == frame
 
     def _packet(self, kind: str, source: str, destination: str) -> bytes:
-        """A packet with its number as source port or as identifier."""
+        """A packet with the next number as its source port or echo identifier."""
         if kind == "TCP":
             return syn_packet(source, destination, ports=(self._number, self.port))
         if kind == "UDP":
             return udp_packet(source, destination, ports=(self._number, 9))
         if kind == "ARP/ND":
-            return neighbour_question(self.macs[1], source, destination)
+            return neighbour_request(self.macs[1], source, destination)
         return echo_packet(source, destination, self._number)
 
 
-class AnswerPlay(TagPlay):
-    """The same with priority tags, which every kernel takes off, so that the host answers.
+class PriorityTaggedFrames(TaggedFrames):
+    """Frames with priority tags, which every kernel strips, so that the host answers them.
 
-    For programs behind the tap: there a capture sees what they drop.  ``arrives`` is where the
-    answers, untagged ones, come back to.
+    For programs behind the tap, where a capture also sees the frames that they drop.  ``arrives``
+    is the device to which the untagged answers return.
     """
 
     vlans = ((PRIORITY,), (PRIORITY, PRIORITY))
     passes = "is answered"
 
-    def is_it(self, packet: Packet, number: int, frame: bytes) -> bool:
-        """Is it an answer, a SYN-ACK or an echo reply, to that port or identifier?"""
+    def matches(self, packet: Packet, number: int, frame: bytes) -> bool:
+        """Whether it is an answer (SYN-ACK or echo reply) to that port or identifier."""
         data = packet.data
         at = {b"\x08\x00": 34, b"\x86\xdd": 54}.get(data[12:14])
         if at is None or len(data) < at + 8:
@@ -175,24 +178,24 @@ class AnswerPlay(TagPlay):
         return is_reply and body[4:6] == number.to_bytes(2, "big")
 
 
-class AskPlay(TagPlay):
-    """Questions, ``ARP/ND`` and ``ping``, and answers that come back in the same tags."""
+class TaggedRequests(TaggedFrames):
+    """Requests (``ARP/ND``, ``ping``) whose answers return with the same tags."""
 
     passes = "is answered in the same tags"
 
-    def is_it(self, packet: Packet, number: int, frame: bytes) -> bool:
-        """Is it the answer: the same Ethernet header, but the other way, and what it says?"""
+    def matches(self, packet: Packet, number: int, frame: bytes) -> bool:
+        """Whether it is the answer: MAC addresses swapped, the same tags, the right content."""
         data, at = packet.data, 12
         while frame[at : at + 2] == b"\x81\0":
             at += 4
         at += 2
         if data[:at] != frame[6:12] + frame[:6] + frame[12:at]:
             return False
-        body, asked = data[at:], frame[at:]
+        body, request = data[at:], frame[at:]
         if frame[at - 2 : at] == b"\x08\x06":
-            return body[7:8] == b"\2" and body[14:18] == asked[24:28]
-        head, reply = (40, {135: 136, 128: 129}) if asked[0] >> 4 == 6 else (20, {8: 0})
-        if len(body) < head + 8 or body[head] != reply[asked[head]]:
+            return body[7:8] == b"\2" and body[14:18] == request[24:28]
+        head, reply = (40, {135: 136, 128: 129}) if request[0] >> 4 == 6 else (20, {8: 0})
+        if len(body) < head + 8 or body[head] != reply[request[head]]:
             return False
         what = slice(head + 8, head + 24) if body[head] == 136 else slice(head + 4, head + 8)
-        return body[what] == asked[what]
+        return body[what] == request[what]

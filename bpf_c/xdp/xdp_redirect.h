@@ -1,23 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What the programs share that forward frames between the interfaces they are on, their ports: what
- * became of each frame, counted by the port that it came in by.
+ * What the three xdp_redirect programs (patch, switch, router) share: the ports they forward frames
+ * between, and the results they count, by ingress port.
  *
- * A VLAN tag that is not in the frame is not seen: on a card `ethtool -K DEV rxvlan off`, on the
- * other end of a veth `txvlan off`.
+ * XDP does not see a VLAN tag that the driver strips from the frame. `ethtool -K DEV rxvlan off`
+ * keeps the tag in the frame on a network card; `txvlan off` does it on the other end of a veth.
  *
- * Maps
+ * Maps that each of these programs defines
  *   ports    hash         ifindex -> struct port, written by user space
  *   results  percpu_hash  ifindex it came in by, enum result -> struct traffic
  */
 #ifndef BPFKIT_REDIRECT_H
 #define BPFKIT_REDIRECT_H
 
-#include <bpfkit/direct.h>
+#include <bpfkit/headers.h>
 #include <bpfkit/wire.h>
 #include <uapi/linux/bpf.h>
 
-#define MAX_PORTS 64
+#define MAX_PORTS   64
+#define MAX_RESULTS (32 * MAX_PORTS)
 
 /* 0 to 15 are BPF_FIB_LKUP_RET_*, what the kernel's routing table said. */
 enum result {
@@ -49,25 +50,10 @@ struct seen {
 	u32 result; /* enum result */
 };
 
-BPF_HASH(ports, u32, struct port, MAX_PORTS);
-BPF_TABLE("percpu_hash", struct seen, struct traffic, results, 32 * MAX_PORTS);
-
 static __always_inline u64 mac_number(const u8 *mac)
 {
 	return (u64)mac[0] << 40 | (u64)mac[1] << 32 | (u64)mac[2] << 24 | (u64)mac[3] << 16 |
 	       (u64)mac[4] << 8 | mac[5];
-}
-
-static __always_inline void count(struct xdp_md *ctx, u32 result)
-{
-	struct seen key = { .ifindex = ctx->ingress_ifindex, .result = result };
-	struct traffic one = { .packets = 1, .bytes = ctx->data_end - ctx->data };
-	struct traffic *sum = results.lookup(&key);
-
-	if (sum)
-		add_traffic(sum, &one);
-	else
-		results.update(&key, &one);
 }
 
 #endif

@@ -1,21 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The link header of an XDP packet that gets more in front of its IP header, or less: kept aside,
- * and put before the packet's new start with its VLAN tags and another ethertype behind them.
+ * Saves an XDP frame's Ethernet header and VLAN tags while a header is added or removed behind them,
+ * and writes them back in front with the new ethertype. A program that includes this defines
+ * MAX_TAGS as 2 or less first.
  *
  *	save_link()  ─▶  bpf_xdp_adjust_head()  ─▶  put_link()
  */
 #ifndef BPFKIT_LINK_H
 #define BPFKIT_LINK_H
 
-#include <bpfkit/direct.h>
+#include <bpfkit/headers.h>
+
+_Static_assert(MAX_TAGS <= 2, "put_link() writes two VLAN tags at most");
 
 struct link_header {
 	struct ethhdr eth;
 	struct vlan_tag tags[MAX_TAGS];
 };
 
-/* False: there are not as many bytes, with no tags either. */
+/* False if the frame is shorter than an Ethernet header and MAX_TAGS tags. */
 static __always_inline bool save_link(const struct window *w, struct link_header *to)
 {
 	if (w->data + sizeof(*to) > w->end)
@@ -25,8 +28,8 @@ static __always_inline bool save_link(const struct window *w, struct link_header
 }
 
 /*
- * The link header at the packet's new start; the place behind it, where `size` bytes may be
- * written.
+ * Writes the link header at the frame's new start. Returns the byte behind it, from which `size`
+ * bytes may be written; NULL if the frame is too short.
  */
 static __always_inline void *put_link(struct xdp_md *ctx, const struct link_header *link, u8 tags,
 				      u16 ethertype, u64 size)

@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What xdp_firewall.bpf.c (which looks rules up) and xdp_firewall_fill.bpf.c (which prepares the
- * filter in front of them) must agree on; bpfkit/xdp_firewall/control.py has the same layouts.
+ * The layouts and hashes that xdp_firewall.bpf.c (looks rules up) and xdp_firewall_fill.bpf.c (fills
+ * the pre-filter) must agree on; bpfkit/xdp_firewall/control.py has the same layouts.
  */
 #ifndef BPFKIT_FIREWALL_H
 #define BPFKIT_FIREWALL_H
 
 #include <bpfkit/maps.h>
-#include <bpfkit/direct.h>
+#include <bpfkit/headers.h>
 
 #define LINES   (1 << 15) /* 2 MB of cache lines: with a million prefixes 30 in each of 512 bits */
 #define LENGTHS 192 /* room for a list of prefix lengths */
 #define END     255 /* the end of such a list */
 
-#define FRONT_NONE  0 /* every length in use is looked up */
+#define FRONT_NONE  0 /* no pre-filter: every prefix length in use is looked up */
 #define FRONT_BITS  1
 #define FRONT_BLOOM 2
 
@@ -29,10 +29,10 @@ struct prefix6 {
 };
 
 /*
- * What stands in front of the rules: two bits for each, and if one of them is not set there is no
- * such rule. The bits of all lengths that share the first 24, 16, 8 or 0 bits of the address (IPv6:
- * 64, 48, ...) lie in one cache line. To find that there is nothing costs one or two misses then,
- * not one for each length.
+ * The pre-filter, consulted before the prefix lookup: two bits for each rule. If one of them is clear,
+ * the rule does not exist. The bits of all prefixes that share the first 24, 16, 8 or 0 bits of the
+ * address (IPv6: 64, 48, ...) are in one cache line, so that an address without a rule costs one or
+ * two cache misses instead of one per prefix length.
  */
 struct front {
 	u8 lengths4[LENGTHS]; /* lengths in use, longest first, then END */
@@ -41,7 +41,7 @@ struct front {
 	u64 lines[LINES][8];
 };
 
-/* Where a rule's bits are: a line, and two bits of its 512. */
+/* The position of a rule's bits: a cache line, and two bits of its 512. */
 struct place {
 	u64 line;
 	u64 bits;
@@ -57,7 +57,7 @@ static __always_inline __be64 be64(u64 number)
 
 /*
  * Multiplicative hashing: the upper bits of the product depend on all bits of x. The factors of
- * line and bits must differ, or the line would say which bits.
+ * line and bits must differ, or the line would determine the bits.
  */
 static __always_inline u64 scatter(u64 x)
 {

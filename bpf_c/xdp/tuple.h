@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Who sends to whom: addresses, protocol and ports of a frame that direct.h has looked through, and
- * a hash of them. For programs that look an address up, or keep flows apart.
+ * Addresses, protocol and ports of a frame that <bpfkit/headers.h> parsed, and
+ * a hash of them. For programs that look up an address or tell flows apart.
  */
 #ifndef BPFKIT_TUPLE_H
 #define BPFKIT_TUPLE_H
 
-#include <bpfkit/direct.h>
+#include <bpfkit/headers.h>
 
 #define TUPLE_PORTS 1 /* tuple.flags: sport and dport were there to be read */
 

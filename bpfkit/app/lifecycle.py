@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of a program, from the command line to the exit status.
+
+::
+
+    options ─▶ enter() ─▶ setup() ─┬─▶ rounds:  rows() every interval, events() as they come,
+                                   │            demo() again and again in a thread
+                                   ├─▶ --check: demo(), verify(), rows(), in a private namespace
+                                   └─▶ run():   a sequence of the program's own
+            └─▶ --pcap: run_capture(), capture_rows()
+
+Exit status: 0 done · 1 failed or not verified · 2 bad usage or input · 77 this kernel or machine
+cannot.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from time import monotonic, perf_counter
+
+from bpfkit.app.options import parser_of
+from bpfkit.app.signals import (
+    Interrupted,
+    Signals,
+    Stopped,
+    discard_output,
+    open_standard_streams,
+    say,
+)
+from bpfkit.core.errors import BpfkitError, InputError, PrivilegeError, resource_error
+from bpfkit.core.log import set_verbose
+from bpfkit.core.records import reap
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from bpfkit.app.base import App
+    from bpfkit.app.sinks import Sink
+    from bpfkit.show.rows import Verdict
+
+__all__ = ["conclude", "guarded", "main"]
+
+_STARTED = perf_counter()
+
+#: Longest sleep in seconds, after which the target is looked at.
+_SLICE = 1.0
+
+
+# ---------------------------------------------------------------- from the outside in
+
+
+def main(cls: type[App], argv: Sequence[str] | None = None) -> int:
+    """Run the program ``cls`` with the arguments ``argv``; returns the exit status."""
+
+    def work(signals: Signals) -> int:
+        options = parser_of(cls).parse_args(argv)
+        signals.verbose = options.verbose
+        set_verbose(options.verbose)
+        reap()
+        app = cls(options)
+        try:
+            return _run(app, signals)
+        finally:
+            signals.gentle = True  # a first signal does not interrupt the clean-up
+            app.close()
+
+    return guarded(cls.name, work)
+
+
+def guarded(name: str, work: Callable[[Signals], int]) -> int:
+    """Call ``work`` with signals handled; an exception becomes a message and an exit status."""
+    open_standard_streams()
+    signals = Signals()
+    try:
+        status = work(signals)
+    except SystemExit as error:  # argparse: 0 after --help, 2 after a mistake
+        status = error.code if isinstance(error.code, int) else 1
+    except (Interrupted, Stopped):
+        discard_output()
+        status = 0
+    except BaseException as error:
+        status = _report_error(error, name, signals.verbose)
+    finally:
+        signals.restore()
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        discard_output()
+    return status
+
+
+def _report_error(error: BaseException, name: str, verbose: bool) -> int:
+    """Say what went wrong, in one or two lines; returns the exit status."""
+    if isinstance(error, OSError):
+        error = resource_error(error) or error
+    if isinstance(error, BpfkitError):
+        say(f"{name}: {error}")
+        if verbose and error.log:
+            say(error.log.rstrip())
+        return error.exit_status
+    if isinstance(error, MemoryError):
+        say(f"{name}: out of memory")
+        return 1
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    place = f" ({frame.tb_frame.f_code.co_filename}:{frame.tb_lineno})" if frame else ""
+    text = str(error) or "no details"
+    say(f"{name}: internal error: {type(error).__name__}: {text}{place}")
+    if verbose:
+        from traceback import format_exception
+
+        say("".join(format_exception(error)).rstrip())
+    else:
+        say("This is a bug in bpfkit; -v shows the traceback.")
+    return 1
+
+
+def _run(app: App, signals: Signals) -> int:
+    """Everything between the options and the clean-up; returns the exit status."""
+    app.check_options()
+    path = app.capture_path()
+    if path is not None:
+        return _capture(app, signals, path)
+    _require(app.capabilities())
+    app.enter()
+    app.setup()
+    app.demo_runs = app.wants_demo()
+    signals.gentle = True
+    if app.options.verbose:
+        passed = (perf_counter() - _STARTED) * 1e3
+        say(f"{app.name}: attached to {app.describe_target()} in {passed:.1f} ms")
+    status = app.run(signals)
+    if status is not None:
+        return status
+    _open_channel(app)
+    return _check(app, signals) if app.options.check else _observe(app, signals)
+
+
+def _require(names: Iterable[str]) -> None:
+    """Raise PrivilegeError if the process lacks a capability; root is assumed to have all."""
+    if os.geteuid() == 0:
+        return  # where root lacks some (containers), the kernel's refusal is more precise
+    held = 0
+    try:
+        with open("/proc/self/status", "rb") as status:
+            for line in status:
+                if line.startswith(b"CapEff:"):
+                    held = int(line.split()[1], 16)
+    except OSError:
+        return
+    from bpfkit.core.kernel.capabilities import capability_bit
+
+    if held & capability_bit("SYS_ADMIN"):
+        held |= capability_bit("BPF") | capability_bit("PERFMON")
+    wanted = dict.fromkeys(names)
+    missing = [f"CAP_{name}" for name in wanted if not held & capability_bit(name)]
+    if missing:
+        raise PrivilegeError(f"needs root: run it with sudo (missing {', '.join(missing)})")
+
+
+# ---------------------------------------------------------------- rounds
+
+
+class _Demo:
+    """The demo's traffic, made in a thread so that attaching and showing never wait for it."""
+
+    def __init__(self, app: App, wake: Callable[[], None], interval: float) -> None:
+        from threading import Event, Thread
+
+        self.error: BaseException | None = None
+        self._app = app
+        self._wake = wake
+        self._interval = interval
+        self._end = Event()
+        self._thread = Thread(target=self._run, name="demo", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self._end.is_set():
+                begun = monotonic()
+                self._app.demo()
+                self._app.forget_results()
+                self._end.wait(max(0.0, begun + self._interval - monotonic()))
+        except BaseException as error:
+            self.error = error
+            self._wake()
+
+    def end(self) -> None:
+        """Ask the thread to end and give it the time of one request."""
+        self._end.set()
+        self._thread.join(2.0)
+
+
+class _Waiter:
+    """Waits between rounds, and shows events as they come.
+
+    :ivar round: the round under way, from 0.
+    """
+
+    def __init__(self, app: App, signals: Signals, sink: Sink) -> None:
+        from select import POLLIN, poll
+
+        self.round = 0
+        self._app = app
+        self._signals = signals
+        self._sink = sink
+        self._lost = 0
+        self._poller = poll()
+        self._poller.register(signals.reader, POLLIN)
+        self._output = sys.stdout.fileno()
+        self._poller.register(self._output, 0)  # poll(2) reports a reader that went away anyway
+        for fd in app.error_filenos():
+            self._poller.register(fd, 0)
+        self._event_fds = set(app.channel.source.filenos) if app.channel else set()
+        for fd in self._event_fds:
+            self._poller.register(fd, POLLIN)
+
+    def until(self, deadline: float) -> bool:
+        """Wait until ``deadline`` (monotonic); True when something asks for the end before."""
+        from select import POLLERR, POLLHUP, POLLNVAL
+
+        looked = monotonic()
+        while True:
+            now = monotonic()
+            left = deadline - now
+            if left <= 0 and not self._signals.asked:
+                return False
+            # Rounded up: waking a moment too early would only mean to wait once more.
+            ready = self._poller.poll(int(max(0.0, min(left, looked + _SLICE - now)) * 1000) + 1)
+            only_events = bool(ready)
+            for fd, event in ready:
+                if fd == self._output and event & (POLLERR | POLLNVAL):
+                    raise Stopped
+                if fd == self._output and event & POLLHUP:
+                    self._poller.unregister(self._output)
+                if fd == self._signals.reader:
+                    return True
+                if fd not in self._event_fds:
+                    only_events = False
+                elif event & (POLLERR | POLLNVAL) or event == POLLHUP:
+                    self._event_fds.discard(fd)  # the source ended
+                    self._poller.unregister(fd)
+            self.show_events()
+            # Thousands of events a second are no reason to look at the target as often.
+            if not only_events or monotonic() >= looked + _SLICE:
+                looked = monotonic()
+                self._app.check_target()
+
+    def show_events(self) -> None:
+        """Show the events that are there."""
+        channel = self._app.channel
+        if channel is not None:
+            channel.read()
+            self._show()
+
+    def last_events(self) -> None:
+        """Show the events that are left at the end."""
+        if self._app.channel is not None:
+            for batch in self._app.channel.drain():
+                self._sink.events(self.round, batch)
+            self.say_losses()
+
+    def say_losses(self) -> None:
+        """Say how many events were lost, if there are more than before."""
+        channel = self._app.channel
+        if channel is not None and channel.lost > self._lost:
+            self._lost = channel.lost
+            self._sink.lost(self._lost)
+
+    def _show(self) -> None:
+        channel = self._app.channel
+        if channel is not None and channel.waiting:
+            self._sink.events(self.round, channel.take())
+
+
+def _open_channel(app: App) -> None:
+    source = app.events()
+    if source is not None:
+        from bpfkit.app.events import Channel
+
+        app.channel = Channel(source)
+
+
+def _observe(app: App, signals: Signals) -> int:
+    """Rounds until the count is reached or a signal comes; the last figures are always shown."""
+    from bpfkit.app.sinks import LiveSink, sink_for
+
+    options = app.options
+    count = options.count or (app.demo_rounds if app.demo_runs else 0)
+    sink = app.sink = sink_for(app)
+    waiter = _Waiter(app, signals, sink)
+    if isinstance(sink, LiveSink):
+        sink.round(0, app.rows())  # something to look at before the first round is over
+    in_turn = app.demo_runs and not app.demo_in_background
+    demo = _Demo(app, signals.wake, options.interval) if app.demo_runs and not in_turn else None
+    failure: BaseException | None = None
+    began = monotonic()
+    number = 0
+    while True:
+        ended = False
+        try:
+            ended = waiter.until(began + (number + 1) * options.interval)
+        except BpfkitError as error:
+            failure = error
+        if demo and demo.error:
+            failure = demo.error
+        last = ended or failure is not None or number + 1 == count
+        if last and demo and not ended:
+            demo.end()
+        if in_turn:
+            app.demo()
+            app.forget_results()
+        if last:
+            waiter.last_events()
+        else:
+            waiter.show_events()
+            waiter.say_losses()
+        sink.round(number, app.rows())
+        number += 1
+        waiter.round = number
+        if last:
+            break
+        # After a stop (SIGSTOP, suspend) go on from now instead of catching up round by round.
+        began = max(began, monotonic() - (number + 1) * options.interval)
+    if failure is not None:
+        raise failure
+    return 0
+
+
+# ---------------------------------------------------------------- --check, --pcap
+
+
+def _check(app: App, signals: Signals) -> int:
+    """The demo without pauses, its figures, and what they were compared with."""
+    from bpfkit.app.sinks import sink_for
+
+    for _ in range(app.options.count or app.check_rounds):
+        app.demo()
+        if app.channel is not None:
+            app.channel.read()
+        if signals.asked:
+            say(f"{app.name}: interrupted, nothing was verified")
+            return 1
+    verdicts = list(app.verify())
+    rows = app.rows()
+    sink = sink_for(app, live=False)
+    if app.channel is not None:
+        for batch in app.channel.drain():
+            sink.events(0, batch)
+        if app.channel.lost:
+            sink.lost(app.channel.lost)
+    sink.round(0, rows)
+    return conclude(app, verdicts)
+
+
+def conclude(app: App, verdicts: Iterable[Verdict]) -> int:
+    """Show the verdicts of ``--check``; returns the exit status."""
+    from bpfkit.app.sinks import sink_for
+    from bpfkit.show.rows import report
+
+    lines, good = report(app.name, verdicts)
+    sink_for(app, live=False).report(lines)
+    return 0 if good else 1
+
+
+def _capture(app: App, signals: Signals, path: str) -> int:
+    """``--pcap``: every packet through the program, then the figures once."""
+    from bpfkit.app.sinks import sink_for
+
+    _require(("BPF",))  # no socket is opened, no interface touched
+    failure: InputError | None = None
+    try:
+        app.run_capture(path)
+    except InputError as error:
+        if not app.packets_run:
+            raise
+        # A capture that was cut off: the figures up to there are right.
+        error.hint = f"the figures are those of the {app.packets_run} packets before"
+        failure = error
+    signals.gentle = True
+    sink_for(app, live=False).round(0, app.capture_rows())
+    if failure is not None:
+        raise failure
+    return 0

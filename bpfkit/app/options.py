@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: the options that all programs have, and types of option values."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, HelpFormatter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from bpfkit.app.base import App
+
+__all__ = ["Parser", "parser_of", "port", "positive", "seconds"]
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 to 2³¹ - 1 (argparse type)."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if not 1 <= number < 1 << 31:
+        raise ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return number
+
+
+def port(text: str) -> int:
+    """A port number, 0 to 65535 (argparse type)."""
+    if text.isascii() and text.isdigit() and int(text) < 65536:
+        return int(text)
+    raise ArgumentTypeError(f"{text!r} is not a port (0 to 65535)")
+
+
+def seconds(text: str) -> float:
+    """A time in seconds, greater than 0, at most 10⁶ (argparse type)."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1e6:  # refuses nan too
+        raise ArgumentTypeError(f"{text!r} is not a time in seconds greater than 0")
+    return number
+
+
+class Parser(ArgumentParser):
+    """Reports an error in two lines instead of the whole list of options.
+
+    ``prog`` is ``python -m bpfkit.NAME``, for a subcommand with its name behind.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        name = self.prog.partition("bpfkit.")[2].partition(" ")[0]
+        sys.stderr.write(f"usage: {self.prog} [options], see --help\n{name}: {message}\n")
+        raise SystemExit(2)
+
+
+def _formatter(prog: str) -> HelpFormatter:
+    # With a width given, argparse does not import shutil (milliseconds) per option.
+    return HelpFormatter(prog, max_help_position=28, width=96)
+
+
+def parser_of(cls: type[App]) -> ArgumentParser:
+    """The parser of a program's options: those of all programs, then its own."""
+    parser = Parser(
+        prog=f"python -m bpfkit.{cls.name}",
+        description=cls.summary(),
+        epilog=cls.epilog,
+        formatter_class=_formatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("-t", "--interval", metavar="S", type=seconds, default=1.0, help="seconds between rounds")
+    add("-c", "--count", metavar="N", type=positive, help="end after N rounds")
+    add("--no-demo", action="store_true", help="only observe, generate no traffic")
+    add("--json", action="store_true", help="print JSON lines, nothing else on standard output")
+    add("--check", action="store_true", help="run the demo and verify the results")
+    add("--no-cache", action="store_true", help="compile even if the result is in the cache")
+    add("-v", "--verbose", action="store_true", help="print details on standard error")
+    cls.add_options(parser)
+    return parser

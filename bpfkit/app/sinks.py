@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sinks: where the rows, events and notes of a program go.
+
+Plain lines, JSON lines, or the live view of a terminal; :func:`sink_for` chooses.  A further
+output is a class deriving from :class:`Sink`.
+"""
+
+from __future__ import annotations
+
+import sys
+from time import monotonic
+from time import time as unix_time
+
+from bpfkit.app.signals import output, say
+from bpfkit.core.printable import printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bpfkit.app.base import App
+    from bpfkit.show.live import Frame
+    from bpfkit.show.rows import Event, Row
+
+__all__ = ["JsonSink", "LiveSink", "Sink", "TextSink", "sink_for"]
+
+#: Shorter names where a column has little room.
+_SHORT = {"packets": "pkt"}
+#: Events that the live view shows.
+_LATEST = 8
+_TAB = "\t"
+#: Seconds between drawings of the live view that events ask for.
+_REDRAW = 0.2
+
+
+class Sink:
+    """Where the output of a program goes; ``round_`` counts from 0."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    def round(self, round_: int, rows: list[Row]) -> None:
+        """Show the rows of a round."""
+        raise NotImplementedError
+
+    def events(self, round_: int, events: Sequence[Event]) -> None:
+        """Show events that came during a round."""
+        raise NotImplementedError
+
+    def lost(self, count: int) -> None:
+        """``count`` events were lost since the start; called when there are more of them."""
+        self.note(f"{count} events lost: they came faster than they could be read")
+
+    def note(self, text: str) -> None:
+        """A line on standard error."""
+        say(f"{self.app.name}: {text}")
+
+    def report(self, lines: Sequence[str]) -> None:
+        """Show the verdicts of ``--check``."""
+        output("\n".join(lines) + "\n")
+
+
+class TextSink(Sink):
+    """Plain lines."""
+
+    def __init__(self, app: App) -> None:
+        super().__init__(app)
+        self._shown = 0
+
+    def round(self, round_: int, rows: list[Row]) -> None:
+        if not self.app.rows_accumulate():
+            lines = self.app.lines(rows)
+        else:
+            fresh = rows[self._shown :]
+            lines = list(self.app.lines(fresh)) if fresh else []
+            if self._shown:
+                lines = lines[1:]  # the titles are there already
+            self._shown = len(rows)
+        output("".join([f"{printable(line, keep=_TAB)}\n" for line in lines]))
+
+    def events(self, round_: int, events: Sequence[Event]) -> None:
+        lines = [printable(self.app.event_line(event), keep=_TAB) for event in events]
+        output("".join([f"{line}\n" for line in lines]))
+
+
+class JsonSink(Sink):
+    """JSON lines, and nothing else on standard output."""
+
+    def round(self, round_: int, rows: list[Row]) -> None:
+        from bpfkit.show.rows import json_rows
+
+        output(json_rows(rows, round_))
+
+    def events(self, round_: int, events: Sequence[Event]) -> None:
+        from bpfkit.show.jsonl import json_lines
+
+        output(json_lines([self.app.event_row(event, round_) for event in events]))
+
+    def lost(self, count: int) -> None:
+        from bpfkit.show.jsonl import json_lines
+
+        output(json_lines([{"ts": round(unix_time(), 6), "event": "lost", "lost": count}]))
+
+    def report(self, lines: Sequence[str]) -> None:
+        say("\n".join(lines))
+
+
+class LiveSink(Sink):
+    """The live view of a terminal: the table with the counters' rates, the latest events below."""
+
+    def __init__(self, app: App) -> None:
+        from collections import deque
+
+        from bpfkit.show.live import LiveView
+
+        super().__init__(app)
+        self.view = LiveView()
+        self._before: dict[tuple[str, ...], list[int]] = {}
+        self._when = monotonic()
+        self._latest: deque[str] = deque(maxlen=_LATEST)
+        self._lost = ""
+        self._frame: Frame | None = None
+        self._drawn = 0.0
+
+    def round(self, round_: int, rows: list[Row]) -> None:
+        self._frame = self._frame_of(rows, self._rates(rows), round_)
+        self._draw()
+
+    def events(self, round_: int, events: Sequence[Event]) -> None:
+        self._latest.extend(map(self.app.event_line, events[-_LATEST:]))
+        if monotonic() >= self._drawn + _REDRAW:
+            self._draw()
+
+    def lost(self, count: int) -> None:
+        self._lost = f"{count} events lost"
+
+    def note(self, text: str) -> None:
+        self.view.note(printable(text, keep=_TAB))
+
+    def _draw(self) -> None:
+        if self._frame is None:
+            return
+        from bpfkit.show.live import Frame
+
+        table = self._frame
+        notes = [*self._latest, *filter(None, [self._lost]), *table.notes]
+        rows = [[printable(text) for text in row] for row in table.rows]
+        notes = [printable(text) for text in notes]
+        title = printable(table.title)
+        self.view.draw(Frame(title, table.titles, rows, right=table.right, notes=notes))
+        self._drawn = monotonic()
+
+    def _rates(self, rows: list[Row]) -> dict[int, list[float]]:
+        """Row index -> its counters per second since the round before."""
+        now = monotonic()
+        passed = max(now - self._when, 1e-6)
+        counters = self.app.counters
+        seen: dict[tuple[str, ...], list[int]] = {}
+        rates: dict[int, list[float]] = {}
+        for i, row in enumerate(rows):
+            if "summary" in row:
+                continue
+            key = tuple([str(row[field]) for field in row if field not in counters])
+            totals = [row[field] for field in counters]
+            before = self._before.get(key, [0] * len(counters))
+            seen[key] = totals
+            rates[i] = [max(0, a - b) / passed for a, b in zip(totals, before, strict=True)]
+        self._before, self._when = seen, now
+        return rates
+
+    def _frame_of(self, rows: list[Row], rates: dict[int, list[float]], round_: int) -> Frame:
+        """The table of a round: the columns of text, then each counter and its rate."""
+        from bpfkit.show.live import Frame
+        from bpfkit.show.text import cell, human
+
+        app = self.app
+        body = []
+        texts: list[dict[str, str]] = []
+        for i, row in enumerate(rows):
+            if "summary" in row:
+                continue
+            texts.append(app.text_cells(row))
+            figures = []
+            for field, rate in zip(app.counters, rates[i], strict=True):
+                figures += [cell(row[field]), human(rate, "B" if field == "bytes" else "")]
+            body.append(figures)
+        # A column that is empty in all rows takes no room.
+        titles = [title for title in (texts[0] if texts else ()) if any(t[title] for t in texts)]
+        body = [[*map(t.__getitem__, titles), *row] for t, row in zip(texts, body, strict=True)]
+        right = [False] * len(titles) + [True] * (2 * len(app.counters))
+        for field in app.counters:
+            titles += [field, f"{_SHORT.get(field, field)}/s"]
+        return Frame(app.title(round_), titles, body, right=right, notes=app.notes(rows))
+
+
+def sink_for(app: App, *, live: bool = True) -> Sink:
+    """The sink that the options ask for.
+
+    :param live: a live view is wanted where standard output is a terminal.
+    """
+    if app.options.json:
+        return JsonSink(app)
+    if live and app.has_live_view and sys.stdout.isatty():
+        return LiveSink(app)
+    return TextSink(app)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watches interfaces while a program is attached: down, up again, removed, program detached."""
+
+from __future__ import annotations
+
+from bpfkit.core.errors import BpfkitError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from bpfkit.core.attach.link import Link
+    from bpfkit.net.links.interfaces import Interface
+
+__all__ = ["InterfaceWatch", "check_link", "check_links"]
+
+
+class InterfaceWatch:
+    """Reports changes of one or several interfaces.
+
+    :param note: prints a line for the user.
+    :ivar links: ifindex -> the link whose detachment by another process ends the program.
+    """
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self.links: dict[int, Link] = {}
+        self._note = note
+        self._noun = "interface"
+        self._removed: Callable[[Interface], None] | None = None
+        self._watched: dict[int, Interface] = {}
+        self._down: set[int] = set()
+
+    def report_as(self, noun: str, removed: Callable[[Interface], None]) -> None:
+        """Watch several interfaces for a program that goes on when one is down or removed.
+
+        :param noun: what lines for the user call an interface.
+        :param removed: called for an interface that was removed.
+        """
+        self._noun = noun
+        self._removed = removed
+
+    def add(self, interface: Interface) -> None:
+        """Watch ``interface``; the only one is reported at once if it is down."""
+        self._watched[interface.index] = interface
+        if self._removed is None and not interface.is_up():
+            self._down.add(interface.index)
+            self._note(f"{self._noun} {interface.name} is down, waiting for it to come up")
+
+    def check(self) -> None:
+        """Look at all interfaces.
+
+        :raises BpfkitError: one was removed, or its program was detached.
+        """
+        for index, interface in list(self._watched.items()):
+            flags = interface.current_flags()
+            if flags is None:
+                self._report_removed(interface)
+                continue
+            up = bool(flags & 1)
+            if up == (index in self._down):
+                self._down ^= {index}
+                self._report_change(interface.name, up)
+            link = self.links.get(index)
+            if link is not None:
+                check_link(link, interface.name)
+
+    def _report_removed(self, interface: Interface) -> None:
+        if self._removed is None:
+            raise BpfkitError(f"interface {interface.name} was removed; stopping")
+        del self._watched[interface.index]
+        self._removed(interface)
+
+    def _report_change(self, name: str, up: bool) -> None:
+        wait = ", waiting for it to come back" if self._removed is None else ""
+        self._note(f"{self._noun} {name} " + ("is up again" if up else f"went down{wait}"))
+
+
+def check_link(link: Link, target: str = "") -> None:
+    """Raise BpfkitError if somebody else removed the attachment.
+
+    :param target: where the program is attached, for people (default: as the link says).
+    """
+    if not link.is_attached():
+        how = "its link" if link.fd >= 0 else f"the {_NOUNS.get(link.kind, link.kind)}"
+        raise BpfkitError(
+            f"the program was detached from {target or link.target}",
+            why=f"another process {'detached' if link.fd >= 0 else 'removed'} {how}",
+        )
+
+
+def check_links(closables: Iterable[object]) -> None:
+    """Raise BpfkitError if one of those that are links was removed.
+
+    Links to an interface are :class:`InterfaceWatch`'s, which knows what became of the interface.
+    """
+    from bpfkit.core.attach.link import Link
+
+    for one in closables:
+        # A link that the program itself closed is none of the missing ones.
+        if isinstance(one, Link) and not one.closed and one.kind not in _INTERFACE_KINDS:
+            check_link(one)
+
+
+_INTERFACE_KINDS = ("xdp", "tcx", "netkit", "clsact")
+#: What an attachment without a link is.
+_NOUNS = {"clsact": "clsact filter"}

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit doctor: what works on this machine, and what is missing for the rest."""
+
+from __future__ import annotations
+
+from bpfkit.app.signals import output
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterator
+
+    from bpfkit.core.features import Feature
+
+
+HELP = "check what works on this machine, and what is missing"
+
+
+def run(options: Namespace) -> int:
+    """Print it; returns the exit status."""
+    if options.json:
+        from bpfkit.show.jsonl import json_lines
+
+        for heading, answers in _findings():
+            what = heading.removesuffix("s")
+            output(json_lines([{"what": what, **answer.as_dict()} for answer in answers]))
+        return 0
+    from bpfkit.show.text import table
+
+    for heading, answers in _findings():
+        body = []
+        for answer in answers:
+            body.append([answer.name, answer.state, "" if answer.parts else _detail(answer)])
+            if answer.hint:
+                body.append(["", "", f"→ {answer.hint}"])
+            for part in answer.parts:
+                body.append([f"  {part.name}", part.state, _detail(part)])
+        lines = table([heading, "", ""], body)
+        output("\n".join(lines) + "\n\n")
+    return 0
+
+
+def _findings() -> Iterator[tuple[str, list[Feature]]]:
+    """What the doctor looks at: heading, answers.  A generator, because probing takes a while."""
+    from bpfkit.core import features
+    from bpfkit.core.features.environment import environment
+
+    yield "environment", [*environment(), *_compile_side()]
+    yield "program types", features.program_types()
+    yield "map types", features.map_types()
+
+
+def _compile_side() -> list[Feature]:
+    """The interpreter that has bcc, and where headers can come from."""
+    from bpfkit.core.compile.headers import describe
+    from bpfkit.core.features import NOT_SUPPORTED, WORKS, Feature
+
+    routes = [
+        Feature(
+            route,
+            WORKS if fine else NOT_SUPPORTED,
+            "" if fine else text,
+            value=text if fine else None,
+        )
+        for route, fine, text in describe()
+    ]
+    usable = [route.name for route in routes if route.state == WORKS]
+    headers = Feature(
+        "headers",
+        WORKS if usable else NOT_SUPPORTED,
+        "" if usable else "neither UAPI headers nor BTF of the kernel nor its own headers",
+        value=", ".join(usable) or None,
+        hint="" if usable else "install linux-libc-dev",
+        parts=routes,
+    )
+    return [_bcc(), headers]
+
+
+def _bcc() -> Feature:
+    import subprocess
+
+    from bpfkit.core.compile.compiler import interpreters
+    from bpfkit.core.features import NOT_SUPPORTED, WORKS, Feature
+
+    ask = "from importlib.util import find_spec as f; s = f('bcc'); print(s.origin if s else '')"
+    tried = interpreters()
+    for interpreter in tried:
+        try:
+            done = subprocess.run(
+                [interpreter, "-c", ask], capture_output=True, text=True, timeout=30, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        if done.stdout.strip():
+            return Feature("bcc", WORKS, value=f"{interpreter} ({done.stdout.strip()})")
+    return Feature(
+        "bcc",
+        NOT_SUPPORTED,
+        f"no Python with bcc (tried {', '.join(tried) or 'none'})",
+        hint="install python3-bpfcc, or name an interpreter with BPFKIT_BCC_PYTHON",
+    )
+
+
+def _detail(answer: Feature) -> str:
+    """Why it does not work; else what there is to know."""
+    return answer.why or ("" if answer.value is None else str(answer.value))

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit list: the programs."""
+
+from __future__ import annotations
+
+from bpfkit.app.signals import output
+from bpfkit.commands.catalog import programs, row
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+
+HELP = "list the programs"
+
+
+def _short_list(words: list[str]) -> str:
+    """The words, or the first and how many more: one program has nine types."""
+    return " ".join(words) if len(words) < 3 else f"{words[0]}, {len(words) - 1} more"
+
+
+def run(options: Namespace) -> int:
+    """Print it; returns the exit status."""
+    rows = [row(cls) for cls in programs()]
+    if options.json:
+        from bpfkit.show.jsonl import json_lines
+
+        output(json_lines(rows))
+        return 0
+    from bpfkit.show.text import table
+
+    short = "BPF_PROG_TYPE_"
+    cells = [
+        [
+            str(row["name"]),
+            _short_list([name.removeprefix(short).lower() for name in row["types"]]),  # type: ignore[attr-defined]
+            str(row["summary"]),
+        ]
+        for row in rows
+    ]
+    lines = table(["program", "program type", "what it shows"], cells)
+    lines += ["", "Run one: sudo python -m bpfkit.NAME     More on one: python -m bpfkit info NAME"]
+    output("\n".join(lines) + "\n")
+    return 0
