@@ -32,6 +32,8 @@ module = a.module_from_spec(spec)
 spec.loader.exec_module(module)
 module.main()
 """
+#: bpfkit.h's word for a clang that cannot tag functions.
+_NO_TAGS = "bpfkit: no btf_decl_tag"
 #: clang optimises as if for this machine, which has vectors; BPF has none.
 _FLAGS = ("-Wno-macro-redefined", "-fno-vectorize", "-fno-slp-vectorize")
 
@@ -74,8 +76,12 @@ def _compile(source: Source, cflags: Sequence[str], verbose: bool, workers: _Wor
             from bpfkit.core.compile import diagnostics
 
             if answer is not None:
-                raise diagnostics.refused(source, answer["refused"], log)
-            error = diagnostics.explain(source, log, status)
+                missing = diagnostics.missing_function(answer["refused"])
+                if route.name == "uapi" and missing and _kernel_knows([missing]):
+                    first = diagnostics.refused(source, answer["refused"], log)
+                    continue
+                raise _problem(source, diagnostics.refused(source, answer["refused"], log))
+            error = _problem(source, diagnostics.explain(source, log, status))
             if first is None or _count(error) <= _count(first):
                 first = error
             names = diagnostics.missing_types(log)
@@ -114,33 +120,112 @@ def _request(source: Source, text: str, cflags: Sequence[str], tree: Tree) -> di
         "env": tree.env,
         "files": [(name, content) for name, _, content in source.files],
         "paths": [path for _, path, _ in source.files if path is not None],
-        "consts": [index for index, _ in source.consts.values()],
+        "consts": [(name, *value) for name, value in source.scanned().consts.items()],
+        "heads": list(source.scanned().heads.values()),
+        "untagged": not any(name == "bpfkit/bpfkit.h" for name, _, _ in source.files),
         "nohook": bool(environ.get("BPFKIT_WORKER_NOHOOK")),
         "noelf": bool(environ.get("BPFKIT_WORKER_NOELF")),
     }
 
 
 def _artifact(source: Source, answer: dict[str, Any], log: str, verbose: bool) -> Artifact:
-    compiled = {prog[0] for prog in answer["progs"]}
+    scan = source.scanned()
+    untagged = not answer["linked"] or _NO_TAGS in log
+    if untagged and scan.problems:
+        raise scan.problems[0][1]
+    for name, section, function in answer["strays"]:
+        raise _stray(source, name, section, function)
+    sections, unnamed = _sections(source, answer, untagged)
     text = log.replace("bpfkit worker: tracefs mounted\n", "").strip()
     if text and not verbose:
         from bpfkit.core.compile.diagnostics import warnings
 
         text = warnings(source, log)
+        text = "\n".join(line for line in text.split("\n") if _NO_TAGS not in line)
     if not answer["linked"] and answer["progs"]:
         say("this libbcc keeps LLVM's objects to itself: no subprograms, no exact C lines")
+    license = scan.license
+    if answer["linked"] and not scan.license_by_sec:
+        license = answer["own_license"]
     return {
         "v": FORMAT,
-        "license": source.license or answer["license"],
+        "license": license or answer["license"],
         "kern_version": answer["kern_version"],
         "btf": answer["btf"],
         "maps": answer["maps"],
         "progs": answer["progs"],
-        "sections": [entry for entry in source.sections if entry[0] in compiled],
-        "consts": [(name, index, value) for name, (index, value) in source.consts.items()],
+        "sections": sections,
+        "unnamed": unnamed,
+        "consts": answer["consts"],
         "deps": answer["deps"],
         "diagnostics": text,
     }
+
+
+def _sections(
+    source: Source, answer: dict[str, Any], untagged: bool
+) -> tuple[list[tuple[str, str, int]], list[tuple[str, str, int, str, str]]]:
+    """The artifact's "sections" and "unnamed": the text is asked only where clang says nothing."""
+    from bpfkit.core.compile.scan import definitions, named
+
+    written = {name: (section, line) for name, section, line in source.scanned().sections}
+    order = list(written)
+    compiled = {prog[0]: ("", "", 0, "") for prog in answer["progs"]}
+    compiled.update((entry[0], entry[1:]) for entry in answer["sections"])
+    sections = []
+    unnamed = []
+    for name, (section, file, line, context) in compiled.items():
+        text, at = written.get(name, ("", 0))
+        if not section:
+            section = text if untagged else named(name)
+        if section != text:
+            at = 0
+        if not at:
+            places = definitions(source, name)
+            if places:
+                file, line = min(places, key=lambda place: (place[0] != file, abs(place[1] - line)))
+            at = line
+        if section:
+            sections.append((name, section, at))
+            continue
+        from bpfkit.core.kernel.sections import likely
+
+        content = next((text for other, _, text in source.files if other == file), "").split("\n")
+        code = content[at - 1].strip() if 0 < at <= len(content) else ""
+        unnamed.append((name, file or source.name, at, code, likely(context, name)))
+    sections.sort(key=lambda entry: order.index(entry[0]) if entry[0] in order else len(order))
+    return sections, unnamed
+
+
+def _stray(source: Source, name: str, section: str, function: bool) -> CompileError:
+    """The error for a SEC() on what is no program, at its line where the text has it."""
+    from bpfkit.core.compile.scan import LIBBPF_MAP, LIBBPF_MAP_HINT, NO_GLOBALS_HINT, STATIC
+
+    for known, error in source.scanned().problems:
+        if known == name and "twice" not in error.why:
+            return error
+    if function:
+        return CompileError(source.name, why=STATIC.format(name), hint="Remove 'static'.")
+    if section.startswith((".maps", "maps")):
+        return CompileError(source.name, why=f"{name}: {LIBBPF_MAP}", hint=LIBBPF_MAP_HINT)
+    why = f'{name}: SEC("{section}") does not belong to a function'
+    return CompileError(source.name, why=why, hint=NO_GLOBALS_HINT)
+
+
+def _problem(source: Source, error: BpfkitError) -> BpfkitError:
+    """What the text says about the line of an error, if that says more than clang does."""
+    if isinstance(error, CompileError):
+        from bpfkit.core.compile.scan import PINNED
+
+        for name, better in source.scanned().problems:
+            file, line, _, _ = better.diagnostics[0]
+            pinned = name == PINNED and error.why.startswith(PINNED)
+            if pinned or any(
+                file == other and line <= at <= line + 2 for other, at, _, _ in error.diagnostics
+            ):
+                better.log = error.log
+                return better
+    return error
 
 
 def _count(error: BpfkitError) -> int:
@@ -153,6 +238,10 @@ def _kernel_knows(names: Sequence[str]) -> bool:
         return False
     if any("/" in name or name.endswith(".h") for name in names):
         return True
+    from bpfkit.core.compile import headertext
+
+    if any(name in headertext.INLINES or name in headertext.names() for name in names):
+        return True  # a generated tree defines it
     try:
         with open("/sys/kernel/btf/vmlinux", "rb") as file:
             data = file.read()

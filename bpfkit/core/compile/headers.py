@@ -25,12 +25,15 @@ from bpfkit.core.compile.cache import cache_dir, sha256
 from bpfkit.core.compile.headertext import (
     ALL_MACROS,
     INCLUDE,
+    INLINES,
     KERNEL,
     MACROS,
     PACK,
     TYPEDEFS,
     common,
+    extras,
     macros_only,
+    names,
     typedefs,
     unguarded,
 )
@@ -417,6 +420,7 @@ def _program_tree(source: Source, kernel: Tree, mask: Callable[[str], str], trim
     with open(os.path.join(kernel.path, "functions"), encoding="ascii") as text_file:
         functions = text_file.read()
     bodies = dict(re.findall(r"^#define (\w+)\b(?:\([^)]*\))?[ \t]+(.*)$", ALL_MACROS, re.M))
+    macros, inlines = extras(words, code)
     for word in list(words):
         if word in bodies:
             words.update(WORD.findall(bodies[word]))
@@ -444,7 +448,7 @@ def _program_tree(source: Source, kernel: Tree, mask: Callable[[str], str], trim
 #include <linux/stddef.h>
 #include <bpfkit_bpf_macros.h>
 #define _UAPI__LINUX_BPF_H__
-{functions}{MACROS}"""
+{functions}{MACROS}{_extra_text(macros, inlines, types)}"""
     files["bpfkit_bpf_macros.h"] = "#pragma once\n" + "".join(
         unguarded(macros_only(_read_uapi(name))) for name in ("linux/bpf_common.h", "linux/bpf.h")
     )
@@ -484,6 +488,17 @@ def _program_tree(source: Source, kernel: Tree, mask: Callable[[str], str], trim
         digest.update(f"{name}\0{files[name]}\0".encode(errors="surrogateescape"))
     kind = "btf-trimmed" if trimmed else "btf"
     return _kept(kind, digest.hexdigest()[:24], lambda root: _write(root, files))
+
+
+def _extra_text(macros: Sequence[str], inlines: Sequence[str], types: Types) -> str:
+    values = names()
+    lines = [f"#define {n} {values[n]}\n" for n in macros if n not in types.enumerators]
+    for name in inlines:
+        head = INLINES[name].partition("{")[0]
+        known = (types.tags.get(tag) for tag in re.findall(r"struct \w+", head))
+        if None not in known:
+            lines.append(INLINES[name])
+    return "".join(lines)
 
 
 def _read_uapi(name: str) -> str:
