@@ -100,7 +100,7 @@ class Netfilter(NamespaceApp):
             for family in FAMILIES.values():
                 for hook in range(len(HOOKS)):
                     self.keep(program.attach_netfilter(family, hook, options.priority))
-        self.made: list[PingReport | UdpReport] = []
+        self.made: list[PingReport | UdpReport] = self.for_check([])
         self.with_nft = False
         if self.place.has_lab:
             self.add_rules()

@@ -48,7 +48,7 @@ class TcAction(NamespaceApp):
         from bpfkit.net.attach.action import add_action
 
         self.object = self.load(one_in=2)
-        self.made: list[PingReport | UdpReport] = []
+        self.made: list[PingReport | UdpReport] = self.for_check([])
         program = self.object.programs["tc_action"]
         interface = self.lab.interface("server:eth0")
         for version in (4, 6):

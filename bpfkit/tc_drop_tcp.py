@@ -30,6 +30,7 @@ class TcDropTcp(TcApp):
         super().setup()
         if self.place.has_lab:
             self.traffic = self.keep(DropTcpDemo(self.lab))
+            self.for_check(self.traffic.answers)
 
     def demo(self) -> None:
         self.traffic.run_round()

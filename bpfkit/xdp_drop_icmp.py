@@ -67,8 +67,8 @@ class XdpDropIcmp(XdpApp):
         return loopback_lab()
 
     def setup(self) -> None:
-        self.lost: list[Report] = []
-        self.made: list[Report] = []
+        self.lost: list[Report] = self.for_check([])
+        self.made: list[Report] = self.for_check([])
         super().setup()
 
     def demo(self) -> None:

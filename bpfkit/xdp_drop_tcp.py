@@ -29,6 +29,7 @@ class XdpDropTcp(XdpApp):
         super().setup()
         if self.place.has_lab:
             self.traffic = self.keep(DropTcpDemo(self.lab))
+            self.for_check(self.traffic.answers)
 
     def demo(self) -> None:
         self.traffic.run_round()

@@ -6,16 +6,17 @@
 #
 #	sudo tools/bootstrap.sh run [PROGRAM [OPTION ...]]	(sockex3 by default)
 #	sudo tools/bootstrap.sh test [PYTEST OPTION ...]
-#	sudo tools/bootstrap.sh check				(format, lint and types only)
+#	sudo tools/bootstrap.sh check				(format, lint, types and layers only)
 #
 # Installs what is missing from the distribution's packages and nothing else;
-# ruff, mypy and clang-format, of one version each, go into .venv/; a kernel for the
-# tests in a VM is unpacked into .vm/.
+# ruff, mypy, clang-format and import-linter, of one version each, go into .venv/; a
+# kernel for the tests in a VM is unpacked into .vm/.
 set -eu
 
 RUFF=0.17.6
 MYPY=2.4.1
 CLANG_FORMAT=14.0.6
+IMPORT_LINTER=2.17
 
 top=$(cd "$(dirname "$0")/.." && pwd)
 cd "$top"
@@ -23,7 +24,7 @@ cd "$top"
 RUN_PACKAGES="python3 python3-bpfcc python3-pyroute2 python3-rich linux-libc-dev"
 TEST_PACKAGES="$RUN_PACKAGES python3-pytest python3-hypothesis python3-scapy python3-numpy
 	python3-nbclient python3-nbformat python3-ipykernel python3-matplotlib
-	python3-venv python3-pip
+	python3-venv python3-pip python3-hatchling
 	gcc libc6-dev libbpf-dev clang llvm make
 	tshark wireshark-common tcpdump iperf3 nginx-light curl iproute2 iputils-ping
 	ethtool procps util-linux bpftool nftables nmap
@@ -64,8 +65,8 @@ need()
 		apt-get install -y -qq --no-install-recommends $available >/dev/null
 }
 
-# A stock kernel for the tests that run in a VM: unpacked into .vm/, never installed. Where there is
-# none to be had, these tests say so.
+# A stock kernel for the tests that run in a VM: unpacked into .vm/, never installed. Where no
+# kernel package is available, these tests are skipped with that reason.
 kernel()
 {
 	[ "$(uname -m)" = x86_64 ] && command -v apt-get >/dev/null || return 0
@@ -99,12 +100,17 @@ unpack_kernel()
 
 tools()
 {
-	if ! .venv/bin/pip freeze 2>/dev/null | grep -qx "ruff==$RUFF"; then
-		say "installing ruff, mypy and clang-format into .venv"
-		/usr/bin/python3 -m venv .venv
-		.venv/bin/pip install -q "mypy==$MYPY" "clang-format==$CLANG_FORMAT" \
-			"ruff==$RUFF"
-	fi
+	have=$(.venv/bin/pip freeze 2>/dev/null) || have=
+	for tool in "ruff==$RUFF" "mypy==$MYPY" "clang-format==$CLANG_FORMAT" \
+		"import-linter==$IMPORT_LINTER"; do
+		if ! echo "$have" | grep -qx "$tool"; then
+			say "installing ruff, mypy, clang-format and import-linter into .venv"
+			/usr/bin/python3 -m venv .venv
+			.venv/bin/pip install -q "mypy==$MYPY" "clang-format==$CLANG_FORMAT" \
+				"ruff==$RUFF" "import-linter==$IMPORT_LINTER"
+			return
+		fi
+	done
 }
 
 check()
@@ -113,9 +119,10 @@ check()
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	PYTHONPATH=. .venv/bin/lint-imports --no-cache --no-logo
 	find bpf_c tools \( -name '*.c' -o -name '*.h' \) -print0 |
 		xargs -0 .venv/bin/clang-format --dry-run --Werror
-	say "format, lint and types are clean"
+	say "format, lint, types and layers are clean"
 }
 
 what=${1:-run}
@@ -139,7 +146,7 @@ check)
 	check
 	;;
 *)
-	say "run, test or check?"
+	say "the first argument must be run, test or check"
 	exit 2
 	;;
 esac

@@ -20,7 +20,7 @@
 #include <uapi/linux/if_packet.h>
 
 LOAD_CONST(0, sockets, 2); /* in the group */
-LOAD_CONST(1, l2_len, 14); /* of the interface: 14 or 0 */
+LOAD_CONST(1, l2_len, 14); /* of the interface, see link_offset() */
 
 /* The final mix of MurmurHash3: every input bit reaches every output bit. */
 static __always_inline u32 mix(u32 h)
@@ -49,7 +49,7 @@ int fanout(struct __sk_buff *skb)
 	struct window w;
 	u32 hash;
 
-	load_skb(skb, &h, &ip, &w, l2 ? ETH_HLEN : 0);
+	load_skb(skb, &h, &ip, &w, l2 ? l2_len() : 0);
 	if (!h.family)
 		return 0;
 	if (h.family == 4) {

@@ -26,7 +26,7 @@
 #include <bpfkit/wire.h>
 
 LOAD_CONST(0, direction, 2); /* DIRECTION_IN | DIRECTION_OUT */
-LOAD_CONST(1, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
+LOAD_CONST(1, l2_len, 14); /* 14: Ethernet; else see link_offset() */
 
 BPF_TABLE("percpu_array", u32, struct traffic, protocols, 256);
 BPF_TABLE("percpu_array", u32, struct traffic, nonip, 1);

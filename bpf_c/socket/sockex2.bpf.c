@@ -26,7 +26,7 @@
 #include <bpfkit/wire.h>
 
 LOAD_CONST(0, direction, 2); /* DIRECTION_IN | DIRECTION_OUT */
-LOAD_CONST(1, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
+LOAD_CONST(1, l2_len, 14); /* 14: Ethernet; else see link_offset() */
 
 struct destination {
 	u8 addr[16] __aligned(4); /* network byte order; IPv4: the first four bytes, rest zero */

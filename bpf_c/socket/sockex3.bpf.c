@@ -49,7 +49,7 @@
 #include <bpfkit/wire.h>
 
 LOAD_CONST(0, direction, 2); /* DIRECTION_IN | DIRECTION_OUT */
-LOAD_CONST(1, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
+LOAD_CONST(1, l2_len, 14); /* 14: Ethernet; else see link_offset() */
 LOAD_CONST(2, vxlan_port, 0); /* UDP port of VXLAN; 0: do not look into VXLAN */
 
 #define MAX_STEPS   30 /* leaves room for count() under the kernel's limit of 33 tail calls */
@@ -713,7 +713,8 @@ int sockex3(struct __sk_buff *skb)
 	st->cur.end = skb->len;
 	if (skb->vlan_present)
 		add_vlan(st, skb->vlan_tci);
-	if (l2_len())
+	if (l2_len() == ETH_HLEN)
 		return read_eth(skb, st);
+	st->cur.off = l2_len();
 	return next_ethertype(skb, st, bpf_ntohs(skb->protocol));
 }

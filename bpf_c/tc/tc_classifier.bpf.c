@@ -35,7 +35,7 @@
 #include <bpfkit/segment.h>
 #include <bpfkit/wire.h>
 
-LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
+LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; else see link_offset() */
 
 #define INGRESS     0
 #define EGRESS      1

@@ -29,7 +29,7 @@
 #include <bpfkit/wire.h>
 #include <uapi/linux/bpf.h>
 
-LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
+LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; else see link_offset() */
 LOAD_CONST(1, cpu_count, 1); /* slots of `chosen` that are used */
 
 #define MAX_CPUS 4096 /* the maps are made as large as the machine is */

@@ -23,7 +23,7 @@
 #include <bpfkit/headers.h>
 #include <bpfkit/wire.h>
 
-LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
+LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; else see link_offset() */
 LOAD_CONST(1, keep_nd, 0); /* 1: neighbour discovery passes */
 
 enum row {

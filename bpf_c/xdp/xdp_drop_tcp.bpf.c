@@ -22,7 +22,7 @@
 #include <bpfkit/drop_tcp.h>
 #include <bpfkit/wire.h>
 
-LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
+LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; else see link_offset() */
 
 BPF_TABLE("percpu_array", u32, struct traffic, rows, ROWS);
 

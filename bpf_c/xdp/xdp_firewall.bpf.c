@@ -51,7 +51,7 @@
 #include "xdp_firewall.h"
 #include <bpfkit/wire.h>
 
-LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; 0: interfaces whose frames start with the IP header */
+LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; else see link_offset() */
 LOAD_CONST(1, front_kind, 1); /* FRONT_* */
 LOAD_CONST(2, drop_rest, 0); /* 1: IP packets that no rule decides about are dropped */
 LOAD_CONST(3, events, 0); /* EVENTS_* */

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         def close(self) -> object: ...
 
     C = TypeVar("C", bound=Closable)
+    T = TypeVar("T")
 
 __all__ = ["App"]
 
@@ -109,6 +110,7 @@ class App:
         self.place = Place(options.netns if self.takes_netns else None)
         self._keep: list[Closable] = []
         self._checks: list[Callable[[], None]] = []
+        self._results: list[list[Any]] = []
 
     # -- the program says
 
@@ -296,6 +298,21 @@ class App:
         self.prepare(self.object)
         programs = self.object.programs
         return programs[self.entry or next(iter(programs))]
+
+    def for_check(self, results: list[T]) -> list[T]:
+        """``results`` is filled by :meth:`demo` and read by :meth:`verify`; returns its argument.
+
+        Without ``--check`` nobody reads them, and the list is emptied after each round: a demo may
+        run for days.
+        """
+        self._results.append(results)
+        return results
+
+    def forget_results(self) -> None:
+        """Empty the lists of :meth:`for_check`, unless ``--check`` is to read them."""
+        if not self.options.check:
+            for results in self._results:
+                results.clear()
 
     def check_regularly(self, check: Callable[[], None]) -> None:
         """Call ``check`` at least once a second; what it raises ends the program."""

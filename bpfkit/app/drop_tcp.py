@@ -49,12 +49,12 @@ class DropTcpDemo:
         self._server = Listener(lab["server"])
         self.port = self._server.port
         #: (IP version, TCP connected, ping was answered), for every round.
-        self._answers: list[tuple[int, bool, bool]] = []
+        self.answers: list[tuple[int, bool, bool]] = []
 
     def run_round(self) -> None:
         """A TCP connection, which fails, and a ping, which is answered; IPv4 and IPv6."""
         for version, host in zip((4, 6), HOSTS, strict=True):
-            self._answers.append((version, *self._probe(host)))
+            self.answers.append((version, *self._probe(host)))
 
     def _probe(self, host: str) -> tuple[bool, bool]:
         """(a TCP connection to ``host`` succeeds, a ping is answered)."""
@@ -72,7 +72,7 @@ class DropTcpDemo:
         :param rows: the program's.
         :param tagged: TCP and another protocol in tagged frames, through the program.
         """
-        for version, tcp, ping in self._answers:
+        for version, tcp, ping in self.answers:
             yield not tcp, f"IPv{version}: TCP {'connects' if tcp else 'does not connect'}"
             yield ping, f"IPv{version}: ping {'answered' if ping else 'lost'}"
         for row in rows[:2]:

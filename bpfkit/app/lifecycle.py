@@ -28,7 +28,7 @@ from bpfkit.app.signals import (
     open_standard_streams,
     say,
 )
-from bpfkit.core.errors import BpfkitError, InputError, PrivilegeError
+from bpfkit.core.errors import BpfkitError, InputError, PrivilegeError, resource_error
 from bpfkit.core.log import set_verbose
 from bpfkit.core.records import reap
 
@@ -93,6 +93,8 @@ def guarded(name: str, work: Callable[[Signals], int]) -> int:
 
 def _report_error(error: BaseException, name: str, verbose: bool) -> int:
     """Say what went wrong, in one or two lines; returns the exit status."""
+    if isinstance(error, OSError):
+        error = resource_error(error) or error
     if isinstance(error, BpfkitError):
         say(f"{name}: {error}")
         if verbose and error.log:
@@ -181,6 +183,7 @@ class _Demo:
             while not self._end.is_set():
                 begun = monotonic()
                 self._app.demo()
+                self._app.forget_results()
                 self._end.wait(max(0.0, begun + self._interval - monotonic()))
         except BaseException as error:
             self.error = error
@@ -310,6 +313,7 @@ def _observe(app: App, signals: Signals) -> int:
             demo.end()
         if in_turn:
             app.demo()
+            app.forget_results()
         if last:
             waiter.last_events()
         else:

@@ -133,7 +133,7 @@ class DropApp(RouteApp):
     def setup(self) -> None:
         drop = {"icmp": 1, "tcp": 6, "udp": 17, "none": 255}[self.options.drop]
         self.object = self.load(drop=drop)
-        self.made: list[Report] = []
+        self.made: list[Report] = self.for_check([])
         self.attach_routes()
 
     def demo(self) -> None:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from io import TextIOWrapper
 
 from bpfkit.core.errors import BpfkitError
+from bpfkit.core.printable import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +25,10 @@ __all__ = [
     "output",
     "say",
 ]
+
+
+#: Control characters that texts of our own consist of.
+_LAYOUT = "\n\t"
 
 
 class Interrupted(BaseException):
@@ -83,9 +89,12 @@ class Signals:
 
 
 def say(text: str) -> None:
-    """Write ``text`` and a newline to standard error; a closed one is no error."""
+    """Write ``text`` and a newline to standard error; a closed one is no error.
+
+    Names in it that others chose (interfaces, processes) are made printable.
+    """
     try:
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{printable(text, keep=_LAYOUT)}\n")
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):
         pass
@@ -98,13 +107,37 @@ def output(text: str) -> None:
     :raises BpfkitError: it cannot be written, such as to a full disk.
     """
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        _write_all(text)
     except BrokenPipeError:
         raise Stopped from None
     except OSError as error:
         discard_output()
         raise BpfkitError("cannot write to standard output", why=str(error.strerror)) from None
+
+
+def _write_all(text: str) -> None:
+    """Write to standard output by write(2) until everything is written.
+
+    Python's unbuffered output (PYTHONUNBUFFERED) loses the rest of a short write, which a full pipe
+    and a signal cause.  A character that the output's encoding lacks is written as an escape.
+    """
+    stream = sys.stdout
+    if type(stream) is not TextIOWrapper:  # a notebook's, or a test's
+        stream.write(text)
+        stream.flush()
+        return
+    stream.flush()
+    descriptor = stream.fileno()
+    left = memoryview(text.encode(stream.encoding, "backslashreplace"))
+    while left:
+        try:
+            left = left[os.write(descriptor, left) :]
+        except BlockingIOError:  # somebody made the terminal's descriptor non-blocking
+            from select import POLLOUT, poll
+
+            poller = poll()
+            poller.register(descriptor, POLLOUT)
+            poller.poll()
 
 
 def discard_output() -> None:

@@ -12,6 +12,7 @@ from time import monotonic
 from time import time as unix_time
 
 from bpfkit.app.signals import output, say
+from bpfkit.core.printable import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = ["JsonSink", "LiveSink", "Sink", "TextSink", "sink_for"]
 _SHORT = {"packets": "pkt"}
 #: Events that the live view shows.
 _LATEST = 8
+_TAB = "\t"
 #: Seconds between drawings of the live view that events ask for.
 _REDRAW = 0.2
 
@@ -74,10 +76,11 @@ class TextSink(Sink):
             if self._shown:
                 lines = lines[1:]  # the titles are there already
             self._shown = len(rows)
-        output("".join([f"{line}\n" for line in lines]))
+        output("".join([f"{printable(line, keep=_TAB)}\n" for line in lines]))
 
     def events(self, round_: int, events: Sequence[Event]) -> None:
-        output("".join([f"{self.app.event_line(event)}\n" for event in events]))
+        lines = [printable(self.app.event_line(event), keep=_TAB) for event in events]
+        output("".join([f"{line}\n" for line in lines]))
 
 
 class JsonSink(Sink):
@@ -132,7 +135,7 @@ class LiveSink(Sink):
         self._lost = f"{count} events lost"
 
     def note(self, text: str) -> None:
-        self.view.note(text)
+        self.view.note(printable(text, keep=_TAB))
 
     def _draw(self) -> None:
         if self._frame is None:
@@ -141,7 +144,10 @@ class LiveSink(Sink):
 
         table = self._frame
         notes = [*self._latest, *filter(None, [self._lost]), *table.notes]
-        self.view.draw(Frame(table.title, table.titles, table.rows, right=table.right, notes=notes))
+        rows = [[printable(text) for text in row] for row in table.rows]
+        notes = [printable(text) for text in notes]
+        title = printable(table.title)
+        self.view.draw(Frame(title, table.titles, rows, right=table.right, notes=notes))
         self._drawn = monotonic()
 
     def _rates(self, rows: list[Row]) -> dict[int, list[float]]:

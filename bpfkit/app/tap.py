@@ -54,7 +54,7 @@ class TapApp(App):
     def __init__(self, options: Namespace) -> None:
         super().__init__(options)
         #: What the demo's traffic makers report.
-        self.made: list[Report] = []
+        self.made: list[Report] = self.for_check([])
         self._hosts: list[str] = []
 
     # -- command line

@@ -96,7 +96,8 @@ def check_links(closables: Iterable[object]) -> None:
     from bpfkit.core.attach.link import Link
 
     for one in closables:
-        if isinstance(one, Link) and one.kind not in _INTERFACE_KINDS:
+        # A link that the program itself closed is none of the missing ones.
+        if isinstance(one, Link) and not one.closed and one.kind not in _INTERFACE_KINDS:
             check_link(one)
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "UsageError",
     "VerifierError",
     "errno_text",
+    "resource_error",
 ]
 
 
@@ -104,6 +105,48 @@ class UnsupportedError(BpfkitError):
 
 class PrivilegeError(UnsupportedError):
     """A capability is missing."""
+
+
+#: The machine's state rather than a fault of bpfkit's: errno -> (reason, remedy).
+_RESOURCES = {
+    _errno.EMFILE: ("this process has too many open files", "raise the limit: ulimit -n 1024"),
+    _errno.ENFILE: ("the machine has too many open files", "raise it: sysctl -w fs.file-max=…"),
+    _errno.ENOSPC: ("no space is left", "free some space there"),
+    _errno.EDQUOT: ("the disk quota is used up", "free some space there"),
+    _errno.EROFS: ("the file system is read-only", "containers often mount it so: use the host"),
+    _errno.ENOMEM: ("out of memory", "raise the limit (ulimit -v), or free memory"),
+    _errno.EAGAIN: ("a limit on processes or locked memory is reached", "see ulimit -a"),
+}
+
+
+def resource_error(error: OSError) -> BpfkitError | None:
+    """The error to report for a system call that failed for lack of a resource, a missing system
+    call or a missing file of the kernel's; None for any other reason.
+    """
+    number = error.errno or 0
+    name = error.filename
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
+    verb = "open" if number in (_errno.EMFILE, _errno.ENFILE, _errno.ENOENT) else "use"
+    what = f"cannot {verb} {name}" if name else "a system call failed"
+    if number == _errno.ENOSYS:
+        return UnsupportedError(
+            what,
+            why="this kernel has no such system call",
+            hint="bpf(2) needs CONFIG_BPF_SYSCALL; a container's seccomp filter may hide it",
+        )
+    if number == _errno.ENOENT and isinstance(name, str) and name.startswith(("/sys/", "/proc/")):
+        return UnsupportedError(
+            what,
+            why="it does not exist",
+            hint="mount it: mount -t sysfs sysfs /sys; mount -t proc proc /proc",
+        )
+    if number not in _RESOURCES:
+        return None
+    why, hint = _RESOURCES[number]
+    if number == _errno.EROFS and isinstance(name, str) and name.startswith("/proc/sys/"):
+        return UnsupportedError(what, why=why, hint=hint)
+    return BpfkitError(what, why=why, hint=hint)
 
 
 def errno_text(number: int) -> str:

@@ -21,4 +21,11 @@ def json_lines(rows: Iterable[Mapping[str, object]]) -> str:
 
         _encode = JSONEncoder().encode
     encode = _encode
-    return "".join([f"{encode(row)}\n" for row in rows])
+    text = "".join([f"{encode(row)}\n" for row in rows])
+    if "\\udc" in text:
+        # Bytes of a name that are no UTF-8, as os.fsdecode() keeps them: strict readers refuse such
+        # lone surrogates, so they are written as on a terminal, \xNN.
+        import re
+
+        text = re.sub(r"(?<!\\ud[89ab][0-9a-f]{2})\\udc([89a-f][0-9a-f])", r"\\\\x\1", text)
+    return text

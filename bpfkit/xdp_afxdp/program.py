@@ -79,7 +79,7 @@ class XdpAfxdp(XdpApp):
 
     def setup(self) -> None:
         self.answered = dict.fromkeys(_ASKED, 0)
-        self.pings: list[PingReport] = []
+        self.pings: list[PingReport] = self.for_check([])
         self.sockets: list[XskSocket] = []
         super().setup()
 

@@ -103,6 +103,8 @@ class XdpCpumap(XdpApp):
             from bpfkit.xdp_cpumap.demo import CpumapDemo
 
             self.traffic = CpumapDemo(self.lab)
+            self.for_check(self.traffic.made)
+            self.for_check(self.traffic.sent)
 
     def attach(self, program: Program) -> None:
         """Attach the tracepoints first, so that every loss is counted."""

@@ -8,6 +8,7 @@ from itertools import chain, islice
 
 from bpfkit.app.lifecycle import guarded
 from bpfkit.app.options import Parser
+from bpfkit.app.place import add_interface, add_netns
 from bpfkit.app.signals import output
 from bpfkit.core.errors import UsageError
 from bpfkit.core.log import set_verbose
@@ -43,8 +44,8 @@ def _parser() -> ArgumentParser:
     for name, text in texts.items():
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         add = sub.add_argument
-        add("-i", "--interface", metavar="IF", help="whose firewall (default: the only one)")
-        add("--netns", metavar="NS", help="network namespace: a name, a process id or a path")
+        add_interface(sub, "the firewall's interface (default: the only firewall)")
+        add_netns(sub)
         add("-v", "--verbose", action="store_true", help="print details on standard error")
         if name in ("add", "del"):
             add("rules", metavar="RULE", nargs="+", help="such as 192.0.2.0/24, 'allow tcp/443'")

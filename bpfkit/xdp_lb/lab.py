@@ -60,20 +60,22 @@ class Responder:
 
     def __init__(self, ns: NetNS, name: str, port: int = PORT) -> None:
         import socket
+        from selectors import DefaultSelector
         from threading import Thread
 
         self.name = name
         self.requests = 0
         self._listener = listen(ns, port, backlog=256)
         self._wake, self._woken = socket.socketpair()
+        self._selector = DefaultSelector()  # here, where a lack of descriptors can be reported
         self._thread = Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
-        from selectors import EVENT_READ, DefaultSelector
+        from selectors import EVENT_READ
 
         buffers: dict[socket_module.socket, bytearray] = {}
-        with DefaultSelector() as selector:
+        with self._selector as selector:
             selector.register(self._listener, EVENT_READ)
             selector.register(self._woken, EVENT_READ)
             try:

@@ -158,6 +158,8 @@ class XdpRedirect(XdpApp):
             from bpfkit.xdp_redirect.demo import RedirectDemo
 
             self.traffic = RedirectDemo(self.lab, self.options.how)
+            self.for_check(self.traffic.made)
+            self.for_check(self.traffic.sent)
 
     def consts(self) -> dict[str, int]:
         how = self.options.how

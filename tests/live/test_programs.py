@@ -17,10 +17,14 @@ from pathlib import Path
 import pytest
 from running import ROOT, Running, command, path_of, run
 
+from bpfkit.app.options import parser_of
+from bpfkit.commands.catalog import programs
 from bpfkit.net.links.netns import NetNS
 
-OBSERVERS = ["sock_example", "sockex1", "sockex2", "sockex3"]
-PROGRAMS = [*OBSERVERS, "fanout", "truncate"]
+#: The programs whose only type is SOCKET_FILTER, and those of them that read captures.
+FAMILY = [cls for cls in programs() if cls.types() == ["BPF_PROG_TYPE_SOCKET_FILTER"]]
+PROGRAMS = sorted(cls.name for cls in FAMILY)
+OBSERVERS = sorted(cls.name for cls in FAMILY if "--pcap" in parser_of(cls).format_help())
 FIELDS = {
     "sock_example": ["proto", "packets"],
     "sockex1": ["proto", "bytes"],
@@ -402,7 +406,7 @@ def test_without_root() -> None:
 
 
 def test_kill_9_leaves_no_program() -> None:
-    def programs() -> set[str]:
+    def loaded() -> set[str]:
         found = subprocess.run(
             ["bpftool", "-j", "prog", "show"], capture_output=True, text=True, check=False
         )  # programs only: see conftest.py on opening maps by id
@@ -411,13 +415,13 @@ def test_kill_9_leaves_no_program() -> None:
     if subprocess.run(["which", "bpftool"], capture_output=True, check=False).returncode:
         pytest.skip("bpftool is not installed")
     with running("sockex1", "--no-demo", "-t", "30") as program:
-        assert "sockex1" in programs()
+        assert "sockex1" in loaded()
         program.process.kill()
         program.process.wait()
     deadline = time.monotonic() + 5
-    while "sockex1" in programs() and time.monotonic() < deadline:
+    while "sockex1" in loaded() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert "sockex1" not in programs()
+    assert "sockex1" not in loaded()
 
 
 @pytest.mark.parametrize("name", ["sockex3", "sockex1"])

@@ -106,8 +106,8 @@ def afxdp_kind(frame: bytes) -> int:
 
 
 def traffic_class(frame: bytes) -> tuple[int, int]:
-    """(protocol, DSCP) as tc_classifier has it: it looks through four tags and eight headers."""
-    found = look(frame, 4, 8)
+    """(protocol, DSCP) as tc_classifier has it: it looks through four tags and 32 headers."""
+    found = look(frame, 4)
     return (found.proto, found.dscp) if found.family else (NO_PROTO, 0)
 
 

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from bpfkit.app import lifecycle
+from bpfkit.app.base import App
+
 ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = '''
@@ -409,3 +412,36 @@ def test_start_up_imports_nothing_heavy() -> None:
         check=True,
     )
     assert done.stdout.strip() == ""
+
+
+class Remembers(App):
+    """A demo that keeps what verify() reads."""
+
+    name = "remembers"
+    demo_rounds = 4
+
+    def setup(self) -> None:
+        self.made: list[int] = self.for_check([])
+        self.most = 0
+
+    def demo(self) -> None:
+        self.made.append(1)
+        self.most = max(self.most, len(self.made))
+
+    def verify(self) -> list[tuple[bool, str]]:
+        return [(len(self.made) == 2, f"{len(self.made)} rounds are remembered")]
+
+    def close(self) -> None:
+        super().close()
+        print("most", self.most)
+
+
+def test_a_demo_forgets_each_round_unless_it_is_checked(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A demo that runs for days must not grow."""
+    monkeypatch.setattr(lifecycle, "_require", lambda names: None)
+    assert lifecycle.main(Remembers, ["-c", "4", "-t", "0.05"]) == 0
+    assert "most 1\n" in capfd.readouterr().out
+    assert lifecycle.main(Remembers, ["--check"]) == 0
+    assert "most 2\n" in capfd.readouterr().out

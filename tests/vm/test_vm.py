@@ -112,17 +112,19 @@ def test_bpf_program_runs_in_the_guest() -> None:
 
 
 def test_what_this_machine_may_lack_works_in_the_guest() -> None:
-    """act_bpf behind u32 and flower, VLAN devices below routes with programs."""
+    """act_bpf behind u32 and flower, VLAN devices below routes with programs, GRE tunnels."""
     checks = [
         f"{sys.executable} -m bpfkit.tc_action --check -c 1 --match {m}" for m in ("u32", "flower")
     ]
-    tests = "tests/live/test_lab.py::test_vlan tests/live/test_routes_live.py -k 'vlan'"
+    tests = "tests/live/test_lab.py::test_vlan tests/live/test_routes_live.py"
+    tests += " tests/live/test_gre.py -k 'vlan or gre'"
     pytest_ = f"{sys.executable} -m pytest -q -p no:cacheprovider {tests}"
-    done = vm("--mem", "2048M", "--", "sh", "-ec", "; ".join([*checks, pytest_]))
+    gre = ("--modprobe", "ip_gre", "--modprobe", "ip6_gre")
+    done = vm("--mem", "2048M", *gre, "--", "sh", "-ec", "; ".join([*checks, pytest_]))
     said = done.stdout.decode(errors="replace")
     assert done.returncode == 0, said[-4000:] + done.stderr.decode(errors="replace")[-2000:]
     assert len(re.findall(r"tc_action: (\d+) of \1 verified", said)) == 2
-    assert re.search(r"\b3 passed", said) and "skipped" not in said
+    assert re.search(r"\b12 passed", said) and "skipped" not in said
     assert b"complained" not in done.stderr
 
 

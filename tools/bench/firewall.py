@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import bpfkit  # noqa: E402
+from bpfkit.core.children import command as child_command  # noqa: E402
 from bpfkit.core.maps.base import Map  # noqa: E402
 from bpfkit.net.links.lab import pair_lab  # noqa: E402
 from bpfkit.net.packets.frames import ethernet, udp_packet  # noqa: E402
@@ -175,7 +176,7 @@ def load_times(count: int) -> None:
     }
     with pair_lab() as lab, tempfile.TemporaryDirectory() as directory:
         netns = f"/proc/{os.getpid()}/fd/{lab['server'].fd}"
-        command = [sys.executable, "-m", "bpfkit.xdp_firewall"]
+        command = child_command("bpfkit.xdp_firewall")
         for front in ("bits", "bloom"):
             running = subprocess.Popen(
                 [*command, "-i", "eth0", "--netns", netns, "--front", front, "-t", "3600"],

@@ -89,7 +89,7 @@ def _look_for_another(loaded: Object) -> None:
 
 
 PREPARED = {
-    "hooks": Prepared(("xdp_native", "tcx_ingress"), _look_for_another, "looks for another packet"),
+    "hooks": Prepared(("xdp_native", "tcx_ingress"), _look_for_another, "traces another packet"),
     "tc_action": Prepared(("tc_action",)),
 }
 
@@ -257,7 +257,7 @@ def main() -> int:
     parser.add_argument("-n", "--rounds", type=int, default=50, help="default: 50")
     parser.add_argument("--repeat", type=int, default=REPEAT, help="packets a round: 100 000")
     parser.add_argument("--singles", type=int, default=SINGLES, help="of rows with a *: 2 000")
-    parser.add_argument("--markdown", action="store_true", help="a table for the README")
+    parser.add_argument("--markdown", action="store_true", help="a Markdown table")
     parser.add_argument("program", nargs="*", help="default: all XDP and tc programs of `list`")
     options = parser.parse_args()
     if min(options.rounds, options.repeat, options.singles) < 1:

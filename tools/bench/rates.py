@@ -48,6 +48,7 @@ sys.path[:0] = [path for path in (ROOT, HERE) if path not in sys.path]
 
 import benchlib  # noqa: E402
 
+from bpfkit.core.children import command  # noqa: E402
 from bpfkit.core.errors import BpfkitError, UnsupportedError, errno_text  # noqa: E402
 from bpfkit.net.packets.frames import ip_packet, tcp_segment, udp_packet  # noqa: E402
 
@@ -472,13 +473,11 @@ class XdpPatch(Forward):
 
     def forward(self) -> None:
         options = ["-i", "up", "--to", "down", "--how", self.how, "--mode", "native", "--no-demo"]
-        path = os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])
         child = self.bench.lab[self.ns].popen(
-            [sys.executable, "-m", "bpfkit.xdp_redirect", *options, "-t", "3600", "-v"],
+            command("bpfkit.xdp_redirect", *options, "-t", "3600", "-v"),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path},
             text=True,
         )
         self.bench.keep.callback(_end, child)
@@ -665,7 +664,7 @@ def main() -> int:
     add("--flows", type=int, default=256, help="source ports, a power of two; default: 256")
     add("--protocol", choices=("tcp", "udp"), default="tcp", help="default: tcp (SYN)")
     add("--cpu", type=int, default=cpus[-1], help="default: the last one")
-    add("--markdown", action="store_true", help="tables for the README")
+    add("--markdown", action="store_true", help="Markdown tables")
     options = parser.parse_args()
     for job in options.job:
         if job not in JOBS:

@@ -293,6 +293,16 @@ static __always_inline enum outcome walk_frame(struct window *w, struct headers 
 }
 
 /*
+ * Where to start. `l2_len`: ETH_HLEN for a frame with an Ethernet header, which names what follows;
+ * else the bytes of a link header to skip (0: none; a GRE tunnel without a fixed remote has the outer
+ * packet's), and skb->protocol or the IP version says what follows.
+ */
+static __always_inline u64 link_offset(u64 l2_len)
+{
+	return l2_len == ETH_HLEN ? 0 : l2_len;
+}
+
+/*
  * The frame at skb->data, by bpf_skb_load_bytes(): it need not be linear. `l2_len`: ETH_HLEN, or 0
  * where frames start with what skb->protocol says. *h must be zero; the IP header is in *ip if
  * h->family is not 0.
@@ -302,9 +312,9 @@ static __always_inline enum outcome load_skb(struct __sk_buff *skb, struct heade
 {
 	w->by_load = true;
 	w->skb = skb;
-	w->off = 0;
+	w->off = link_offset(l2_len);
 	w->limit = skb->len;
-	return walk_frame(w, h, ip, l2_len ? 0 : bpf_ntohs(skb->protocol));
+	return walk_frame(w, h, ip, l2_len == ETH_HLEN ? 0 : bpf_ntohs(skb->protocol));
 }
 
 /* The frame of an XDP program. `l2_len`: 14, or 0 on interfaces without link header. */
@@ -317,9 +327,9 @@ static __always_inline enum outcome direct_xdp(struct xdp_md *ctx, struct header
 	w->by_load = false;
 	w->data = (void *)(long)ctx->data;
 	w->end = (void *)(long)ctx->data_end;
-	w->off = 0;
+	w->off = link_offset(l2_len);
 	w->limit = ctx->data_end - ctx->data;
-	if (!l2_len) {
+	if (l2_len != ETH_HLEN) {
 		/* only the version says which protocol this is */
 		first = window_peek(w, 1);
 		if (!first)
@@ -336,9 +346,9 @@ static __always_inline enum outcome direct_skb(struct __sk_buff *skb, struct hea
 	w->by_load = false;
 	w->data = (void *)(long)skb->data;
 	w->end = (void *)(long)skb->data_end;
-	w->off = 0;
+	w->off = link_offset(l2_len);
 	w->limit = skb->len;
-	return walk_frame(w, h, NULL, l2_len ? 0 : bpf_ntohs(skb->protocol));
+	return walk_frame(w, h, NULL, l2_len == ETH_HLEN ? 0 : bpf_ntohs(skb->protocol));
 }
 
 /*

@@ -369,6 +369,12 @@ class NetNS(Closing):
             except FileNotFoundError as error:
                 raise InputError(f"no such setting: {name}") from error
             except OSError as error:
+                if error.errno == errno.EROFS:
+                    raise UnsupportedError(
+                        f"cannot set {name} to {value!r}",
+                        why="/proc/sys is read-only, as containers have it",
+                        hint="run bpfkit on the host, or in a container with --privileged",
+                    ) from error
                 raise InputError(
                     f"cannot set {name} to {value!r}" if value is not None else f"{name}",
                     why=errno_text(error.errno or 0),

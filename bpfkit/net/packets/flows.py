@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads flows from the maps of a loaded ``bpf_c/socket/sockex3.bpf.c`` (structs in bpfkit/flow.h).
+"""Reads flows from the maps of a loaded ``bpf_c/socket/sockex3.bpf.c`` (structs in sockex3_flow.h).
 
 A flow is a plain tuple, so that a hundred thousand of them cost little::
 
