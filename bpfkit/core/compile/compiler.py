@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bpfkit.core.compile.headers import Tree
     from bpfkit.core.compile.source import Source
 
-__all__ = ["compile_source", "interpreters"]
+__all__ = ["ask_interpreter", "compile_source", "interpreters"]
 
 _MARSHAL_VERSION = 2
 _NO_BCC = 3
@@ -269,6 +269,33 @@ def interpreters() -> list[str]:
     return found
 
 
+def _environment() -> dict[str, str]:
+    """The environment of a child interpreter: nothing that makes Python run somebody's code."""
+    keep = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
+    environ = {name: os.environ[name] for name in keep if name in os.environ}
+    environ["LC_ALL"] = "C.UTF-8"
+    return environ
+
+
+def ask_interpreter(path: str, code: str, limit: float = 30.0) -> str:
+    """What ``code`` prints in the interpreter ``path``, isolated (-I) from directory and
+    environment; an empty string where it fails."""
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            [path, "-I", "-c", code],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=_environment(),
+            timeout=limit,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return os.fsdecode(done.stdout).strip()
+
+
 def _has_bcc() -> bool:
     """Could this interpreter import bcc?  Asked without importing it."""
     for finder in sys.meta_path:
@@ -336,9 +363,6 @@ class _Worker:
         self.out = os.memfd_create("bpfkit-out", os.MFD_CLOEXEC)
         self.err = os.memfd_create("bpfkit-err", os.MFD_CLOEXEC)
         read, self._pipe = os.pipe()
-        keep = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
-        environ = {name: os.environ[name] for name in keep if name in os.environ}
-        environ["LC_ALL"] = "C.UTF-8"
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py")
         try:
             self.pid = os.posix_spawn(
@@ -352,7 +376,7 @@ class _Worker:
                     _RUN,
                     script,
                 ],
-                environ,
+                _environment(),
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, read, 0),
                     (os.POSIX_SPAWN_DUP2, self.out, 1),
