@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
+import errno
 import marshal
 import os
 import sys
 
 from bpfkit.core.compile.artifact import FORMAT
-from bpfkit.core.errors import BpfkitError, CompileError, UnsupportedError, errno_text
+from bpfkit.core.errors import (
+    BpfkitError,
+    CompileError,
+    UnsupportedError,
+    errno_text,
+    resource_error,
+)
 from bpfkit.core.log import say
 
 TYPE_CHECKING = False
@@ -116,7 +123,7 @@ def _request(source: Source, text: str, cflags: Sequence[str], tree: Tree) -> di
         "text": text.encode(errors="surrogateescape"),
         "cflags": [os.fsencode(flag) for flag in (*dict.fromkeys(flags), *_FLAGS, *cflags)],
         "tree": tree.path,
-        "generated": tree.generated,
+        "throwaway": bool(tree.temporary),
         "env": tree.env,
         "files": [(name, content) for name, _, content in source.files],
         "paths": [path for _, path, _ in source.files if path is not None],
@@ -342,11 +349,34 @@ def _no_bcc(tried: list[tuple[str, str]]) -> UnsupportedError:
             else f"Unset it, or: {install}",
         )
     why = "; ".join(f"{path}: {reason}" for path, reason in tried) or "no Python interpreter"
+    broken = next((reason for _, reason in tried if _is_there(reason)), "")
+    if broken:
+        memory = "allocate memory" in broken or "failed to map" in broken
+        return UnsupportedError(
+            "BCC is installed and cannot be loaded",
+            why=why,
+            hint="Raise the limit on memory: ulimit -v unlimited" if memory else "",
+        )
     return UnsupportedError(
         "BCC is not installed",
         why=why,
         hint=install[0].upper() + install[1:] if install.startswith("install") else install,
     )
+
+
+def _is_there(reason: str) -> bool:
+    """Is this why a library that exists was not loaded?"""
+    return ": " in reason and ".so" in reason and "No such file" not in reason
+
+
+def _resource(error: OSError) -> BpfkitError | None:
+    """The error to raise where no interpreter would do better: descriptors, processes, memory."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOSPC):
+        found = resource_error(error)
+        if found is not None:
+            found.what = "cannot start the compile worker"
+        return found
+    return None
 
 
 # --- worker processes ----------------------------------------------------------------------------
@@ -477,6 +507,9 @@ class _Workers:
             try:
                 self.current = _Worker(self.paths[0])
             except OSError as error:
+                lack = _resource(error)
+                if lack is not None:
+                    raise lack from None
                 reason = f"cannot be run: {errno_text(error.errno or 0)}"
                 self.tried.append((self.paths.pop(0), reason))
 
@@ -504,6 +537,10 @@ class _Workers:
                 except (ValueError, EOFError, TypeError):
                     answer = None
                 if isinstance(answer, dict):
+                    if "error" in answer:
+                        number, text, name = answer["error"]
+                        lack = resource_error(OSError(number, os.strerror(number), name or None))
+                        raise lack or CompileError("the compile worker failed", why=text, log=err)
                     return answer, err, status
                 self.tried.append((self.paths.pop(0), "is no Python interpreter"))
                 continue
