@@ -17,10 +17,14 @@
  * takes several times as long to fill. A pre-filter (two bits per prefix, or a bloom filter) is
  * consulted first, so that a length costs a hash lookup only if it has a matching rule.
  *
- *   state.generation & 1 -> fronts[ ], v4[ ], v6[ ], blooms[ ]
+ *   state.active: bit 0    -> fronts[ ], v4[ ], v6[ ], blooms[ ]   (prefixes)
+ *                 bit 1    -> one of the two tables in `cells`      (ports and protocols)
+ *                 bits 2.. -> number of the last edit that is in force
  *
- * Each is an array of two maps, one of which is active. User space builds a new list in the inactive
- * one; a single store into `generation` then activates it.
+ * Everything exists twice, and one of the two is active. User space builds a new list in the other;
+ * one store into `active`, which the program reads once per packet, then puts all of it in force. A
+ * prefix that is added, changed or deleted keeps its previous action until its edit is in force, so
+ * that an edit takes effect at once as well, and a killed editor leaves the list as it was.
  *
  * A later fragment has no ports, so port rules do not apply to it; they apply to the first fragment,
  * without which the datagram cannot be reassembled. Frames that are not IP pass, and so do frames with
@@ -33,8 +37,9 @@
  *   fronts         array_of_maps  struct front: prefix lengths in use, bits of each prefix
  *   blooms         array_of_maps  bloom filters of prefixes, where asked for
  *   v4, v6         array_of_maps  hashes prefix -> struct rule
- *   cells          array          a cell per port and protocol -> number of a rule; 0: none
- *   specs          array          number -> what the rule is (written by user space)
+ *   cells          array          two tables: a cell per port and protocol -> action and number of
+ *                                 its rule; 0: none
+ *   specs          array          number -> the rule (for user space)
  *   hits           percpu_array   number -> struct traffic
  *   totals         percpu_array   enum reason -> struct traffic
  *   ring, perf     dropped packets: struct dropped and the first bytes of the frame
@@ -55,12 +60,13 @@ LOAD_CONST(4, snap, 128); /* bytes of a dropped frame in its event, at most MAX_
 #define EVENTS_RING 1
 #define EVENTS_PERF 2
 #define MAX_SNAP    2048
-#define MAX_NUMBERS 1024
+#define MAX_NUMBERS 2048 /* 1023 rules of the active list, as many of the next one */
 #define LENGTHS4    33
 #define LENGTHS6    129
 
-#define ACTION_ALLOW 1
-#define ACTION_DENY  2
+#define ACTION_ALLOW   1
+#define ACTION_DENY    2
+#define ACTION_UNKNOWN 3 /* the list cannot be read */
 
 enum reason {
 	PASS_NOT_IP,
@@ -78,25 +84,27 @@ enum reason {
 };
 
 struct rule {
-	u32 action; /* ACTION_* */
-	u32 zero;
+	u8 action; /* ACTION_*; 0: deleted */
+	u8 before; /* the action before `edit`; 0: the rule did not exist */
+	u16 zero;
+	u32 edit; /* number of the edit that set `action` */
 	u64 packets;
 	u64 bytes;
 };
 
 /* Written by user space. */
 struct state {
-	u64 generation; /* bit 0: which maps are active */
+	u64 active; /* what is in force, see above */
 	u64 most; /* rules there may be */
 	u64 front; /* FRONT_* */
+	u64 dirty; /* not 0: an editor has begun and not finished */
 };
 
-/* A rule of ports or protocols. */
+/* A rule for ports or a protocol. */
 struct spec {
-	u8 action; /* ACTION_*; 0: this number is free */
+	u8 action[2]; /* ACTION_* in each of the tables; 0: the rule is not in it */
 	u8 proto;
 	u8 ports; /* 1: of ports low to high; 0: of the whole protocol */
-	u8 zero;
 	u16 low;
 	u16 high;
 };
@@ -133,7 +141,7 @@ struct packet {
 /* Cells: 256 protocols, then 65536 ports of each protocol that has ports. */
 #define CELLS (256 + 5 * 65536)
 
-BPF_ARRAY(state, struct state, 1);
+BPF_F_TABLE("array", u32, struct state, state, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct front, front, 1, BPF_F_MMAPABLE);
 BPF_TABLE("hash", struct prefix4, struct rule, rules4, 1);
 BPF_TABLE("hash", struct prefix6, struct rule, rules6, 1);
@@ -142,7 +150,7 @@ BPF_ARRAY_OF_MAPS(fronts, "front", 2);
 BPF_ARRAY_OF_MAPS(v4, "rules4", 2);
 BPF_ARRAY_OF_MAPS(v6, "rules6", 2);
 BPFKIT_MAP(1, BPF_MAP_TYPE_ARRAY_OF_MAPS, blooms, u32, u32, 2, 0, 0);
-BPF_F_TABLE("array", u32, u32, cells, CELLS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, u32, cells, 2 * CELLS, BPF_F_MMAPABLE);
 BPF_ARRAY(specs, struct spec, MAX_NUMBERS);
 BPF_TABLE("percpu_array", u32, struct traffic, hits, MAX_NUMBERS);
 BPF_TABLE("percpu_array", u32, struct traffic, totals, REASONS);
@@ -154,15 +162,21 @@ BPF_PERF_OUTPUT(perf);
 struct search {
 	struct front *front;
 	void *bloom;
-	u32 slot; /* of the maps in force */
+	u32 slot; /* of the active maps */
+	u32 edit; /* in force */
 	u32 bytes; /* of the frame */
 };
 
+/* The action of a rule, which counts the packet; 0: the rule is not in force. */
 static __always_inline u32 hit(const struct search *s, struct rule *rule)
 {
+	u32 action = rule->edit <= s->edit ? rule->action : rule->before;
+
+	if (!action)
+		return 0;
 	__sync_fetch_and_add(&rule->packets, 1);
 	__sync_fetch_and_add(&rule->bytes, s->bytes);
-	return rule->action;
+	return action;
 }
 
 static __always_inline bool may_be_there(const struct search *s, const struct prefix6 *p,
@@ -180,14 +194,14 @@ static __always_inline u32 search4(const struct search *s, __be32 addr, u8 *len)
 {
 	struct prefix6 padded = {};
 	struct prefix4 p = {};
-	u32 slot = s->slot, i;
+	u32 slot = s->slot, action, i;
 	struct rule *rule;
 	struct place at;
 	void *rules;
 
 	rules = v4.lookup(&slot);
 	if (!rules)
-		return 0;
+		return ACTION_UNKNOWN;
 #pragma clang loop unroll(disable)
 	for (i = 0; i < LENGTHS4; i++) {
 		p.len = s->front->lengths4[i];
@@ -200,9 +214,10 @@ static __always_inline u32 search4(const struct search *s, __be32 addr, u8 *len)
 		if (!may_be_there(s, &padded, &at))
 			continue;
 		rule = bpf_map_lookup_elem(rules, &p);
-		if (rule) {
+		action = rule ? hit(s, rule) : 0;
+		if (action) {
 			*len = p.len;
-			return hit(s, rule);
+			return action;
 		}
 	}
 	return 0;
@@ -222,7 +237,7 @@ static __always_inline void mask_prefix6(struct prefix6 *p, const __be64 *addr)
 
 static __always_inline u32 search6(const struct search *s, const __be64 *addr, u8 *len)
 {
-	u32 slot = s->slot, i;
+	u32 slot = s->slot, action, i;
 	struct prefix6 p = {};
 	struct rule *rule;
 	struct place at;
@@ -230,7 +245,7 @@ static __always_inline u32 search6(const struct search *s, const __be64 *addr, u
 
 	rules = v6.lookup(&slot);
 	if (!rules)
-		return 0;
+		return ACTION_UNKNOWN;
 #pragma clang loop unroll(disable)
 	for (i = 0; i < LENGTHS6; i++) {
 		p.len = s->front->lengths6[i];
@@ -241,32 +256,28 @@ static __always_inline u32 search6(const struct search *s, const __be64 *addr, u
 		if (!may_be_there(s, &p, &at))
 			continue;
 		rule = bpf_map_lookup_elem(rules, &p);
-		if (rule) {
+		action = rule ? hit(s, rule) : 0;
+		if (action) {
 			*len = p.len;
-			return hit(s, rule);
+			return action;
 		}
 	}
 	return 0;
 }
 
 /* The action of the source address's rule; 0: it has none. */
-static __always_inline u32 address(struct packet *p, u32 bytes)
+static __always_inline u32 address(struct packet *p, u64 active, u32 bytes)
 {
-	struct search s = { .bytes = bytes };
+	struct search s = { .bytes = bytes, .slot = active & 1, .edit = active >> 2 };
 	u32 zero = 0;
-	struct state *now;
 	void *map;
 
-	now = state.lookup(&zero);
-	if (!now)
-		return 0;
-	s.slot = now->generation & 1;
 	map = fronts.lookup(&s.slot);
 	if (!map)
-		return 0;
+		return ACTION_UNKNOWN;
 	s.front = bpf_map_lookup_elem(map, &zero);
 	if (!s.front)
-		return 0;
+		return ACTION_UNKNOWN;
 	if (front_kind() == FRONT_BLOOM)
 		s.bloom = bpf_map_lookup_elem(BPFKIT_MAP_REF(blooms), &s.slot);
 	if (p->head.family == 4)
@@ -275,23 +286,25 @@ static __always_inline u32 address(struct packet *p, u32 bytes)
 }
 
 /* The rule of a cell: its action, and its number in *number; 0: none. */
-static __always_inline u32 cell_rule(u32 cell, u32 bytes, u16 *number)
+static __always_inline u32 cell_rule(u32 cell, u64 active, u32 bytes, u16 *number)
 {
-	u32 *place = cells.lookup(&cell), key;
 	struct traffic *sum;
-	struct spec *spec;
+	u32 *place, rule, key;
 
+	if (active & 2)
+		cell += CELLS;
+	place = cells.lookup(&cell);
 	if (!place || !*place)
 		return 0;
-	key = *place;
-	spec = specs.lookup(&key);
+	rule = *place;
+	key = rule & 0xffff;
 	sum = hits.lookup(&key);
-	if (!spec || !sum)
-		return 0;
-	sum->packets++;
-	sum->bytes += bytes;
+	if (sum) {
+		sum->packets++;
+		sum->bytes += bytes;
+	}
 	*number = key;
-	return spec->action;
+	return rule >> 16;
 }
 
 static __always_inline u32 port_cell(u8 proto, u16 port)
@@ -340,11 +353,19 @@ static __always_inline void read_packet(struct window *w, const struct headers *
 
 static __always_inline enum reason decide(struct packet *p, u32 bytes)
 {
-	u32 action;
+	struct state *now;
+	u32 action, zero = 0;
+	u64 active;
 
 	if (!p->head.family)
 		return p->outcome == TOO_DEEP ? DROP_UNDECIDED : PASS_NOT_IP;
-	action = address(p, bytes);
+	now = state.lookup(&zero);
+	if (!now) /* never; refers to `specs`, which editors find among this program's maps */
+		return specs.lookup(&zero) ? DROP_UNDECIDED : DROP_REST;
+	active = *(volatile u64 *)&now->active;
+	action = address(p, active, bytes);
+	if (action == ACTION_UNKNOWN)
+		return DROP_UNDECIDED;
 	if (action)
 		return action == ACTION_ALLOW ? PASS_ADDRESS : DROP_ADDRESS;
 	if (p->outcome == TOO_DEEP || (p->outcome == CUT && p->fragment))
@@ -352,11 +373,11 @@ static __always_inline enum reason decide(struct packet *p, u32 bytes)
 	if (p->outcome != FOUND)
 		goto rest;
 	if (p->cell) {
-		action = cell_rule(p->cell, bytes, &p->head.number);
+		action = cell_rule(p->cell, active, bytes, &p->head.number);
 		if (action)
 			return action == ACTION_ALLOW ? PASS_PORT : DROP_PORT;
 	}
-	action = cell_rule(p->head.proto, bytes, &p->head.number);
+	action = cell_rule(p->head.proto, active, bytes, &p->head.number);
 	if (action)
 		return action == ACTION_ALLOW ? PASS_PROTO : DROP_PROTO;
 rest:

@@ -5,15 +5,21 @@
 
     interface ─▶ XDP program ─▶ ids of its maps ─▶ the maps      (nothing is pinned)
 
-    state.generation & 1 ─▶ fronts, blooms: pre-filter: is there such a prefix at all?
-                         ─▶ v4, v6:         prefix ─▶ action, packets, bytes
-    cells: port or protocol ─▶ number ─▶ specs, hits
+    state.active, bit 0 ─▶ fronts, blooms: pre-filter: is there such a prefix at all?
+                        ─▶ v4, v6:         prefix ─▶ action, packets, bytes
+                  bit 1 ─▶ cells: port or protocol ─▶ action, number ─▶ specs, hits
+                  rest  ─▶ number of the last edit in force
 
-:meth:`Firewall.load` builds a new list in new maps and activates it by one store: there always is
-an active list, and a process that is killed earlier leaves the old list unchanged.
-:meth:`Firewall.add` and :meth:`Firewall.delete` change the active list.  The pre-filter may have
-false positives but no false negatives, so a prefix is entered there before its rule is, and stays
-until the next load.
+Everything exists twice, and :meth:`Firewall.load` builds the new list (prefixes, ports, protocols)
+where the active one is not.  The program reads ``active`` once per packet, and one store into it
+puts the whole list in force: at every moment one whole list is, and an editor that is killed
+leaves the old one.
+
+:meth:`Firewall.add` and :meth:`Firewall.delete` change the prefixes of the active list in place.  A
+rule says by which edit it was changed and what its action was before; it keeps that action until
+the edit is in force, by the same store.  An editor says by ``dirty`` that it has begun; the next
+one undoes what it left unfinished.  The pre-filter may have false positives but no false negatives,
+so a prefix is entered there before its rule is, and stays until the next load.
 
 Editors exclude each other by flock on the directory of the ownership records; the kernel releases
 the lock when a process dies.
@@ -42,6 +48,9 @@ if TYPE_CHECKING:
 
     from bpfkit.xdp_firewall.rules import Rule, RuleSet
 
+    #: (family, key) -> the fields of _RULE.
+    _Values = dict[tuple[int, bytes], tuple[int, ...]]
+
 __all__ = ["ALLOW", "DENY", "FRONTS", "MAPS", "Firewall", "find", "templates"]
 
 #: The program's name, and the maps that an editor uses.
@@ -52,8 +61,10 @@ ALLOW, DENY = 1, 2
 FRONTS = {"none": 0, "bits": 1, "bloom": 2}
 _BLOOM = FRONTS["bloom"]
 
-_STATE = Struct("=QQQ")
-_RULE = Struct("=IIQQ")
+_STATE = Struct("=QQQQ")
+_ACTIVE, _MOST, _FRONT, _DIRTY = range(4)  # words of struct state
+_EDITING, _SWITCHING = 1, 2  # `dirty`: rules are marked; only what is inactive is written
+_RULE = Struct("=BBHIQQ")
 _SPEC = Struct("=BBBBHH")
 _LENGTHS, _END = 192, 255  # struct front
 _COUNTS = {4: 2 * _LENGTHS, 6: 2 * _LENGTHS + 8}
@@ -62,8 +73,10 @@ _MMAPABLE = 1 << 10
 _KEY_SIZES = {4: 8, 6: 24}
 _SMALLEST = 1 << 10
 _AT_ONCE = 128  # MOST of xdp_firewall_fill.bpf.c
-_NUMBERS = 1024
-_CELLS = 256 + 5 * 65536
+_OTHERS = 1023  # rules for ports and protocols
+_NUMBERS = 2 * (_OTHERS + 1)  # those of the active list, and of the next one
+_TABLE = 256 + 5 * 65536  # cells of a list
+_CELLS = 2 * _TABLE
 _BLOCK = 4096  # cells compared at once
 _WAIT = 20.0  # seconds to wait for another editor
 
@@ -250,6 +263,24 @@ class _Lock(Closing):
             os.close(fd)
 
 
+class _Words(Closing):
+    """``struct state`` as words; each is read and written in one piece."""
+
+    def __init__(self, state: Map) -> None:
+        self._memory = state.mmap()
+        self._words = memoryview(self._memory).cast("Q")
+
+    def __getitem__(self, word: int) -> int:
+        return self._words[word]
+
+    def __setitem__(self, word: int, value: int) -> None:
+        self._words[word] = value
+
+    def close(self) -> None:
+        self._words.release()
+        self._memory.close()
+
+
 class Firewall(Closing):
     """The maps of a firewall.
 
@@ -282,26 +313,81 @@ class Firewall(Closing):
         from bpfkit.xdp_firewall.rules import RuleSet
 
         rules = rules or RuleSet()
-        self._set_state(0, most, FRONTS[front])
+        with self._words() as words:
+            for word, value in enumerate((0, most, FRONTS[front], 0)):
+                words[word] = value
+        final = _others_of(rules.others)
         sizes = self._sizes(rules)
-        numbers = self._numbers(rules.others)
+        numbered = self._number_anew(final)
         with self._built(rules, sizes, FRONTS[front]) as first:
             self._fill(1, first)
-        self._set_state(1, most, FRONTS[front])
-        self._replace_others(rules.others, numbers)
+        self._write_others(numbered, 1)
+        self._put_in_force(prefixes=1, others=1)
 
-    def _state(self) -> tuple[int, int, int]:
-        raw = sc.map_lookup(self.maps["state"].fd, bytes(4), _STATE.size)
-        generation, most, front = _STATE.unpack(raw)
-        return generation, most, front
+    def _words(self) -> _Words:
+        return _Words(self.maps["state"])
 
-    def _set_state(self, generation: int, most: int, front: int) -> None:
-        sc.map_update(self.maps["state"].fd, bytes(4), _STATE.pack(generation, most, front))
+    def _state(self) -> tuple[int, int, int, int]:
+        """What is active (the program's word), maximum number of prefixes, pre-filter, dirty."""
+        with self._words() as words:
+            active, most, front, dirty = map(words.__getitem__, range(4))
+            return active, most, front, dirty
+
+    def _put_in_force(self, prefixes: int | None = None, others: int | None = None) -> None:
+        """The one store: this edit, and what was built in the inactive slots (0 or 1)."""
+        with self._words() as words:
+            active = words[_ACTIVE]
+            edit = (active >> 2) + 1
+            slot = active & 1 if prefixes is None else prefixes
+            table = active >> 1 & 1 if others is None else others
+            words[_ACTIVE] = edit << 2 | table << 1 | slot
+
+    def _editing(self) -> _Lock:
+        """The lock, after undoing what a killed editor left."""
+        lock = _Lock()
+        try:
+            dirty = self._state()[_DIRTY]
+            if dirty:
+                sc.grace_period()  # programs that use what is inactive now have finished
+            if dirty == _EDITING:
+                self._undo()
+            self._set_dirty(0)
+        except BaseException:
+            lock.close()
+            raise
+        return lock
+
+    def _set_dirty(self, value: int) -> None:
+        with self._words() as words:
+            words[_DIRTY] = value
+
+    def _undo(self) -> None:
+        """Undo an unfinished edit: its rules get the actions that are in force."""
+        edit = self._state()[_ACTIVE] >> 2
+        with self._current() as now:
+            for family, one in now.rules.items():
+                count, keys, values = one.items_raw()
+                size = _KEY_SIZES[family]
+                flat = values.cast("B")
+                actions = flat[0 :: _RULE.size].tobytes()
+                edits = flat.cast("I")[1 :: _RULE.size // 4].tolist()
+                raw = keys.cast("B")
+                for i in range(count):
+                    if edits[i] <= edit and actions[i]:
+                        continue
+                    rule = _RULE.unpack_from(values, i * _RULE.size)
+                    key = bytes(raw[i * size : (i + 1) * size])
+                    action = _in_force(rule, edit)
+                    if action:
+                        one.update_raw(key, _RULE.pack(action, 0, 0, 0, *rule[4:]))
+                    else:
+                        sc.map_delete(one.fd, key)
+                now.set_count(family, len(one))
 
     @property
     def most(self) -> int:
         """Maximum number of prefixes."""
-        return self._state()[1]
+        return self._state()[_MOST]
 
     def _inner(self, name: str, slot: int) -> Map:
         return Map.from_id(int(self.maps[name].lookup(slot)))
@@ -309,12 +395,12 @@ class Firewall(Closing):
     def _current(self) -> _Generation:
         """The maps of the active list, to be closed by the caller."""
         for _ in range(100):
-            generation, _, front = self._state()
+            active, _, front, _ = self._state()
             names = ["fronts", "v4", "v6"] + (["blooms"] if front == _BLOOM else [])
             made: list[Map] = []
             try:
                 for name in names:
-                    made.append(self._inner(name, generation & 1))
+                    made.append(self._inner(name, active & 1))
             except (KeyError, MapError):  # an editor has just activated another list
                 for one in made:
                     one.close()
@@ -323,14 +409,18 @@ class Firewall(Closing):
             return _Generation(made[0], rules, made[3] if front == _BLOOM else None)
         raise BpfkitError("cannot read the rules", why="they change too often")
 
-    def _publish(self, new: _Generation) -> None:
-        """Activate a list and free the previous one."""
-        generation, most, front = self._state()
-        slot = generation & 1
+    def _publish(self, new: _Generation, others: int | None = None) -> None:
+        """Put a list in force and free the previous one.
+
+        :param others: the table of ports and protocols that belongs to it; None: the active one.
+        """
+        slot = self._state()[_ACTIVE] & 1
+        self._set_dirty(_SWITCHING)
         self._fill(1 - slot, new)
-        self._set_state(generation + 1, most, front)
-        sc.grace_period()  # programs that read the old number have finished
+        self._put_in_force(prefixes=1 - slot, others=others)
+        sc.grace_period()  # programs that read the old word have finished
         self._forget(slot)
+        self._set_dirty(0)
 
     def _fill(self, slot: int, new: _Generation) -> None:
         names = {"fronts": new.front, "v4": new.rules[4], "v6": new.rules[6], "blooms": new.bloom}
@@ -358,14 +448,17 @@ class Firewall(Closing):
 
         :raises MapFullError: more prefixes than ``most``; nothing is changed.
         """
-        with _Lock():
-            self._forget(1 - (self._state()[0] & 1))  # left by an editor that was killed
+        with self._editing():
+            active, _, front, _ = self._state()
+            self._forget(1 - (active & 1))  # of an editor that was killed
+            final = _others_of(rules.others)
             sizes = self._sizes(rules)
-            numbers = self._numbers(rules.others)
-            with self._built(rules, sizes, self._state()[2]) as new:
+            numbered = self._number_anew(final)
+            with self._built(rules, sizes, front) as new:
                 count = new.total
-                self._publish(new)
-            self._replace_others(rules.others, numbers)
+                table = 1 - (active >> 1 & 1)
+                self._write_others(numbered, table)
+                self._publish(new, table)
         return count
 
     def _sizes(self, rules: RuleSet) -> dict[int, int]:
@@ -405,7 +498,7 @@ class Firewall(Closing):
                 new.announce(family, rules.keys(family), rules.lengths(family))
                 for action in (ALLOW, DENY):  # deny wins if a prefix has both
                     keys = rules.prefixes[family, action]
-                    new.rules[family].update_raw(keys, _RULE.pack(action, 0, 0, 0))
+                    new.rules[family].update_raw(keys, _RULE.pack(action, 0, 0, 0, 0, 0))
             for family, one in new.rules.items():
                 new.set_count(family, len(one))
         except BaseException:
@@ -416,39 +509,77 @@ class Firewall(Closing):
     def add(self, rules: Iterable[Rule]) -> int:
         """Add rules, or change the action of existing ones; returns the number of new and changed.
 
-        :raises MapFullError: no room; the preceding rules have been added.
+        :raises MapFullError: no room; no rule was changed.
         """
         from bpfkit.xdp_firewall.rules import RuleSet
 
         wanted = list(rules)
         self.known = []
-        with _Lock():
+        with self._editing():
             prefixes = [rule for rule in wanted if rule.address]
             others = [rule for rule in wanted if not rule.address]
-            numbers = self._numbers(others)
-            if prefixes:
-                packed = RuleSet(prefixes)
+            numbered = self._with_others(others)
+            if not prefixes:
+                self._edit_others(numbered)
+            else:
                 with self._with_room(len(prefixes)) as now:
+                    values = self._added(now, prefixes)
+                    packed = RuleSet(prefixes)
                     for family in (4, 6):
                         now.announce(family, packed.keys(family), packed.lengths(family))
-                    for rule in prefixes:
-                        self._add_prefix(now, rule)
-            self._add_others(others, numbers)
+                    self._edit(now, values, numbered)
         return len(wanted) - len(self.known)
 
-    def _add_prefix(self, now: _Generation, rule: Rule) -> None:
-        family = 4 if len(rule.address) == 4 else 6
-        rules = now.rules[family]
-        before = _lookup(rules, rule.key)
-        if before is not None and before[0] == rule.action:
-            self.known.append(rule)
-            return
-        packets, size = before[2:] if before is not None else (0, 0)
-        if before is None and now.total >= self.most:
-            raise self._full(rule)
-        rules.update_raw(rule.key, _RULE.pack(rule.action, 0, packets, size))
-        if before is None:
-            now.set_count(family, now.count(family) + 1)
+    def _added(self, now: _Generation, rules: list[Rule]) -> _Values:
+        """The values of rules to be added; what exists goes to :attr:`known`.
+
+        :raises MapFullError: more than ``most``.
+        """
+        edit = self._state()[_ACTIVE] >> 2
+        values: _Values = {}
+        total = now.total
+        for rule in rules:
+            family = _family(rule)
+            known = values.get((family, rule.key))
+            there = _lookup(now.rules[family], rule.key) if known is None else known
+            if there is not None and there[0] == rule.action:
+                self.known.append(rule)
+                continue
+            if known is not None:
+                before = known[1]
+            elif there is not None:
+                before = there[0]
+            else:
+                before = 0
+                total += 1
+                if total > self.most:
+                    raise self._full(rule)
+            figures = there[4:] if there is not None else (0, 0)
+            values[family, rule.key] = (rule.action, before, 0, edit + 1, *figures)
+        return values
+
+    def _edit(self, now: _Generation, values: _Values, others: dict[int, Rule] | None) -> None:
+        """Change prefixes (action 0: delete) and ports and protocols, all of them at once.
+
+        :param others: number -> rule, of all; None: they stay.
+        """
+        table = 1 - (self._state()[_ACTIVE] >> 1 & 1)
+        self._set_dirty(_EDITING)
+        if others is not None:
+            self._write_others(others, table)
+        for (family, key), value in values.items():
+            now.rules[family].update_raw(key, _RULE.pack(*value))
+        self._put_in_force(others=None if others is None else table)
+        counts = {family: now.count(family) for family in now.rules}
+        for (family, key), (action, before, *_) in values.items():
+            counts[family] += bool(action) - bool(before)
+            if not action:
+                sc.map_delete(now.rules[family].fd, key)
+        for family, number in counts.items():
+            now.set_count(family, number)
+        if others is not None:
+            sc.grace_period()  # programs that use the other table have finished
+        self._set_dirty(0)
 
     def _full(self, rule: Rule) -> MapFullError:
         return MapFullError(
@@ -485,14 +616,19 @@ class Firewall(Closing):
         :raises InputError: one of them does not exist; nothing is deleted.
         """
         wanted = list({rule.match: rule for rule in rules}.values())
-        with _Lock():
-            specs = self._specs()
-            by_match = {rule.match: number for number, rule in specs.items()}
+        with self._editing():
+            active = self._specs()
+            by_match = {rule.match: number for number, rule in active.items()}
+            edit = self._state()[_ACTIVE] >> 2
+            values: _Values = {}
             with self._current() as now:
                 for rule in wanted:
                     if rule.address:
-                        there = _lookup(now.rules[4 if len(rule.address) == 4 else 6], rule.key)
+                        there = _lookup(now.rules[_family(rule)], rule.key)
                         missing = there is None
+                        if there is not None:
+                            value = (0, there[0], 0, edit + 1, *there[4:])
+                            values[_family(rule), rule.key] = value
                     else:
                         missing = rule.match not in by_match
                     if missing:
@@ -501,19 +637,13 @@ class Firewall(Closing):
                             why="nothing was deleted",
                             hint="`list` shows all rules",
                         )
-                for rule in wanted:
-                    if rule.address:
-                        family = 4 if len(rule.address) == 4 else 6
-                        sc.map_delete(now.rules[family].fd, rule.key)
-                        now.set_count(family, now.count(family) - 1)
-            gone = [by_match[rule.match] for rule in wanted if not rule.address]
-            if gone:
-                left = {n: rule for n, rule in specs.items() if n not in gone}
-                self._write_cells(left)
-                self._free(gone)
+                gone = {by_match[rule.match] for rule in wanted if not rule.address}
+                left = {n: rule for n, rule in active.items() if n not in gone}
+                self._edit(now, values, left if gone else None)
 
     def prefixes(self, hit_only: bool = False) -> Iterator[tuple[int, bytes, int, int, int, int]]:
         """(family, address, length, action, packets, bytes) of each prefix with a rule."""
+        edit = self._state()[_ACTIVE] >> 2
         with self._current() as now:
             for family, one in now.rules.items():
                 count, keys, values = one.items_raw()
@@ -523,7 +653,10 @@ class Firewall(Closing):
                 for i in range(count):
                     if hit_only and not packets[i]:
                         continue
-                    action, _, number, octets = _RULE.unpack_from(values, i * _RULE.size)
+                    rule = _RULE.unpack_from(values, i * _RULE.size)
+                    action, number, octets = _in_force(rule, edit), rule[4], rule[5]
+                    if not action:
+                        continue
                     at = i * size
                     length = int.from_bytes(keys[at + width : at + size], sys.byteorder)
                     yield family, bytes(keys[at : at + width]), length, action, number, octets
@@ -531,117 +664,132 @@ class Firewall(Closing):
     @property
     def count(self) -> int:
         """Number of prefixes with a rule."""
+        if self._state()[_DIRTY]:  # an editor is at work, or was killed
+            return sum(1 for _ in self.prefixes())
         with self._current() as now:
             return now.total
 
     # -- ports and protocols
 
-    def _specs(self) -> dict[int, Rule]:
-        """Number -> rule for ports or a protocol."""
+    def _specs(self, table: int | None = None) -> dict[int, Rule]:
+        """Number -> rule for ports or a protocol, of the active table or of this one."""
         from bpfkit.xdp_firewall.rules import Rule
 
+        if table is None:
+            table = self._state()[_ACTIVE] >> 1 & 1
         found = {}
         _, _, values = self.maps["specs"].items_raw()
         for number in range(1, _NUMBERS):
-            action, proto, ports, _, low, high = _SPEC.unpack_from(values, number * _SPEC.size)
+            spec = _SPEC.unpack_from(values, number * _SPEC.size)
+            action, (proto, ports, low, high) = spec[table], spec[2:]
             if action:
                 found[number] = Rule(action, proto=proto, ports=(low, high) if ports else None)
         return found
 
     def numbered(self, number: int) -> Rule | None:
         """The rule for ports or a protocol with this number, which the program reports."""
-        return self._specs().get(number)
+        table = self._state()[_ACTIVE] >> 1 & 1
+        rule = self._specs(table).get(number)
+        return self._specs(1 - table).get(number) if rule is None else rule
 
-    def _numbers(self, others: list[Rule]) -> list[int]:
-        """Free numbers for new rules.
+    def _with_others(self, others: list[Rule]) -> dict[int, Rule] | None:
+        """Number -> rule, once these are added; None: all exist, and are in :attr:`known`.
 
-        :raises MapFullError: too few are free.
+        :raises MapFullError: they are too many.
         """
-        specs = self._specs()
-        there = {rule.match for rule in specs.values()}
-        new = {rule.match for rule in others} - there
-        free = [number for number in range(1, _NUMBERS) if number not in specs]
-        if len(new) > len(free):
-            raise MapFullError(
-                f"{len(new)} more rules for ports and protocols are too many",
-                why=f"at most {_NUMBERS - 1}",
-                hint="no rule was changed",
-            )
-        return free
-
-    def _write_spec(self, number: int, rule: Rule) -> None:
-        low, high = rule.ports or (0, 0)
-        raw = _SPEC.pack(rule.action, rule.proto, rule.ports is not None, 0, low, high)
-        sc.map_update(self.maps["specs"].fd, number.to_bytes(4, sys.byteorder), raw)
-
-    def _add_others(self, others: list[Rule], free: list[int]) -> None:
-        if not others:
-            return
-        specs = self._specs()
-        by_match = {rule.match: number for number, rule in specs.items()}
+        result = self._specs()
+        by_match = {rule.match: number for number, rule in result.items()}
+        new = {rule.match for rule in others} - by_match.keys()
+        if len(by_match) + len(new) > _OTHERS:
+            raise _too_many(len(new))
+        free = iter([number for number in range(1, _NUMBERS) if number not in result])
+        changed = False
         for rule in others:
             number = by_match.get(rule.match)
             if number is None:
-                number = by_match[rule.match] = free.pop(0)
-            elif specs[number].action == rule.action:
+                number = by_match[rule.match] = next(free)
+                self._clear_hits(number)
+            elif result[number].action == rule.action:
                 self.known.append(rule)
                 continue
-            self._write_spec(number, rule)
-            specs[number] = rule
-        self._write_cells(specs)
+            result[number] = rule
+            changed = True
+        return result if changed else None
 
-    def _replace_others(self, others: list[Rule], free: list[int]) -> None:
-        """Replace all rules for ports and protocols; each cell changes in one store."""
-        before = self._specs()
-        if not others and not before:
-            return
-        final: dict[str, Rule] = {}
-        for rule in others:  # deny wins
-            if final.get(rule.match) is None or rule.action == DENY:
-                final[rule.match] = rule
-        self._add_others(list(final.values()), free)
-        keep = {n: rule for n, rule in self._specs().items() if rule.match in final}
-        self._write_cells(keep)
-        gone = [number for number in before if number not in keep]
-        if gone:
-            self._free(gone)
+    def _number_anew(self, others: dict[str, Rule]) -> dict[int, Rule]:
+        """Number -> rule, with numbers that the active list does not use; hits start at 0.
 
-    def _free(self, numbers: list[int]) -> None:
-        sc.grace_period()  # programs that read the number from a cell have finished
-        zero = bytes(_SPEC.size)
+        :raises MapFullError: they are too many.
+        """
+        if len(others) > _OTHERS:
+            raise _too_many(len(others))
+        active = self._specs()
+        free = [number for number in range(1, _NUMBERS) if number not in active]
+        numbered = dict(zip(free, others.values(), strict=False))
+        for number in numbered:
+            self._clear_hits(number)
+        return numbered
+
+    def _clear_hits(self, number: int) -> None:
         hits = self.maps["hits"]
-        for number in numbers:
-            key = number.to_bytes(4, sys.byteorder)
-            sc.map_update(self.maps["specs"].fd, key, zero)
-            sc.map_update(hits.fd, key, bytes(hits._value_bytes))
+        sc.map_update(hits.fd, number.to_bytes(4, sys.byteorder), bytes(hits._value_bytes))
 
-    def _write_cells(self, specs: dict[int, Rule]) -> None:
-        """Write the table of ports and protocols.
+    def _edit_others(self, others: dict[int, Rule] | None) -> None:
+        """Put ports and protocols in force; None: they stay."""
+        if others is None:
+            return
+        table = 1 - (self._state()[_ACTIVE] >> 1 & 1)
+        self._set_dirty(_SWITCHING)
+        self._write_others(others, table)
+        self._put_in_force(others=table)
+        sc.grace_period()  # programs that use the other table have finished
+        self._set_dirty(0)
+
+    def _write_others(self, others: dict[int, Rule], table: int) -> None:
+        """Write the rules for ports and protocols to the inactive table."""
+        _, _, values = self.maps["specs"].items_raw()
+        new = bytearray(values)
+        for number in range(1, _NUMBERS):
+            at = number * _SPEC.size
+            rule = others.get(number)
+            new[at + table] = 0 if rule is None else rule.action
+            if rule is not None:
+                low, high = rule.ports or (0, 0)
+                actions = new[at : at + 2]
+                _SPEC.pack_into(new, at, *actions, rule.proto, rule.ports is not None, low, high)
+        self.maps["specs"].update_raw(array("I", range(_NUMBERS)).tobytes(), bytes(new))
+        self._write_cells(others, table)
+
+    def _write_cells(self, specs: dict[int, Rule], table: int) -> None:
+        """Write a table of ports and protocols.
 
         Of overlapping ranges the narrowest applies; of equal ones, the one that denies.
         """
         from bpfkit.xdp_firewall.rules import PORT_PROTOCOLS
 
         first = {proto: 256 + i * 65536 for i, proto in enumerate(PORT_PROTOCOLS.values())}
-        wanted = array("I", bytes(4 * _CELLS))
+        wanted = array("I", bytes(4 * _TABLE))
 
         def width(entry: tuple[int, Rule]) -> tuple[int, int]:
             low, high = entry[1].ports or (0, 0)
             return low - high, entry[1].action
 
         for number, rule in sorted(specs.items(), key=width):
+            cell = rule.action << 16 | number
             if rule.ports is None:
-                wanted[rule.proto] = number
+                wanted[rule.proto] = cell
             else:
                 low, high = rule.ports
                 base = first[rule.proto]
-                wanted[base + low : base + high + 1] = array("I", [number]) * (high - low + 1)
+                wanted[base + low : base + high + 1] = array("I", [cell]) * (high - low + 1)
         memory = self.maps["cells"].mmap()
         there = memoryview(memory).cast("I")  # every second word: elements are 8 bytes apart
         target = memoryview(wanted)
-        for at in range(0, _CELLS, _BLOCK):
+        first_cell = table * _TABLE
+        for at in range(0, _TABLE, _BLOCK):
             part = target[at : at + _BLOCK]
-            place = slice(2 * at, 2 * (at + len(part)), 2)
+            start = 2 * (first_cell + at)
+            place = slice(start, start + 2 * len(part), 2)
             if there[place].tobytes() != part.tobytes():
                 there[place] = part
         there.release()
@@ -692,8 +840,34 @@ def _together(calls: list[tuple[Any, ...]]) -> None:
         raise errors[0]
 
 
+def _family(rule: Rule) -> int:
+    return 4 if len(rule.address) == 4 else 6
+
+
+def _in_force(rule: Any, edit: int) -> int:
+    """The action of an unpacked rule while ``edit`` is in force; 0: it does not exist."""
+    return int(rule[0] if rule[3] <= edit else rule[1])
+
+
+def _others_of(rules: Iterable[Rule]) -> dict[str, Rule]:
+    """Match -> rule: where both actions are given, deny wins."""
+    final: dict[str, Rule] = {}
+    for rule in rules:
+        if rule.match not in final or rule.action == DENY:
+            final[rule.match] = rule
+    return final
+
+
+def _too_many(count: int) -> MapFullError:
+    return MapFullError(
+        f"{count} more rules for ports and protocols are too many",
+        why=f"at most {_OTHERS}",
+        hint="no rule was changed",
+    )
+
+
 def _lookup(rules: Map, key: bytes) -> Any:
-    """(action, 0, packets, bytes), or None."""
+    """(action, action before, 0, edit, packets, bytes), or None."""
     try:
         return _RULE.unpack(sc.map_lookup(rules.fd, key, _RULE.size))
     except OSError as error:
@@ -769,7 +943,7 @@ def _open(interface: str, program: int) -> Firewall:
             one.close()
         why = errno_text(error.errno or 0) if isinstance(error, OSError) else str(error)
         raise BpfkitError(f"the firewall on {interface} has just stopped", why=why) from None
-    if not set(MAPS) <= set(maps):
+    if not set(MAPS) <= set(maps) or maps["state"].value_size != _STATE.size:
         for one in maps.values():
             one.close()
         raise BpfkitError(
