@@ -24,6 +24,7 @@ from bpfkit.core.errors import (
     PrivilegeError,
     UnsupportedError,
     errno_text,
+    lacking,
 )
 from bpfkit.core.kernel import syscall
 from bpfkit.core.kernel.constants import map_type, map_type_name, prog_type
@@ -391,6 +392,9 @@ def _map_error(definition: MapDef, error: OSError) -> BpfkitError:
     kind = map_type_name(definition.type)
     what = f"cannot create map '{definition.name}' ({kind})"
     number = error.errno or 0
+    lack = lacking(error, what)
+    if lack is not None:
+        return lack
     if number == errno.EPERM:
         if os.geteuid() != 0:
             return needs_root(what)

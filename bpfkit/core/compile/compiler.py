@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
+import errno
 import marshal
 import os
 import sys
 
 from bpfkit.core.compile.artifact import FORMAT
-from bpfkit.core.errors import BpfkitError, CompileError, UnsupportedError, errno_text
+from bpfkit.core.errors import (
+    BpfkitError,
+    CompileError,
+    UnsupportedError,
+    errno_text,
+    resource_error,
+)
 from bpfkit.core.log import say
 
 TYPE_CHECKING = False
@@ -20,7 +27,7 @@ if TYPE_CHECKING:
     from bpfkit.core.compile.headers import Tree
     from bpfkit.core.compile.source import Source
 
-__all__ = ["compile_source", "interpreters"]
+__all__ = ["ask_interpreter", "compile_source", "interpreters"]
 
 _MARSHAL_VERSION = 2
 _NO_BCC = 3
@@ -116,7 +123,7 @@ def _request(source: Source, text: str, cflags: Sequence[str], tree: Tree) -> di
         "text": text.encode(errors="surrogateescape"),
         "cflags": [os.fsencode(flag) for flag in (*dict.fromkeys(flags), *_FLAGS, *cflags)],
         "tree": tree.path,
-        "generated": tree.generated,
+        "throwaway": bool(tree.temporary),
         "env": tree.env,
         "files": [(name, content) for name, _, content in source.files],
         "paths": [path for _, path, _ in source.files if path is not None],
@@ -269,6 +276,33 @@ def interpreters() -> list[str]:
     return found
 
 
+def _environment() -> dict[str, str]:
+    """The environment of a child interpreter: nothing that makes Python run somebody's code."""
+    keep = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
+    environ = {name: os.environ[name] for name in keep if name in os.environ}
+    environ["LC_ALL"] = "C.UTF-8"
+    return environ
+
+
+def ask_interpreter(path: str, code: str, limit: float = 30.0) -> str:
+    """What ``code`` prints in the interpreter ``path``, isolated (-I) from directory and
+    environment; an empty string where it fails."""
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            [path, "-I", "-c", code],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=_environment(),
+            timeout=limit,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return os.fsdecode(done.stdout).strip()
+
+
 def _has_bcc() -> bool:
     """Could this interpreter import bcc?  Asked without importing it."""
     for finder in sys.meta_path:
@@ -315,11 +349,34 @@ def _no_bcc(tried: list[tuple[str, str]]) -> UnsupportedError:
             else f"Unset it, or: {install}",
         )
     why = "; ".join(f"{path}: {reason}" for path, reason in tried) or "no Python interpreter"
+    broken = next((reason for _, reason in tried if _is_there(reason)), "")
+    if broken:
+        memory = "allocate memory" in broken or "failed to map" in broken
+        return UnsupportedError(
+            "BCC is installed and cannot be loaded",
+            why=why,
+            hint="Raise the limit on memory: ulimit -v unlimited" if memory else "",
+        )
     return UnsupportedError(
         "BCC is not installed",
         why=why,
         hint=install[0].upper() + install[1:] if install.startswith("install") else install,
     )
+
+
+def _is_there(reason: str) -> bool:
+    """Is this why a library that exists was not loaded?"""
+    return ": " in reason and ".so" in reason and "No such file" not in reason
+
+
+def _resource(error: OSError) -> BpfkitError | None:
+    """The error to raise where no interpreter would do better: descriptors, processes, memory."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOSPC):
+        found = resource_error(error)
+        if found is not None:
+            found.what = "cannot start the compile worker"
+        return found
+    return None
 
 
 # --- worker processes ----------------------------------------------------------------------------
@@ -336,9 +393,6 @@ class _Worker:
         self.out = os.memfd_create("bpfkit-out", os.MFD_CLOEXEC)
         self.err = os.memfd_create("bpfkit-err", os.MFD_CLOEXEC)
         read, self._pipe = os.pipe()
-        keep = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
-        environ = {name: os.environ[name] for name in keep if name in os.environ}
-        environ["LC_ALL"] = "C.UTF-8"
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py")
         try:
             self.pid = os.posix_spawn(
@@ -352,7 +406,7 @@ class _Worker:
                     _RUN,
                     script,
                 ],
-                environ,
+                _environment(),
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, read, 0),
                     (os.POSIX_SPAWN_DUP2, self.out, 1),
@@ -453,6 +507,9 @@ class _Workers:
             try:
                 self.current = _Worker(self.paths[0])
             except OSError as error:
+                lack = _resource(error)
+                if lack is not None:
+                    raise lack from None
                 reason = f"cannot be run: {errno_text(error.errno or 0)}"
                 self.tried.append((self.paths.pop(0), reason))
 
@@ -480,6 +537,10 @@ class _Workers:
                 except (ValueError, EOFError, TypeError):
                     answer = None
                 if isinstance(answer, dict):
+                    if "error" in answer:
+                        number, text, name = answer["error"]
+                        lack = resource_error(OSError(number, os.strerror(number), name or None))
+                        raise lack or CompileError("the compile worker failed", why=text, log=err)
                     return answer, err, status
                 self.tried.append((self.paths.pop(0), "is no Python interpreter"))
                 continue

@@ -275,7 +275,13 @@ def explain(source: Source, log: str, status: int) -> BpfkitError:
         except ValueError:
             name = str(-status)
         why = f"the compiler died of {name}" + (f" ({fatal})" if fatal else "")
-    return CompileError(f"cannot compile {source.name}", why=why, log=log)
+    memory = re.search(r"out of memory|bad_alloc|Cannot allocate memory", log)
+    return CompileError(
+        f"cannot compile {source.name}",
+        why=why,
+        hint="Raise the limit on memory: ulimit -v unlimited" if memory else "",
+        log=log,
+    )
 
 
 def _open_string(source: Source, log: str, file: str, line: int) -> tuple[int, int, str] | None:

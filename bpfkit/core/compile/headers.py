@@ -18,6 +18,7 @@ reads garbage.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 
@@ -38,7 +39,7 @@ from bpfkit.core.compile.headertext import (
     unguarded,
 )
 from bpfkit.core.compile.vmlinux import SEEDS, WORD, Types, own_types
-from bpfkit.core.errors import InputError, UnsupportedError, errno_text
+from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_text
 from bpfkit.core.log import say
 from bpfkit.core.trust import UntrustedError, is_trusted, open_trusted
 
@@ -61,6 +62,8 @@ __all__ = [
 ]
 
 _BTF = "/sys/kernel/btf/vmlinux"
+#: Full, quota, read-only, forbidden: another place may do.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _KEEP_TREES = 48
 _STALE = 3600.0
 
@@ -641,20 +644,39 @@ def _kept(kind: str, identity: str, write: Callable[[str], None]) -> Tree:
             return Tree(path, kind, True)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            if error.errno not in (28, 122, 30, 13):  # full, quota, read-only, forbidden
+            if error.errno not in _NO_ROOM:
                 raise
             say(f"cannot keep header tree: {errno_text(error.errno)}")
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    directory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    temporary = tempfile.mkdtemp(prefix="bpfkit-headers-", dir=directory)
-    try:
-        write(temporary)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return Tree(temporary, kind, True, temporary)
+    refused = []
+    for directory in _temporary_places():
+        temporary = ""
+        try:
+            temporary = tempfile.mkdtemp(prefix="bpfkit-headers-", dir=directory)
+            write(temporary)
+            return Tree(temporary, kind, True, temporary)
+        except OSError as error:
+            if temporary:
+                shutil.rmtree(temporary, ignore_errors=True)
+            if error.errno not in (*_NO_ROOM, errno.ENOENT, errno.ENOTDIR, errno.EPERM):
+                raise
+            refused.append(f"{directory}: {errno_text(error.errno or 0)}")
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    raise BpfkitError(
+        "there is no room for the headers of this compile",
+        why="; ".join([f"{base} is full, not writable or not trusted", *refused]),
+        hint="Free 4 MB there, or set BPFKIT_CACHE or TMPDIR to a directory that has them.",
+    )
+
+
+def _temporary_places() -> list[str]:
+    """Where a tree for one compile may be, best first."""
+    places = ["/dev/shm", os.environ.get("TMPDIR") or "/tmp", "/var/tmp"]
+    return list(dict.fromkeys(os.path.abspath(place) for place in places))
 
 
 def _is_ours(path: str) -> bool:
@@ -698,7 +720,7 @@ def remove_leftovers() -> list[str]:
     import time
 
     removed = []
-    for base in dict.fromkeys(("/dev/shm", tempfile.gettempdir())):
+    for base in dict.fromkeys((*_temporary_places(), tempfile.gettempdir())):
         for name in _listdir(base):
             path = os.path.join(base, name)
             try:

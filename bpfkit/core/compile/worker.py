@@ -1150,8 +1150,8 @@ def _deps(fd: int, request: Dict[str, Any]) -> List[Tuple[str, int, int, int]]:
         if name.startswith("/virtual/"):
             continue
         path = os.path.realpath(os.path.join(tree, name))
-        if request["generated"] and path.startswith(tree + "/"):
-            continue  # a function of the kernel and of bpfkit, both in the key
+        if request["throwaway"] and path.startswith(tree + "/"):
+            continue  # gone after this compile
         paths.append(path)
     with open("/proc/self/maps") as file:
         for line in file:
@@ -1266,12 +1266,17 @@ def main() -> None:
     os.dup2(2, 1)  # whatever libbcc prints is a diagnostic
     library = None
     if _has_bcc():
+        reasons = []
         for name in ("libbcc.so.0", "libbcc.so"):
             try:
                 library = ct.CDLL(name, use_errno=True)
                 break
             except OSError as error:
-                print(error, file=sys.stderr)
+                reasons.append(str(error))
+        if library is None:
+            # A library that is there and cannot be loaded says more than a name that is not.
+            reasons.sort(key=lambda reason: "No such file" not in reason)
+            print("\n".join(reasons), file=sys.stderr)
     if library is None:
         sys.stderr.flush()
         os._exit(NO_BCC)
@@ -1291,7 +1296,8 @@ def main() -> None:
     except Refused as refusal:
         answer = {"refused": refusal.args}
     except OSError as error:
-        answer = {"refused": (str(error), "", 0, "")}
+        name = error.filename if isinstance(error.filename, str) else ""
+        answer = {"error": (error.errno or 0, str(error), name)}
     _finish(answer)
 
 
