@@ -25,6 +25,7 @@ __all__ = ["XdpApp"]
 class XdpApp(InterfaceApp):
     """Attached by XDP: verdicts on the packets an interface receives, before the kernel's stack."""
 
+    protects = True
     actions: ClassVar[dict[int, str]] = {
         0: "XDP_ABORTED",
         1: "XDP_DROP",

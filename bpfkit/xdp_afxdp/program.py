@@ -32,6 +32,7 @@ _ASKED = {"arp": "arp", "nd": "nd", "ping": "ipv4", "ping6": "ipv6"}
 class XdpAfxdp(XdpApp):
     """An AF_XDP socket answers ARP, ND and ping for addresses that the kernel does not have."""
 
+    protects = False
     name = "xdp_afxdp"
     source = "xdp/xdp_afxdp.bpf.c"
     counters = ("packets", "answered")
