@@ -30,7 +30,7 @@ PROGRAMS = {
     "xdp_drop_tcp": ["-i", "eth0"],
     "xdp_drop_icmp": ["-i", "eth0"],
     "tc_drop_tcp": ["-i", "eth0", "--direction", "ingress"],
-    "netfilter": ["--drop", "icmp"],
+    "netfilter": ["--drop", "icmp", "--hook", "input"],
 }
 
 
@@ -49,16 +49,16 @@ def start(lab: Lab, name: str, *args: str, out: object, errors: object) -> subpr
     )  # type: ignore[call-overload,no-any-return]  # fmt: skip
 
 
-def keeps_out(lab: Lab, name: str, listener: Listener) -> bool:
+def keeps_out(lab: Lab, name: str, listener: Listener, timeout: float = 0.3) -> bool:
     client = lab["client"]
     if name.endswith("tcp"):
-        return not tcp_answers("10.77.0.2", listener.port, ns=client, timeout=0.3)
-    return not ping("10.77.0.2", ns=client, timeout=0.3).received
+        return not tcp_answers("10.77.0.2", listener.port, ns=client, timeout=timeout)
+    return not ping("10.77.0.2", ns=client, timeout=timeout).received
 
 
 def wait_until_kept_out(lab: Lab, name: str, listener: Listener) -> None:
     deadline = time.monotonic() + 30
-    while not keeps_out(lab, name, listener):
+    while not keeps_out(lab, name, listener, 1.0):
         assert time.monotonic() < deadline
 
 
