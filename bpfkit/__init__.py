@@ -12,7 +12,24 @@ The library's front door::
 Names are looked up on first use, so ``import bpfkit`` costs next to nothing.
 """
 
-from __future__ import annotations
+# Not even __future__ comes before this: `python -m` puts the current directory first on the path,
+# so whoever may write to it could have any module of theirs imported.
+import sys as _sys
+
+
+def _check_current_directory() -> None:
+    """Take the current directory off the path if anybody else may put files into it."""
+    if _sys.argv[:1] != ["-m"] or getattr(_sys.flags, "safe_path", False) or not _sys.path:
+        return
+    first = _sys.path.pop(0)
+    from bpfkit.core.trust import is_private
+
+    package = __file__.rpartition("/")[0]
+    if is_private(first or ".") or package.rpartition("/")[0] == first:
+        _sys.path.insert(0, first)
+
+
+_check_current_directory()
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +64,7 @@ ENTRIES = {
 __all__ = ["BpfkitError", "Link", "Map", "Object", "Program", "load"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """The public names, found where they live."""
     if name not in _HOME:
         raise AttributeError(f"module 'bpfkit' has no attribute '{name}'")

@@ -77,22 +77,15 @@ def _compile_side() -> list[Feature]:
 
 
 def _bcc() -> Feature:
-    import subprocess
-
-    from bpfkit.core.compile.compiler import interpreters
+    from bpfkit.core.compile.compiler import ask_interpreter, interpreters
     from bpfkit.core.features import NOT_SUPPORTED, WORKS, Feature
 
     ask = "from importlib.util import find_spec as f; s = f('bcc'); print(s.origin if s else '')"
     tried = interpreters()
     for interpreter in tried:
-        try:
-            done = subprocess.run(
-                [interpreter, "-c", ask], capture_output=True, text=True, timeout=30, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            continue
-        if done.stdout.strip():
-            return Feature("bcc", WORKS, value=f"{interpreter} ({done.stdout.strip()})")
+        answer = ask_interpreter(interpreter, ask)
+        if answer:
+            return Feature("bcc", WORKS, value=f"{interpreter} ({answer})")
     return Feature(
         "bcc",
         NOT_SUPPORTED,

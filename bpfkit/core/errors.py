@@ -24,6 +24,7 @@ __all__ = [
     "UsageError",
     "VerifierError",
     "errno_text",
+    "lacking",
     "resource_error",
 ]
 
@@ -147,6 +148,19 @@ def resource_error(error: OSError) -> BpfkitError | None:
     if number == _errno.EROFS and isinstance(name, str) and name.startswith("/proc/sys/"):
         return UnsupportedError(what, why=why, hint=hint)
     return BpfkitError(what, why=why, hint=hint)
+
+
+def lacking(error: OSError, what: str) -> BpfkitError | None:
+    """The error of bpf(2) where the process has no descriptor left or the kernel no such call.
+
+    :param what: what failed ("cannot create map 'm'").
+    """
+    if error.errno not in (_errno.EMFILE, _errno.ENFILE, _errno.ENOSYS):
+        return None
+    found = resource_error(error)
+    if found is not None:
+        found.what = what
+    return found
 
 
 def errno_text(number: int) -> str:

@@ -13,6 +13,7 @@ from bpfkit.core.errors import (
     UnsupportedError,
     VerifierError,
     errno_text,
+    lacking,
 )
 from bpfkit.core.kernel import syscall
 from bpfkit.core.kernel.constants import prog_type_name
@@ -117,6 +118,9 @@ def _load_error(
     number = error.errno or 0
     kind = prog_type_name(section.prog_type)
     what = f"cannot load '{name}' ({kind})"
+    lack = lacking(error, what)
+    if lack is not None:
+        return lack
     if number == errno.EPERM and os.geteuid() != 0:
         return needs_root(what)
     if not log.strip() and number != errno.E2BIG:  # that one is too large to have a log

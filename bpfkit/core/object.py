@@ -18,11 +18,13 @@ from bpfkit.core.compile.cache import Cache, digest
 from bpfkit.core.compile.source import Source
 from bpfkit.core.errors import (
     BpfkitError,
+    CompileError,
     InputError,
     LoadError,
     PrivilegeError,
     UnsupportedError,
     errno_text,
+    lacking,
 )
 from bpfkit.core.kernel import syscall
 from bpfkit.core.kernel.constants import map_type, map_type_name, prog_type
@@ -202,8 +204,13 @@ class Object(Closing):
             function: _section(self.name, section, line)
             for function, section, line in self._artifact["sections"]
         }
+        unnamed = self._artifact["unnamed"]
         if options.programs is not None:
-            _known(self.name, "program", dict.fromkeys(options.programs), list(sections))
+            every = [*sections, *(entry[0] for entry in unnamed)]
+            _known(self.name, "program", dict.fromkeys(options.programs), every)
+        for entry in unnamed:
+            if options.programs is None or entry[0] in options.programs:
+                raise _no_section(*entry)
         for definition in prog_defs(self._artifact):
             if options.programs is None or definition.name in options.programs:
                 self._load_program(definition, sections[definition.name], fds, values, options)
@@ -304,6 +311,22 @@ def _section(name: str, section: str, line: int) -> Section:
         raise
 
 
+def _no_section(name: str, file: str, line: int, code: str, near: str) -> CompileError:
+    """The error for a compiled function of which nothing says what type of program it is."""
+    parts = [
+        f"    {code}" if code else "",
+        f"Write {near} before it, or make it static if it is no program."
+        if near
+        else 'Write SEC("…") before it, or make it static if it is no program.',
+    ]
+    return CompileError(
+        f"{file}:{line}" if line else file,
+        why=f"{name}() has no SEC(), so its program type is not known",
+        hint="\n".join(part for part in parts if part),
+        diagnostics=[(file, line, 0, f"{name}() has no SEC()")],
+    )
+
+
 def _known(where: str, what: str, given: Mapping[str, object], known: Sequence[str]) -> None:
     for name in given:
         if name not in known:
@@ -369,6 +392,9 @@ def _map_error(definition: MapDef, error: OSError) -> BpfkitError:
     kind = map_type_name(definition.type)
     what = f"cannot create map '{definition.name}' ({kind})"
     number = error.errno or 0
+    lack = lacking(error, what)
+    if lack is not None:
+        return lack
     if number == errno.EPERM:
         if os.geteuid() != 0:
             return needs_root(what)

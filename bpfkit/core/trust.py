@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import stat
 
-__all__ = ["OWN", "UntrustedError", "is_trusted", "open_trusted"]
+__all__ = ["OWN", "UntrustedError", "is_private", "is_trusted", "open_trusted"]
 
 #: Names of the directories that bpfkit makes for itself.
 OWN = ("bpfkit", "objects", "headers")
@@ -97,3 +97,21 @@ def is_trusted(path: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def is_private(path: str) -> bool:
+    """Whether nobody but root and this user can put a file into the directory ``path``.
+
+    A sticky directory (``/tmp``) is not private, as anybody may add a file; on the way it will do.
+    """
+    here = os.path.realpath(path)
+    try:
+        if os.stat(here).st_mode & stat.S_ISVTX and os.stat(here).st_mode & 0o022:
+            return False
+        while not _objection(os.stat(here)):
+            if here == "/":
+                return True
+            here = os.path.dirname(here)
+    except OSError:
+        pass
+    return False

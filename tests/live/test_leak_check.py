@@ -26,13 +26,13 @@ LEAKS = {
         "the thread is in another network namespace",
     ),
     "program": (
-        "from bpfkit.core import syscall\n"
+        "from bpfkit.core.kernel import syscall\n"
         "syscall.prog_load(1, bytes([0xb7]+[0]*7+[0x95]+[0]*7), b'GPL')",
         "BPF prog",
     ),
     "map_of_a_child": (
         "import subprocess, sys\n"
-        "code = 'from bpfkit.core import syscall; import time; '"
+        "code = 'from bpfkit.core.kernel import syscall; import time; '"
         "'syscall.map_create(2, 4, 4, 1); print(1, flush=True); time.sleep(8)'\n"
         "child = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE)\n"
         "child.stdout.readline(); KEPT.append(child)",

@@ -87,3 +87,23 @@ def test_a_map_of_maps_that_bcc_does_not_know() -> None:
 def test_a_template_must_come_first() -> None:
     with pytest.raises(CompileError, match="must have a lower index"):
         compile_source(Source.find(SOURCE % 5), ())
+
+
+def test_a_grace_period_without_membarrier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels with nohz_full refuse membarrier's global command (EINVAL): another way waits."""
+    from time import perf_counter
+
+    from bpfkit.core.kernel import syscall
+
+    def wait() -> float:
+        start = perf_counter()
+        syscall.grace_period()
+        return perf_counter() - start
+
+    def refuse(number: int, *rest: object) -> int:
+        return -1 if number == syscall._NR_MEMBARRIER else real(number, *rest)
+
+    real = syscall._syscall
+    monkeypatch.setattr(syscall, "_syscall", refuse)
+    # An update of any other map takes a few microseconds; a grace period is some ticks.
+    assert sorted(wait() for _ in range(5))[2] > 0.0005

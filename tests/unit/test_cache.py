@@ -12,16 +12,18 @@ import pytest
 
 from bpfkit.core import log
 from bpfkit.core.compile import cache as cache_module
+from bpfkit.core.compile.artifact import FORMAT
 from bpfkit.core.compile.cache import Cache, cache_dir, digest
 
 ARTIFACT = {
-    "v": 1,
+    "v": FORMAT,
     "license": b"GPL",
     "kern_version": 0,
     "btf": b"",
     "maps": [("m", 1, 4, 8, 16, 0, 0, 0, 0, -1)],
     "progs": [("f", bytes(32), [(0, 0)], [], b"", 8, b"", 16)],
     "sections": [("f", "socket", 3)],
+    "unnamed": [],
     "consts": [],
     "deps": [],
     "diagnostics": "",

@@ -264,7 +264,22 @@ def test_dependencies_are_recorded(tmp_path: Path) -> None:
     s = os.stat(tmp_path / "extra.h")
     assert deps["extra.h"] == [s.st_size, s.st_mtime_ns, s.st_ino]
     assert "bpfkit.h" not in deps  # in the key already
-    assert not any("headers/uapi" in path for path, *_ in artifact["deps"])
+
+
+def test_a_generated_tree_is_a_dependency() -> None:
+    """Who could change a file of the tree once must not be believed in the cache afterwards."""
+    from bpfkit.core.compile.cache import _changed
+
+    for text in ("", "#include <linux/sched.h>\n"):
+        artifact = build(text + program("\treturn 0;"))
+        mine = [path for path, *_ in artifact["deps"] if "/headers/" in path]
+        assert any(path.endswith("include/linux/kconfig.h") for path in mine)
+        assert not _changed(artifact["deps"])
+        for path in mine:
+            times = os.stat(path)
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+            assert _changed(artifact["deps"]) == path
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 @pytest.mark.parametrize(

@@ -92,3 +92,97 @@ def test_proc_sys_is_read_only(program: str) -> None:
     done = run(code, "unshare", "--mount")
     assert done.returncode == 77, done.stderr
     assert "/proc/sys is read-only" in done.stderr
+
+
+# --- the compile --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kilobytes", [120_000, 150_000, 200_000, 250_000, 350_000])
+def test_too_little_memory_is_not_a_missing_bcc(kilobytes: int, tmp_path: Path) -> None:
+    code = f"ulimit -v {kilobytes}; python3 -m bpfkit info sockex3 --json"
+    done = run(f"BPFKIT_CACHE={tmp_path} sh -c '{code}'")
+    text = done.stdout + done.stderr
+    assert "not installed" not in text
+    assert "bug in bpfkit" not in text
+    if "maps_unknown" in text:
+        assert "failed to map" in text or "memory" in text
+
+
+def _full(tmp_path: Path, more: str = "") -> str:
+    """Shell text: a cache, /dev/shm, /tmp and /var/tmp without room, in a mount namespace."""
+    places = [str(tmp_path), "/dev/shm", "/var/tmp"]
+    mounts = [
+        f"mount -t tmpfs -o size=32k none {p}; head -c 1M /dev/zero >{p}/fill" for p in places
+    ]
+    return "; ".join([f"({m}) 2>/dev/null" for m in mounts]) + f"; {more}"
+
+
+@root_only
+@pytest.mark.loads
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare (util-linux) is missing")
+def test_no_room_for_headers(tmp_path: Path) -> None:
+    start = f"BPFKIT_CACHE={tmp_path} TMPDIR={tmp_path} python3 -m bpfkit.sockex1 -c 1 -t 0.1"
+    done = run(_full(tmp_path, start), "unshare", "--mount")
+    assert done.returncode == 1, done.stderr
+    assert "no room for the headers" in done.stderr
+    assert "/dev/shm: ENOSPC" in done.stderr
+    assert "bug" not in done.stderr
+
+
+@root_only
+@pytest.mark.loads
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare (util-linux) is missing")
+def test_room_elsewhere_is_enough(tmp_path: Path) -> None:
+    """The cache and /dev/shm are full, TMPDIR is not: nothing is missing."""
+    full, room = tmp_path / "full", tmp_path / "room"
+    full.mkdir()
+    room.mkdir()
+    start = f"BPFKIT_CACHE={full} TMPDIR={room} python3 -m bpfkit.sockex1 -c 1 -t 0.1"
+    done = run(_full(full, start), "unshare", "--mount")
+    assert done.returncode == 0, done.stderr
+    assert not list(room.iterdir())
+
+
+_NO_BPF = """
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+number = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
+load, errno, allow = (0x20, 0, 0, 0), (6, 0, 0, 0x00050026), (6, 0, 0, 0x7fff0000)
+code = struct.pack("HBBI" * 4, *load, 0x15, 0, 1, number, *errno, *allow)
+data = ctypes.create_string_buffer(code)
+filter = struct.pack("HxxxxxxQ", 4, ctypes.addressof(data))
+libc.prctl(38, 1, 0, 0, 0)
+assert libc.prctl(22, 2, filter) == 0
+os.execv(sys.executable, [sys.executable, "-m", *sys.argv[1:]])
+"""
+
+
+@root_only
+@pytest.mark.skipif(os.uname().machine not in ("x86_64", "aarch64"), reason="syscall number")
+@pytest.mark.parametrize(
+    "program", ["sockex1", "sockex3", "xdp_drop_tcp", "xdp_firewall", "fanout"]
+)
+def test_no_bpf_system_call(program: str, tmp_path: Path) -> None:
+    """bpf(2) answers ENOSYS, as without CONFIG_BPF_SYSCALL or below some seccomp filters."""
+    done = subprocess.run(
+        [sys.executable, "-c", _NO_BPF, f"bpfkit.{program}", "-c", "1", "-t", "0.1"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 77, done.stderr
+    assert "CONFIG_BPF_SYSCALL" in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+
+
+def test_the_reason_of_the_library_that_is_there(tmp_path: Path) -> None:
+    """libbcc.so.0 exists and does not load; that libbcc.so does not exist says nothing."""
+    from bpfkit.core.compile.compiler import _no_bcc
+
+    error = _no_bcc([("/usr/bin/python3", "libLLVM-14.so.1: failed to map segment")])
+    assert "cannot be loaded" in str(error) and "ulimit -v" in str(error)
+    error = _no_bcc([("/usr/bin/python3", "libbcc.so: No such file or directory")])
+    assert "not installed" in str(error)

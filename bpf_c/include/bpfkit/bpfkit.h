@@ -2,8 +2,9 @@
 /*
  * What every bpfkit program starts from: SEC, LICENSE and LOAD_CONST.
  *
- * A source says with SEC() what its programs are, in libbpf's words; bpfkit
- * reads that from the text, so for the compiler the macros are nothing:
+ * A source says with SEC() what its programs are, in libbpf's words.  The
+ * name travels with the function through the compiler, as a declaration tag
+ * in its BTF, so SEC() may stand behind other macros and in #if branches:
  *
  *	SEC("socket")
  *	int count(struct __sk_buff *skb)
@@ -15,8 +16,19 @@
 #ifndef __BPFKIT_H
 #define __BPFKIT_H
 
+#ifdef BPFKIT_NO_LOADER /* compiled and loaded by BCC alone: everything has its default */
 #define SEC(name)
 #define LICENSE(name) struct __bpfkit_license
+#else
+#if __has_attribute(btf_decl_tag) && !defined(BPFKIT_NO_TAGS)
+#define SEC(name) __attribute__((used, btf_decl_tag("bpfkit:sec:" name)))
+#else /* clang before 14, or BCC would stumble over the tags */
+#pragma message("bpfkit: no btf_decl_tag")
+#define SEC(name)
+#endif
+#define LICENSE(name) \
+	static const char __bpfkit_license[] __attribute__((used, section("bpfkit.license"))) = name
+#endif
 
 #ifndef __always_inline
 #define __always_inline inline __attribute__((always_inline))
@@ -48,9 +60,10 @@
  *
  * It is a 64-bit load whose source register, 15, exists nowhere else: the
  * loader finds it by that and puts the value in (libbpf's way, a frozen
- * .rodata map, is not open to BCC).
+ * .rodata map, is not open to BCC).  Index, default and name are in a section
+ * of the object file that nothing loads.
  */
-#ifdef BPFKIT_NO_LOADER /* compiled and loaded by BCC alone: everything has its default */
+#ifdef BPFKIT_NO_LOADER
 #define LOAD_CONST(index, name, def)                         \
 	static __always_inline __maybe_unused u64 name(void) \
 	{                                                    \
@@ -63,7 +76,11 @@
 	{                                                    \
 		return bpf_pseudo_fd(15, index);             \
 	}                                                    \
-	struct __bpfkit_const_##name
+	static const struct {                                \
+		unsigned long long __number, __value;        \
+		char __text[64];                             \
+	} __bpfkit_const_##name __attribute__((              \
+		used, section("bpfkit.consts"))) = { index, (unsigned long long)(def), #name }
 #endif
 
 #endif /* __BPFKIT_H */

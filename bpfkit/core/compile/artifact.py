@@ -12,14 +12,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
-    #: {"v", "license", "kern_version", "btf", "maps", "progs", "sections", "consts", "deps",
-    #: "diagnostics"}
+    #: {"v", "license", "kern_version", "btf", "maps", "progs", "sections", "unnamed", "consts",
+    #: "deps", "diagnostics"}; "sections" are (function, section name, line), "unnamed" are
+    #: (function, file, line, C line, hint) of the functions for which there is no SEC()
     Artifact: TypeAlias = dict[str, Any]
 
 __all__ = ["FORMAT", "MapDef", "ProgDef", "check", "map_defs", "prog_defs"]
 
 #: Version of this layout; part of the cache key.
-FORMAT = 1
+FORMAT = 2
 
 
 class MapDef:
@@ -128,6 +129,7 @@ _FIELDS = {
     "maps": list,
     "progs": list,
     "sections": list,
+    "unnamed": list,
     "consts": list,
     "deps": list,
     "diagnostics": str,

@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
+import errno
 import marshal
 import os
 import sys
 
 from bpfkit.core.compile.artifact import FORMAT
-from bpfkit.core.errors import BpfkitError, CompileError, UnsupportedError, errno_text
+from bpfkit.core.errors import (
+    BpfkitError,
+    CompileError,
+    UnsupportedError,
+    errno_text,
+    resource_error,
+)
 from bpfkit.core.log import say
 
 TYPE_CHECKING = False
@@ -20,7 +27,7 @@ if TYPE_CHECKING:
     from bpfkit.core.compile.headers import Tree
     from bpfkit.core.compile.source import Source
 
-__all__ = ["compile_source", "interpreters"]
+__all__ = ["ask_interpreter", "compile_source", "interpreters"]
 
 _MARSHAL_VERSION = 2
 _NO_BCC = 3
@@ -32,6 +39,8 @@ module = a.module_from_spec(spec)
 spec.loader.exec_module(module)
 module.main()
 """
+#: bpfkit.h's word for a clang that cannot tag functions.
+_NO_TAGS = "bpfkit: no btf_decl_tag"
 #: clang optimises as if for this machine, which has vectors; BPF has none.
 _FLAGS = ("-Wno-macro-redefined", "-fno-vectorize", "-fno-slp-vectorize")
 
@@ -74,8 +83,12 @@ def _compile(source: Source, cflags: Sequence[str], verbose: bool, workers: _Wor
             from bpfkit.core.compile import diagnostics
 
             if answer is not None:
-                raise diagnostics.refused(source, answer["refused"], log)
-            error = diagnostics.explain(source, log, status)
+                missing = diagnostics.missing_function(answer["refused"])
+                if route.name == "uapi" and missing and _kernel_knows([missing]):
+                    first = diagnostics.refused(source, answer["refused"], log)
+                    continue
+                raise _problem(source, diagnostics.refused(source, answer["refused"], log))
+            error = _problem(source, diagnostics.explain(source, log, status))
             if first is None or _count(error) <= _count(first):
                 first = error
             names = diagnostics.missing_types(log)
@@ -110,37 +123,116 @@ def _request(source: Source, text: str, cflags: Sequence[str], tree: Tree) -> di
         "text": text.encode(errors="surrogateescape"),
         "cflags": [os.fsencode(flag) for flag in (*dict.fromkeys(flags), *_FLAGS, *cflags)],
         "tree": tree.path,
-        "generated": tree.generated,
+        "throwaway": bool(tree.temporary),
         "env": tree.env,
         "files": [(name, content) for name, _, content in source.files],
         "paths": [path for _, path, _ in source.files if path is not None],
-        "consts": [index for index, _ in source.consts.values()],
+        "consts": [(name, *value) for name, value in source.scanned().consts.items()],
+        "heads": list(source.scanned().heads.values()),
+        "untagged": not any(name == "bpfkit/bpfkit.h" for name, _, _ in source.files),
         "nohook": bool(environ.get("BPFKIT_WORKER_NOHOOK")),
         "noelf": bool(environ.get("BPFKIT_WORKER_NOELF")),
     }
 
 
 def _artifact(source: Source, answer: dict[str, Any], log: str, verbose: bool) -> Artifact:
-    compiled = {prog[0] for prog in answer["progs"]}
+    scan = source.scanned()
+    untagged = not answer["linked"] or _NO_TAGS in log
+    if untagged and scan.problems:
+        raise scan.problems[0][1]
+    for name, section, function in answer["strays"]:
+        raise _stray(source, name, section, function)
+    sections, unnamed = _sections(source, answer, untagged)
     text = log.replace("bpfkit worker: tracefs mounted\n", "").strip()
     if text and not verbose:
         from bpfkit.core.compile.diagnostics import warnings
 
         text = warnings(source, log)
+        text = "\n".join(line for line in text.split("\n") if _NO_TAGS not in line)
     if not answer["linked"] and answer["progs"]:
         say("this libbcc keeps LLVM's objects to itself: no subprograms, no exact C lines")
+    license = scan.license
+    if answer["linked"] and not scan.license_by_sec:
+        license = answer["own_license"]
     return {
         "v": FORMAT,
-        "license": source.license or answer["license"],
+        "license": license or answer["license"],
         "kern_version": answer["kern_version"],
         "btf": answer["btf"],
         "maps": answer["maps"],
         "progs": answer["progs"],
-        "sections": [entry for entry in source.sections if entry[0] in compiled],
-        "consts": [(name, index, value) for name, (index, value) in source.consts.items()],
+        "sections": sections,
+        "unnamed": unnamed,
+        "consts": answer["consts"],
         "deps": answer["deps"],
         "diagnostics": text,
     }
+
+
+def _sections(
+    source: Source, answer: dict[str, Any], untagged: bool
+) -> tuple[list[tuple[str, str, int]], list[tuple[str, str, int, str, str]]]:
+    """The artifact's "sections" and "unnamed": the text is asked only where clang says nothing."""
+    from bpfkit.core.compile.scan import definitions, named
+
+    written = {name: (section, line) for name, section, line in source.scanned().sections}
+    order = list(written)
+    compiled = {prog[0]: ("", "", 0, "") for prog in answer["progs"]}
+    compiled.update((entry[0], entry[1:]) for entry in answer["sections"])
+    sections = []
+    unnamed = []
+    for name, (section, file, line, context) in compiled.items():
+        text, at = written.get(name, ("", 0))
+        if not section:
+            section = text if untagged else named(name)
+        if section != text:
+            at = 0
+        if not at:
+            places = definitions(source, name)
+            if places:
+                file, line = min(places, key=lambda place: (place[0] != file, abs(place[1] - line)))
+            at = line
+        if section:
+            sections.append((name, section, at))
+            continue
+        from bpfkit.core.kernel.sections import likely
+
+        content = next((text for other, _, text in source.files if other == file), "").split("\n")
+        code = content[at - 1].strip() if 0 < at <= len(content) else ""
+        unnamed.append((name, file or source.name, at, code, likely(context, name)))
+    sections.sort(key=lambda entry: order.index(entry[0]) if entry[0] in order else len(order))
+    return sections, unnamed
+
+
+def _stray(source: Source, name: str, section: str, function: bool) -> CompileError:
+    """The error for a SEC() on what is no program, at its line where the text has it."""
+    from bpfkit.core.compile.scan import LIBBPF_MAP, LIBBPF_MAP_HINT, NO_GLOBALS_HINT, STATIC
+
+    for known, error in source.scanned().problems:
+        if known == name and "twice" not in error.why:
+            return error
+    if function:
+        return CompileError(source.name, why=STATIC.format(name), hint="Remove 'static'.")
+    if section.startswith((".maps", "maps")):
+        return CompileError(source.name, why=f"{name}: {LIBBPF_MAP}", hint=LIBBPF_MAP_HINT)
+    why = f'{name}: SEC("{section}") does not belong to a function'
+    return CompileError(source.name, why=why, hint=NO_GLOBALS_HINT)
+
+
+def _problem(source: Source, error: BpfkitError) -> BpfkitError:
+    """What the text says about the line of an error, if that says more than clang does."""
+    if isinstance(error, CompileError):
+        from bpfkit.core.compile.scan import PINNED
+
+        for name, better in source.scanned().problems:
+            file, line, _, _ = better.diagnostics[0]
+            pinned = name == PINNED and error.why.startswith(PINNED)
+            if pinned or any(
+                file == other and line <= at <= line + 2 for other, at, _, _ in error.diagnostics
+            ):
+                better.log = error.log
+                return better
+    return error
 
 
 def _count(error: BpfkitError) -> int:
@@ -153,6 +245,10 @@ def _kernel_knows(names: Sequence[str]) -> bool:
         return False
     if any("/" in name or name.endswith(".h") for name in names):
         return True
+    from bpfkit.core.compile import headertext
+
+    if any(name in headertext.INLINES or name in headertext.names() for name in names):
+        return True  # a generated tree defines it
     try:
         with open("/sys/kernel/btf/vmlinux", "rb") as file:
             data = file.read()
@@ -178,6 +274,33 @@ def interpreters() -> list[str]:
     ):
         found.append(system)
     return found
+
+
+def _environment() -> dict[str, str]:
+    """The environment of a child interpreter: nothing that makes Python run somebody's code."""
+    keep = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
+    environ = {name: os.environ[name] for name in keep if name in os.environ}
+    environ["LC_ALL"] = "C.UTF-8"
+    return environ
+
+
+def ask_interpreter(path: str, code: str, limit: float = 30.0) -> str:
+    """What ``code`` prints in the interpreter ``path``, isolated (-I) from directory and
+    environment; an empty string where it fails."""
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            [path, "-I", "-c", code],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=_environment(),
+            timeout=limit,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return os.fsdecode(done.stdout).strip()
 
 
 def _has_bcc() -> bool:
@@ -226,11 +349,34 @@ def _no_bcc(tried: list[tuple[str, str]]) -> UnsupportedError:
             else f"Unset it, or: {install}",
         )
     why = "; ".join(f"{path}: {reason}" for path, reason in tried) or "no Python interpreter"
+    broken = next((reason for _, reason in tried if _is_there(reason)), "")
+    if broken:
+        memory = "allocate memory" in broken or "failed to map" in broken
+        return UnsupportedError(
+            "BCC is installed and cannot be loaded",
+            why=why,
+            hint="Raise the limit on memory: ulimit -v unlimited" if memory else "",
+        )
     return UnsupportedError(
         "BCC is not installed",
         why=why,
         hint=install[0].upper() + install[1:] if install.startswith("install") else install,
     )
+
+
+def _is_there(reason: str) -> bool:
+    """Is this why a library that exists was not loaded?"""
+    return ": " in reason and ".so" in reason and "No such file" not in reason
+
+
+def _resource(error: OSError) -> BpfkitError | None:
+    """The error to raise where no interpreter would do better: descriptors, processes, memory."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOSPC):
+        found = resource_error(error)
+        if found is not None:
+            found.what = "cannot start the compile worker"
+        return found
+    return None
 
 
 # --- worker processes ----------------------------------------------------------------------------
@@ -247,9 +393,6 @@ class _Worker:
         self.out = os.memfd_create("bpfkit-out", os.MFD_CLOEXEC)
         self.err = os.memfd_create("bpfkit-err", os.MFD_CLOEXEC)
         read, self._pipe = os.pipe()
-        keep = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
-        environ = {name: os.environ[name] for name in keep if name in os.environ}
-        environ["LC_ALL"] = "C.UTF-8"
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py")
         try:
             self.pid = os.posix_spawn(
@@ -263,7 +406,7 @@ class _Worker:
                     _RUN,
                     script,
                 ],
-                environ,
+                _environment(),
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, read, 0),
                     (os.POSIX_SPAWN_DUP2, self.out, 1),
@@ -364,6 +507,9 @@ class _Workers:
             try:
                 self.current = _Worker(self.paths[0])
             except OSError as error:
+                lack = _resource(error)
+                if lack is not None:
+                    raise lack from None
                 reason = f"cannot be run: {errno_text(error.errno or 0)}"
                 self.tried.append((self.paths.pop(0), reason))
 
@@ -391,6 +537,10 @@ class _Workers:
                 except (ValueError, EOFError, TypeError):
                     answer = None
                 if isinstance(answer, dict):
+                    if "error" in answer:
+                        number, text, name = answer["error"]
+                        lack = resource_error(OSError(number, os.strerror(number), name or None))
+                        raise lack or CompileError("the compile worker failed", why=text, log=err)
                     return answer, err, status
                 self.tried.append((self.paths.pop(0), "is no Python interpreter"))
                 continue

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
     from bpfkit.core.compile.source import Source
 
-__all__ = ["Diagnostic", "explain", "find_c_line", "missing_types", "parse", "refused", "warnings"]
+__all__ = [
+    "Diagnostic",
+    "explain",
+    "find_c_line",
+    "missing_function",
+    "missing_types",
+    "parse",
+    "refused",
+    "warnings",
+]
 
 _LINE = re.compile(r"^(.+?):(\d+):(?:(\d+):)? (fatal error|error|warning|note): (.*)$")
 _BACKEND = re.compile(r"^error: (\S+?):(\d+):(\d+): in function (\w+)[^:]*: (?:0x\w+: )?(.*)$")
@@ -119,6 +128,9 @@ def _incomplete(match: re.Match[str]) -> tuple[str, str]:
     )
 
 
+_UNDEFINED = re.compile(r"(\w+)\(\) is called but defined nowhere")
+_NEWLINE = re.compile(r"missing terminating '(.)' character")
+
 _STACK_HINT = "The stack has 512 bytes: put large variables into a one-entry BPF_PERCPU_ARRAY."
 
 #: (pattern, new text or a function of the match, hint); the first that matches is used.
@@ -218,6 +230,14 @@ def explain(source: Source, log: str, status: int) -> BpfkitError:
     if best is not None:
         file, line, column, code, one = best
         text, hint = _polish(one.text)
+        newline = _open_string(source, log, file, line)
+        if newline is not None:
+            line, column, code = newline
+            text = "a line ends inside a string literal"
+            hint = (
+                "Write \\n in C for a newline; in a Python string that is \\\\n, or a raw string "
+                '(r"""…""").'
+            )
         for note in one.notes:
             if not hint and note.text.startswith("did you mean"):
                 hint = note.text
@@ -255,7 +275,26 @@ def explain(source: Source, log: str, status: int) -> BpfkitError:
         except ValueError:
             name = str(-status)
         why = f"the compiler died of {name}" + (f" ({fatal})" if fatal else "")
-    return CompileError(f"cannot compile {source.name}", why=why, log=log)
+    memory = re.search(r"out of memory|bad_alloc|Cannot allocate memory", log)
+    return CompileError(
+        f"cannot compile {source.name}",
+        why=why,
+        hint="Raise the limit on memory: ulimit -v unlimited" if memory else "",
+        log=log,
+    )
+
+
+def _open_string(source: Source, log: str, file: str, line: int) -> tuple[int, int, str] | None:
+    """(line, column, C line) of a string that is not closed where it begins, at or above a line.
+
+    To clang that is a warning, and the errors that follow name neither cause nor place.
+    """
+    for one in parse(log):
+        match = _NEWLINE.search(one.text)
+        place = _place(source, one) if match else None
+        if place is not None and place[0] == file and place[1] <= line <= place[1] + 1:
+            return place[1], place[2], place[3]
+    return None
 
 
 def _tracepoint(source: Source, errors: Sequence[Diagnostic], log: str) -> BpfkitError | None:
@@ -318,7 +357,7 @@ def refused(source: Source, answer: Sequence[Any], log: str) -> CompileError:
         if name == file:
             lines = content.split("\n")
             code = lines[line - 1].strip() if 0 < line <= len(lines) else ""
-    match = re.match(r"(\w+)\(\) is called but defined nowhere", text)
+    match = _UNDEFINED.match(text)
     if match:
         near = _near_helper(match.group(1))
         if near:
@@ -328,6 +367,8 @@ def refused(source: Source, answer: Sequence[Any], log: str) -> CompileError:
                 for note in one.notes:
                     if match.group(1) in one.text and note.text.startswith("did you mean"):
                         hint = note.text
+    if text.startswith("a string or constant table"):
+        text, hint = _table(source, file, line, code) or (text, hint)
     parts = [f"    {code}" if code else "", hint]
     return CompileError(
         where,
@@ -336,6 +377,32 @@ def refused(source: Source, answer: Sequence[Any], log: str) -> CompileError:
         log=log,
         diagnostics=[(file, line, 0, text)],
     )
+
+
+def _table(source: Source, file: str, line: int, code: str) -> tuple[str, str] | None:
+    """(why, hint) of a local table with an initialiser: the compiler took it off the stack."""
+    text = next(content for name, _, content in source.files if name == file)
+    above = "\n".join(text.split("\n")[:line])
+    for name in dict.fromkeys(re.findall(r"\b(\w+)\s*\[", code)):
+        made = list(re.finditer(rf"(.*?)\b{name}\s*(?:\[[^\]]*\]\s*)+=\s*(.)", above))
+        if not made or not made[-1].group(1)[:1].isspace():
+            continue
+        if '"' in above[made[-1].end() - 1 :].partition(";")[0]:
+            hint = "Choose among the strings with a switch, or put them into a BPF_ARRAY."
+        else:
+            hint = "Assign its elements one by one, or use a BPF_ARRAY or a switch."
+        return (
+            f"the compiler made a constant table outside the program of {name}, "
+            "which is initialised with constants; BCC cannot reach it there",
+            hint,
+        )
+    return None
+
+
+def missing_function(answer: Sequence[Any]) -> str:
+    """The function that a refused program calls and nothing defines, or an empty string."""
+    match = _UNDEFINED.match(answer[0])
+    return match.group(1) if match else ""
 
 
 def _near_helper(name: str) -> str:

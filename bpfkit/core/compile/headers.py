@@ -18,6 +18,7 @@ reads garbage.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 
@@ -25,17 +26,20 @@ from bpfkit.core.compile.cache import cache_dir, sha256
 from bpfkit.core.compile.headertext import (
     ALL_MACROS,
     INCLUDE,
+    INLINES,
     KERNEL,
     MACROS,
     PACK,
     TYPEDEFS,
     common,
+    extras,
     macros_only,
+    names,
     typedefs,
     unguarded,
 )
 from bpfkit.core.compile.vmlinux import SEEDS, WORD, Types, own_types
-from bpfkit.core.errors import InputError, UnsupportedError, errno_text
+from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_text
 from bpfkit.core.log import say
 from bpfkit.core.trust import UntrustedError, is_trusted, open_trusted
 
@@ -58,6 +62,8 @@ __all__ = [
 ]
 
 _BTF = "/sys/kernel/btf/vmlinux"
+#: Full, quota, read-only, forbidden: another place may do.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _KEEP_TREES = 48
 _STALE = 3600.0
 
@@ -417,6 +423,7 @@ def _program_tree(source: Source, kernel: Tree, mask: Callable[[str], str], trim
     with open(os.path.join(kernel.path, "functions"), encoding="ascii") as text_file:
         functions = text_file.read()
     bodies = dict(re.findall(r"^#define (\w+)\b(?:\([^)]*\))?[ \t]+(.*)$", ALL_MACROS, re.M))
+    macros, inlines = extras(words, code)
     for word in list(words):
         if word in bodies:
             words.update(WORD.findall(bodies[word]))
@@ -444,7 +451,7 @@ def _program_tree(source: Source, kernel: Tree, mask: Callable[[str], str], trim
 #include <linux/stddef.h>
 #include <bpfkit_bpf_macros.h>
 #define _UAPI__LINUX_BPF_H__
-{functions}{MACROS}"""
+{functions}{MACROS}{_extra_text(macros, inlines, types)}"""
     files["bpfkit_bpf_macros.h"] = "#pragma once\n" + "".join(
         unguarded(macros_only(_read_uapi(name))) for name in ("linux/bpf_common.h", "linux/bpf.h")
     )
@@ -484,6 +491,17 @@ def _program_tree(source: Source, kernel: Tree, mask: Callable[[str], str], trim
         digest.update(f"{name}\0{files[name]}\0".encode(errors="surrogateescape"))
     kind = "btf-trimmed" if trimmed else "btf"
     return _kept(kind, digest.hexdigest()[:24], lambda root: _write(root, files))
+
+
+def _extra_text(macros: Sequence[str], inlines: Sequence[str], types: Types) -> str:
+    values = names()
+    lines = [f"#define {n} {values[n]}\n" for n in macros if n not in types.enumerators]
+    for name in inlines:
+        head = INLINES[name].partition("{")[0]
+        known = (types.tags.get(tag) for tag in re.findall(r"struct \w+", head))
+        if None not in known:
+            lines.append(INLINES[name])
+    return "".join(lines)
 
 
 def _read_uapi(name: str) -> str:
@@ -626,20 +644,39 @@ def _kept(kind: str, identity: str, write: Callable[[str], None]) -> Tree:
             return Tree(path, kind, True)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            if error.errno not in (28, 122, 30, 13):  # full, quota, read-only, forbidden
+            if error.errno not in _NO_ROOM:
                 raise
             say(f"cannot keep header tree: {errno_text(error.errno)}")
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    directory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    temporary = tempfile.mkdtemp(prefix="bpfkit-headers-", dir=directory)
-    try:
-        write(temporary)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return Tree(temporary, kind, True, temporary)
+    refused = []
+    for directory in _temporary_places():
+        temporary = ""
+        try:
+            temporary = tempfile.mkdtemp(prefix="bpfkit-headers-", dir=directory)
+            write(temporary)
+            return Tree(temporary, kind, True, temporary)
+        except OSError as error:
+            if temporary:
+                shutil.rmtree(temporary, ignore_errors=True)
+            if error.errno not in (*_NO_ROOM, errno.ENOENT, errno.ENOTDIR, errno.EPERM):
+                raise
+            refused.append(f"{directory}: {errno_text(error.errno or 0)}")
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    raise BpfkitError(
+        "there is no room for the headers of this compile",
+        why="; ".join([f"{base} is full, not writable or not trusted", *refused]),
+        hint="Free 4 MB there, or set BPFKIT_CACHE or TMPDIR to a directory that has them.",
+    )
+
+
+def _temporary_places() -> list[str]:
+    """Where a tree for one compile may be, best first."""
+    places = ["/dev/shm", os.environ.get("TMPDIR") or "/tmp", "/var/tmp"]
+    return list(dict.fromkeys(os.path.abspath(place) for place in places))
 
 
 def _is_ours(path: str) -> bool:
@@ -683,7 +720,7 @@ def remove_leftovers() -> list[str]:
     import time
 
     removed = []
-    for base in dict.fromkeys(("/dev/shm", tempfile.gettempdir())):
+    for base in dict.fromkeys((*_temporary_places(), tempfile.gettempdir())):
         for name in _listdir(base):
             path = os.path.join(base, name)
             try:

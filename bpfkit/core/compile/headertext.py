@@ -9,12 +9,15 @@ import re
 __all__ = [
     "ALL_MACROS",
     "INCLUDE",
+    "INLINES",
     "KERNEL",
     "MACROS",
     "PACK",
     "TYPEDEFS",
     "common",
+    "extras",
     "macros_only",
+    "names",
     "typedefs",
     "unguarded",
 ]
@@ -286,6 +289,191 @@ PACK: dict[str, str] = {
 }
 ALL_MACROS = "\n".join(PACK.values())
 
+# --- what nearly every kernel header brings along ------------------------------------------------
+#
+# In a kernel tree these come in by way of other headers, so sources use them without naming where
+# they are from.  Here each is defined for the sources that use it and do not define it themselves.
+
+#: Numbers that only the kernel returns to itself.
+_INTERNAL_ERRNO = {
+    "ERESTARTSYS": 512,
+    "ERESTARTNOINTR": 513,
+    "ERESTARTNOHAND": 514,
+    "ENOIOCTLCMD": 515,
+    "ERESTART_RESTARTBLOCK": 516,
+    "EPROBE_DEFER": 517,
+    "EOPENSTALE": 518,
+    "ENOPARAM": 519,
+    "EBADHANDLE": 521,
+    "ENOTSYNC": 522,
+    "EBADCOOKIE": 523,
+    "ENOTSUPP": 524,
+    "ETOOSMALL": 525,
+    "ESERVERFAULT": 526,
+    "EBADTYPE": 527,
+    "EJUKEBOX": 528,
+    "EIOCBQUEUED": 529,
+}
+
+
+def _page_offset() -> str:
+    """Where the kernel's map of all memory begins, at the least (KASLR moves it up)."""
+    machine = os.uname().machine
+    if machine == "x86_64":
+        try:
+            with open("/proc/cpuinfo") as file:
+                five_levels = " la57" in file.read(65536)
+        except OSError:
+            five_levels = False
+        return "0xff11000000000000UL" if five_levels else "0xffff888000000000UL"
+    return {
+        "aarch64": "0xffff000000000000UL",
+        "ppc64le": "0xc000000000000000UL",
+        "s390x": "0UL",
+    }.get(machine, "0xffff800000000000UL")
+
+
+def names() -> dict[str, str]:
+    """{name: what it stands for} of such macros without arguments."""
+    import errno
+
+    return {
+        **{name: str(number) for number, name in errno.errorcode.items()},
+        "EOPNOTSUPP": str(errno.EOPNOTSUPP),
+        "EWOULDBLOCK": str(errno.EWOULDBLOCK),
+        **{name: str(number) for name, number in _INTERNAL_ERRNO.items()},
+        "READ": "0",
+        "WRITE": "1",
+        "PAGE_OFFSET": _page_offset(),
+        "s6_addr": "in6_u.u6_addr8",
+        "s6_addr16": "in6_u.u6_addr16",
+        "s6_addr32": "in6_u.u6_addr32",
+        "SG_CHAIN": "1UL",
+        "SG_END": "2UL",
+        "MINORBITS": "20",
+        "MINORMASK": "((1U << 20) - 1)",
+    }
+
+
+_GET = "static __always_inline __attribute__((unused)) "
+
+
+def _inline(result: str, name: str, argument: str, value: str) -> str:
+    return f"{_GET}{result} {name}({argument})\n{{\n\treturn {value};\n}}\n"
+
+
+#: Inline functions of kernel headers, by name.  As in the kernel they read through the pointer that
+#: they are given: hand them a copy made by bpf_probe_read_kernel(), or a pointer BPF may follow.
+INLINES: dict[str, str] = {
+    name: _inline(result, name, argument, value)
+    for result, name, argument, value in (
+        ("int", "sg_is_chain", "struct scatterlist *sg", "sg->page_link & 1"),
+        ("int", "sg_is_last", "struct scatterlist *sg", "!!(sg->page_link & 2)"),
+        (
+            "struct scatterlist *",
+            "sg_chain_ptr",
+            "struct scatterlist *sg",
+            "(struct scatterlist *)(sg->page_link & ~3UL)",
+        ),
+        ("struct page *", "sg_page", "struct scatterlist *sg", "(void *)(sg->page_link & ~3UL)"),
+        ("int", "atomic_read", "const atomic_t *v", "v->counter"),
+        ("s64", "atomic64_read", "const atomic64_t *v", "v->counter"),
+        ("unsigned int", "refcount_read", "const refcount_t *r", "r->refs.counter"),
+        ("unsigned int", "kref_read", "const struct kref *k", "k->refcount.refs.counter"),
+        ("struct inode *", "file_inode", "const struct file *f", "f->f_inode"),
+        ("struct inode *", "d_inode", "const struct dentry *d", "d->d_inode"),
+        ("struct net *", "sock_net", "const struct sock *sk", "sk->__sk_common.skc_net.net"),
+        ("struct net *", "dev_net", "const struct net_device *dev", "dev->nd_net.net"),
+        ("unsigned int", "skb_headlen", "const struct sk_buff *s", "s->len - s->data_len"),
+        ("bool", "skb_is_nonlinear", "const struct sk_buff *s", "s->data_len"),
+        ("bool", "skb_is_gso", "const struct sk_buff *s", "skb_shinfo(s)->gso_size"),
+        (
+            "struct skb_shared_info *",
+            "skb_shinfo",
+            "const struct sk_buff *s",
+            "(struct skb_shared_info *)(s->head + s->end)",
+        ),
+        (
+            "unsigned char *",
+            "skb_transport_header",
+            "const struct sk_buff *s",
+            "s->head + s->transport_header",
+        ),
+        (
+            "unsigned char *",
+            "skb_network_header",
+            "const struct sk_buff *s",
+            "s->head + s->network_header",
+        ),
+        ("unsigned char *", "skb_mac_header", "const struct sk_buff *s", "s->head + s->mac_header"),
+        (
+            "struct iphdr *",
+            "ip_hdr",
+            "const struct sk_buff *s",
+            "(struct iphdr *)(s->head + s->network_header)",
+        ),
+        (
+            "struct ipv6hdr *",
+            "ipv6_hdr",
+            "const struct sk_buff *s",
+            "(struct ipv6hdr *)(s->head + s->network_header)",
+        ),
+        (
+            "struct tcphdr *",
+            "tcp_hdr",
+            "const struct sk_buff *s",
+            "(struct tcphdr *)(s->head + s->transport_header)",
+        ),
+        (
+            "struct udphdr *",
+            "udp_hdr",
+            "const struct sk_buff *s",
+            "(struct udphdr *)(s->head + s->transport_header)",
+        ),
+        ("sector_t", "blk_rq_pos", "const struct request *rq", "rq->__sector"),
+        ("unsigned int", "blk_rq_bytes", "const struct request *rq", "rq->__data_len"),
+        ("unsigned int", "blk_rq_sectors", "const struct request *rq", "rq->__data_len >> 9"),
+        ("pid_t", "task_pid_nr", "struct task_struct *t", "t->pid"),
+        ("pid_t", "task_tgid_nr", "struct task_struct *t", "t->tgid"),
+        ("unsigned int", "MAJOR", "dev_t dev", "dev >> 20"),
+        ("unsigned int", "MINOR", "dev_t dev", "dev & 0xfffff"),
+        ("dev_t", "MKDEV", "unsigned int major, unsigned int minor", "major << 20 | minor"),
+        (
+            "u32",
+            "new_encode_dev",
+            "dev_t dev",
+            "(dev & 0xff) | (dev >> 20) << 8 | (dev & 0xfff00) << 12",
+        ),
+        ("void *", "ERR_PTR", "long error", "(void *)error"),
+        ("s64", "ktime_to_ns", "ktime_t t", "t"),
+    )
+}
+
+
+def extras(words: set[str], code: str) -> tuple[list[str], list[str]]:
+    """(macros, inline functions) that a text uses without defining them.
+
+    :param words: the words of the text; those of what is added are added.
+    :param code: the text, comments and strings blanked out.
+    """
+    own = set(re.findall(r"^[ \t]*#[ \t]*define[ \t]+(\w+)", code, re.M))
+    for body in re.findall(r"\benum\b[^{};()]*\{([^{}]*)\}", code):
+        own.update(re.findall(r"(?:^|,)\s*(\w+)", body))
+    own.update(re.findall(r"\b(\w+)\s*\([^;{}]*\)\s*\{", code))
+    functions: list[str] = []
+    todo = [name for name in INLINES if name in words and name not in own]
+    while todo:
+        name = todo.pop()
+        if name in functions:
+            functions.remove(name)  # before those that call it
+        functions.insert(0, name)
+        inside = set(re.findall(r"\w+", INLINES[name]))
+        words.update(inside)
+        todo += [other for other in INLINES if other in inside and other not in (name, *own)]
+    macros = [name for name in names() if name in words and name not in own]
+    return macros, functions
+
+
 #: Kernel-internal headers that people name: what each brings besides types, which are all there.
 KERNEL: dict[str, tuple[str, ...]] = dict.fromkeys(
     """
@@ -342,6 +530,7 @@ KERNEL.update(
         "net/af_unix.h": ("net/sock.h",),
         "linux/ipv6.h": ("linux/in6.h",),
         "linux/sched.h": ("linux/err.h", "linux/time.h", "linux/compiler.h"),
+        "linux/scatterlist.h": (),
         "linux/socket.h": (),
         "linux/err.h": (),
         "linux/time.h": (),

@@ -14,8 +14,20 @@ import re
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bpfkit.core.compile.source import Source
+    from bpfkit.core.errors import CompileError
 
-__all__ = ["Scan", "directives", "flatten", "mask", "scan"]
+__all__ = ["Scan", "definitions", "directives", "flatten", "mask", "named", "scan"]
+
+#: What a problem with a pinned map is filed under.
+PINNED = "pinned map"
+LIBBPF_MAP = "libbpf's map syntax is not understood by BCC"
+LIBBPF_MAP_HINT = (
+    "Declare it as BPF_HASH(name, key, value, size) …, or BPFKIT_MAP of bpfkit/maps.h."
+)
+NO_GLOBALS_HINT = (
+    "Global variables are not available with BCC: use a map, or LOAD_CONST for constants."
+)
+STATIC = "program {} is static: BCC takes it for a helper"
 
 _SKIP = re.compile(
     r"""/\*.*?(?:\*/|\Z) | //(?:\\\n|[^\n])* | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*'""",
@@ -23,6 +35,7 @@ _SKIP = re.compile(
 )
 _DIRECTIVE = re.compile(r"^[ \t]*#(?:\\\n|[^\n])*", re.M)
 _SEC = re.compile(r'\bSEC\s*\(\s*"')
+_OWN_SEC = re.compile(r"^[ \t]*#[ \t]*define[ \t]+SEC\b", re.M)
 _LICENSE = re.compile(r'\bLICENSE\s*\(\s*"')
 _CONST = re.compile(r"\bLOAD_CONST\s*\(([^()]*)\)")
 _PINNED = re.compile(r"\bBPF_(?:TABLE|QUEUESTACK)_PINNED[67]?\b|\bBPF_XSKMAP\s*\([^(),]*,[^(),]*,")
@@ -52,27 +65,42 @@ _PROBES = {
     "LSM_PROBE": ("lsm__", "lsm/"),
     "BPF_ITER": ("bpf_iter__", "iter/"),
 }
+#: Functions whose names say their section, as BCC has it.
 _PREFIXES = {
     "kprobe__": "kprobe/",
     "kretprobe__": "kretprobe/",
-    "tracepoint__": "tracepoint/",
-    "raw_tracepoint__": "raw_tp/",
+    **dict(_PROBES.values()),
 }
+
+
+def named(function: str) -> str:
+    """The section that BCC's prefix of a function's name stands for, or an empty string."""
+    prefix = function[: function.find("__") + 2]
+    rest = function[len(prefix) :]
+    if prefix not in _PREFIXES:
+        return ""
+    if prefix == "tracepoint__":
+        rest = rest.replace("__", "/", 1)
+    return _PREFIXES[prefix] + rest if rest else ""
 
 
 class Scan:
     """What :func:`scan` finds; see the properties of :class:`~bpfkit.core.compile.source.Source`.
 
     ``blank`` lists (file, start, end) of declarations that BCC makes itself, ``heads`` the
-    (file, line) -> function of each ``SEC()`` that starts its line.
+    (file, line) -> function of each ``SEC()`` that starts its line.  ``problems`` are (function or
+    variable, error) of what cannot work *if* the preprocessor keeps it: the text alone does not
+    say.  ``license_by_sec``: the licence is libbpf's ``SEC("license")``.
     """
 
-    __slots__ = ("blank", "consts", "heads", "license", "sections")
+    __slots__ = ("blank", "consts", "heads", "license", "license_by_sec", "problems", "sections")
 
     def __init__(self) -> None:
         self.sections: list[tuple[str, str, int]] = []
         self.consts: dict[str, tuple[int, int]] = {}
         self.license: bytes | None = None
+        self.license_by_sec = False
+        self.problems: list[tuple[str, CompileError]] = []
         self.blank: list[tuple[int, int, int]] = []
         self.heads: dict[tuple[int, int], str] = {}
 
@@ -95,9 +123,10 @@ def directives(code: str) -> str:
 
 
 def scan(source: Source) -> Scan:
-    """Find programs, constants and the licence of a source.
+    """Find programs, constants and the licence of a source, without a preprocessor.
 
-    :raises CompileError: for what BCC would get wrong without saying so.
+    Which ``#if`` branches are kept and what macros expand to is the compiler's to say: see
+    "sections" of the worker's answer.
     """
     result = Scan()
     for index, (_, _, text) in enumerate(source.files):
@@ -110,13 +139,16 @@ def scan(source: Source) -> Scan:
         for match in _CONST.finditer(code):
             _const(source, result, index, text, match)
         for match in _PINNED.finditer(code):
-            raise source.error(
+            error = source.error(
                 index,
                 _line(text, match.start()),
                 "pinned maps outlive the process, which bpfkit never leaves behind",
                 "Use the macro without a path; pin with Map.pin() if it has to stay.",
             )
+            result.problems.append((PINNED, error))
         _bcc_probes(result, text, code)
+    if any(_OWN_SEC.search(text) for name, _, text in source.files if name != "bpfkit/bpfkit.h"):
+        result.heads.clear()  # libbpf's SEC() is a section attribute; a function has only one
     return result
 
 
@@ -131,8 +163,12 @@ def _section(
     close = code.find('"', match.end())
     section = text[match.end() : close]
     end = code.find(")", close) + 1
+
+    def problem(name: str, text: str, hint: str = "") -> None:
+        result.problems.append((name, source.error(index, line, text, hint)))
+
     if close < 0 or end <= 0:
-        raise source.error(index, line, "SEC() is not closed")
+        return problem("", "SEC() is not closed")
     line_start = text.rfind("\n", 0, match.start()) + 1
     before = code[line_start : match.start()].strip()
     kind, name, stop, static = _declaration(code, end)
@@ -142,33 +178,20 @@ def _section(
                 value = re.compile(r'"(?:\\.|[^"\\\n])*"').search(text, end)
                 if value is not None and value.start() < stop:
                     result.license = value.group()[1:-1].encode()
+                    result.license_by_sec = True
             result.blank.append((index, line_start if before else match.start(), stop + 1))
             return
         if section.startswith(".maps") or section == "maps":
-            raise source.error(
-                index,
-                line,
-                "libbpf's map syntax is not understood by BCC",
-                "Declare it as BPF_HASH(name, key, value, size) …, or BPFKIT_MAP of bpfkit/maps.h.",
-            )
-        raise source.error(
-            index,
-            line,
-            f'SEC("{section}") does not belong to a function',
-            "Global variables are not available with BCC: use a map, or LOAD_CONST for constants.",
-        )
+            return problem(name, LIBBPF_MAP, LIBBPF_MAP_HINT)
+        return problem(name, f'SEC("{section}") does not belong to a function', NO_GLOBALS_HINT)
     if kind != "function":
-        raise source.error(index, line, f'SEC("{section}") does not belong to a function')
+        return problem("", f'SEC("{section}") does not belong to a function')
     if static or re.match(r"static\b", re.split(r"[;}]", before)[-1].strip()):
-        raise source.error(
-            index, line, f"program {name} is static: BCC takes it for a helper", "Remove 'static'."
-        )
+        return problem(name, STATIC.format(name), "Remove 'static'.")
     others = [other for function, other, _ in result.sections if function == name]
     if others and others[0] != section:
-        raise source.error(
-            index, line, f"program {name} is defined twice", f'It is SEC("{others[0]}") already.'
-        )
-    if not others:  # the same again is the other half of an #if
+        problem(name, f"program {name} is defined twice", f'It is SEC("{others[0]}") already.')
+    if not others:  # another one of this name is the other half of an #if, or the clang's to refuse
         result.sections.append((name, section, line))
     if not before:
         result.heads[index, line] = name
@@ -222,20 +245,24 @@ def _closing(code: str, at: int) -> int:
 
 def _const(source: Source, result: Scan, index: int, text: str, match: re.Match[str]) -> None:
     line = _line(text, match.start())
+
+    def problem(what: str) -> None:
+        result.problems.append(("", source.error(index, line, what)))
+
     parts = [part.strip() for part in match.group(1).split(",")]
     if len(parts) != 3 or not parts[0].isdigit() or not _WORD.fullmatch(parts[1]):
-        raise source.error(index, line, "LOAD_CONST takes (index, name, default)")
+        return problem("LOAD_CONST takes (index, name, default)")
     value = _INTEGER.fullmatch(parts[2])
     if value is None:
-        raise source.error(index, line, f"the default of LOAD_CONST {parts[1]} is not a number")
+        return problem(f"the default of LOAD_CONST {parts[1]} is not a number")
     digits = value.group(2)
     number = int(digits, 8 if digits.isdigit() and digits[0] == "0" else 0)
     number = -number if value.group(1) else number
     at = int(parts[0])
     if parts[1] in result.consts or any(at == other for other, _ in result.consts.values()):
-        raise source.error(index, line, f"LOAD_CONST {at} ({parts[1]}) is declared twice")
+        return problem(f"LOAD_CONST {at} ({parts[1]}) is declared twice")
     if not -(1 << 63) <= number < 1 << 64:
-        raise source.error(index, line, f"the default of LOAD_CONST {parts[1]} exceeds 64 bits")
+        return problem(f"the default of LOAD_CONST {parts[1]} exceeds 64 bits")
     result.consts[parts[1]] = (at, number & (1 << 64) - 1)
 
 
@@ -259,15 +286,28 @@ def _bcc_probes(result: Scan, text: str, code: str) -> None:
         found.append((match.start(), name, section))
     for match in _BCC_NAME.finditer(code):
         name = match.group(1)
-        prefix = name[: name.index("__") + 2]
-        what = name[len(prefix) :]
-        if prefix == "tracepoint__":
-            what = what.replace("__", "/", 1)
-        found.append((match.start(), name, _PREFIXES[prefix] + what))
+        found.append((match.start(), name, named(name)))
     for at, name, section in sorted(found):
         if name not in known:
             known.add(name)
             result.sections.append((name, section, _line(text, at)))
+
+
+def definitions(source: Source, function: str) -> list[tuple[str, int]]:
+    """(file, line) of each place where a function of this name is written down with a body.
+
+    The name may be an argument of the macro that makes the function's head.
+    """
+    found = []
+    named = re.escape(function)
+    head = re.compile(rf"\b{named}\s*\(|\b\w+\s*\((?=[^(){{}};]*\b{named}\b)")
+    for name, _, text in source.files:
+        code = directives(mask(text))
+        for match in head.finditer(code):
+            end = _closing(code, match.end() - 1)
+            if code[end:].lstrip()[:1] == "{":
+                found.append((name, _line(text, match.start())))
+    return found
 
 
 # --- one text for BCC ------------------------------------------------------------------------
@@ -297,6 +337,7 @@ def _flatten(source: Source, scan: Scan, index: int, out: list[str], stack: list
     saved: list[int] = []
     statement = 0  # first line of the statement that is under way, 0 between statements
     continued = resync = False
+    made = False  # the line before may be a macro that makes a program, where BCC adds a line
     once = ""
     for number, (line, masked) in enumerate(zip(lines, code, strict=True), 1):
         bare = masked.strip()
@@ -323,9 +364,10 @@ def _flatten(source: Source, scan: Scan, index: int, out: list[str], stack: list
                 out.append(f'#line {number + 1} "{quoted}"')
             continue
         if bare and not paren:
-            if resync:
+            if resync or (made and not depth):
                 out.append(f"#line {number}")
                 resync = False
+            made = False
             function = scan.heads.get((index, number))
             if function is not None and not depth:
                 # With a section of its own, BCC adds no line in front of the function.
@@ -355,6 +397,8 @@ def _flatten(source: Source, scan: Scan, index: int, out: list[str], stack: list
             elif c == "}":
                 depth = max(depth - 1, 0)
         out.append(" " * begin + line[begin:] if begin else line)
+        if bare and not paren and bare[-1] == ")":
+            made = True
         if bare and not paren and bare[-1] in ";{}":
             resync = resync or statement != number
             statement = 0

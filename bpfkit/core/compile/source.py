@@ -83,6 +83,8 @@ class Source:
     __slots__ = ("_scan", "files", "includes", "name", "path", "text")
 
     def __init__(self, name: str, path: str | None, text: str) -> None:
+        # A byte order mark, which some editors write, is no part of C.
+        text = text.removeprefix("\ufeff")
         self.name = name
         self.path = path
         self.text = text
@@ -172,9 +174,15 @@ class Source:
         Functions that BCC's own macros declare (``TRACEPOINT_PROBE`` …) get the section that the
         macro stands for.
 
+        Only the text is read: a name behind a macro is not seen, and of several ``#if`` branches
+        the first counts.  What a compile yields has the compiler's own view.
+
         :raises CompileError: for a ``SEC()`` that belongs to no function, or libbpf map syntax.
         """
-        return self.scanned().sections
+        scan = self.scanned()
+        if scan.problems:
+            raise scan.problems[0][1]
+        return scan.sections
 
     @property
     def consts(self) -> dict[str, tuple[int, int]]:
@@ -223,9 +231,14 @@ def _read(path: str, called: str) -> str:
         ) from None
     if len(data) > _MAX_BYTES:
         raise InputError(f"cannot read C source {called}", why="larger than 4 MB")
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise InputError(
+            f"cannot read C source {called}", why="UTF-16 text", hint="Save it as UTF-8."
+        )
     if b"\0" in data:
         raise InputError(f"cannot read C source {called}", why="not a text file")
-    return data.decode(errors="surrogateescape").replace("\r\n", "\n")
+    text = data.decode(errors="surrogateescape").removeprefix("\ufeff")
+    return text.replace("\r\n", "\n")
 
 
 def _missing(called: str) -> InputError:

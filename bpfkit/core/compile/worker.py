@@ -271,6 +271,14 @@ def _symbol(library: Any) -> int:
     return ct.addressof(ct.c_char.in_dll(library, "__jit_debug_descriptor"))
 
 
+def _has_symbol(library: Any) -> bool:
+    """Does this LLVM publish its objects?"""
+    try:
+        return bool(_symbol(library))
+    except (AttributeError, ValueError):
+        return False
+
+
 def _each_ksym(callback: int, payload: int) -> int:
     say = ct.CFUNCTYPE(None, ct.c_char_p, ct.c_char_p, ct.c_uint64, ct.c_void_p)(callback)
     for name in (b"bpf_probe_read_kernel", b"bpf_probe_read_user"):
@@ -350,6 +358,7 @@ def _cstring(data: bytes, at: int) -> str:
 
 
 #: Bytes after the head of a type; for some kinds of each of its members.
+_SEC_TAG = "bpfkit:sec:"
 _BTF_EXTRA = {1: 4, 3: 12, 4: 12, 5: 12, 6: 8, 13: 8, 14: 4, 15: 12, 17: 4, 19: 12}
 
 
@@ -358,6 +367,8 @@ class Btf:
 
     def __init__(self, data: bytes, order: str) -> None:
         self.order = order
+        #: SEC() of functions and variables: {type: (name, section name)}
+        self.tags: Dict[int, Tuple[str, str]] = {}
         self.valid = len(data) >= 24 and unpack_from(order + "H", data)[0] == 0xEB9F
         self.types: List[Tuple[int, int, int, int]] = [(0, 0, 0, 0)]  # name, info, size, offset
         if not self.valid:
@@ -384,7 +395,26 @@ class Btf:
             elif kind == 15:
                 for place in range(at, at + 12 + extra, 12):
                     pack_into(order + "III", self.body, place, 0, 2 << 24, 0)
+            elif kind == 17:  # SEC(), for us and for no kernel before 5.16
+                text = self.string(name)
+                if text.startswith(_SEC_TAG):
+                    tagged = self.string(self.types[size][0])
+                    self.tags.setdefault(size, (tagged, text[len(_SEC_TAG) :]))
+                pack_into(order + "IIII", self.body, at, 0, 1 << 24, 4, 32)
             at += 12 + extra
+
+    def contexts(self) -> Dict[str, str]:
+        """{function: name of the struct that its first argument points to}."""
+        found = {}
+        for name, info, proto, _ in self.types[1:]:
+            if info >> 24 & 31 != 12 or not self.types[proto][1] & 0xFFFF:
+                continue
+            (kind,) = unpack_from(self.order + "4xI", self.body, self.types[proto][3] + 12)
+            seen = 0
+            while kind and seen < 16 and self.types[kind][1] >> 24 & 31 in (2, 8, 9, 10, 11):
+                kind, seen = self.types[kind][2], seen + 1
+            found[self.string(name)] = self.string(self.types[kind][0]) if kind else "void"
+        return found
 
     def string(self, at: int) -> str:
         return _cstring(bytes(self.strings), at) if at < len(self.strings) else ""
@@ -500,7 +530,9 @@ class Linker:
         }
         self.fake: Dict[int, int] = {}  # BCC's number of a map -> index in the artifact
         self.own: Dict[int, int] = {}  # index of a BPFKIT_MAP -> index in the artifact
-        self.consts: Set[int] = set(request["consts"])
+        self.consts: Set[int] = {index for _, index, _ in request["consts"]}
+        self.heads: Set[str] = set(request["heads"])
+        self.shifts: Dict[Tuple[int, int], int] = {}
         self.func_info, self.func_size = self._ext(0)
         self.line_info, self.line_size = self._ext(8)
         self.renamed: Dict[int, Tuple[int, str]] = {}
@@ -669,7 +701,7 @@ class Linker:
                 "%s lies outside the program (%s), where BCC cannot reach" % (what, home),
                 file,
                 line,
-                "Put it on the stack, into a BPF_ARRAY, or write it as a switch.",
+                "Put it into a BPF_ARRAY, or write it as a switch.",
             )
         raise Refused(
             "global variable %s: BCC has no global variables" % (variable or "?"),
@@ -695,11 +727,13 @@ class Linker:
         order = self.elf.order
         out = []
         for section, start, length, first in pieces:
+            shift = self._shift(section, start, length)
             last: Optional[bytes] = None
             for record in self.line_info.get(self.elf.names[section], ()):
                 offset, file, text, place = unpack_from(order + "IIII", record)
                 if not start <= offset < start + length:
                     continue
+                place -= shift << 10
                 file, text, known = self._line(file, text, place >> 10)
                 if known:
                     last = pack(order + "III", file, text, place)
@@ -711,8 +745,7 @@ class Linker:
     def _line(self, file: int, text: int, line: int) -> Tuple[int, int, bool]:
         """(name offset, text offset, is it a file of the user's?) of a line record."""
         if file not in self.renamed:
-            name = self.btf.string(file)
-            short = name[len(self.tree) + 1 :] if name.startswith(self.tree + "/") else name
+            short = self._short(file)
             if short in self.files:
                 self.renamed[file] = (self.btf.add(short), short)
             else:
@@ -724,6 +757,50 @@ class Linker:
         code = lines[line - 1] if 0 < line <= len(lines) else ""
         return offset, self.btf.add(code.strip()), True
 
+    def _shift(self, section: int, start: int, length: int) -> int:
+        """By how many lines a function is off.
+
+        BCC puts a line in front of a program that lacks a section.  Where a macro makes the whole
+        program, nothing in the text takes that line back.
+        """
+        if (section, start) in self.shifts:
+            return self.shifts[section, start]
+        self.shifts[section, start] = 0
+        known = self.elf.function(section, start)
+        home = self.elf.names[section]
+        if known is None or known[0] in self.heads or home != ".bpf.fn." + known[0]:
+            return 0
+        lines = set()
+        for record in self.line_info.get(home, ()):
+            at, file, _, place = unpack_from(self.elf.order + "IIII", record)
+            if start <= at < start + length:
+                lines.add((self._short(file), place >> 10))
+        if len(lines) == 1:
+            name, line = lines.pop()
+            text = self.files.get(name, [])
+            if 1 < line <= len(text) + 1:
+                code = text[line - 2].strip()
+                head = code.partition("(")[0].rstrip()
+                if head.isidentifier() and head != code and "{" not in code:
+                    self.shifts[section, start] = 1
+        return self.shifts[section, start]
+
+    def _short(self, file: int) -> str:
+        name = self.btf.string(file)
+        return name[len(self.tree) + 1 :] if name.startswith(self.tree + "/") else name
+
+    def start(self, function: str) -> Tuple[str, int]:
+        """(file, line) where a function starts."""
+        found = self.elf.find(function)
+        if found is None:
+            return ("", 0)
+        section, value, size = found
+        for record in self.line_info.get(self.elf.names[section], ()):
+            at, file, _, place = unpack_from(self.elf.order + "IIII", record)
+            if value <= at < value + size and self._short(file) in self.files:
+                return self._short(file), (place >> 10) - self._shift(section, value, size)
+        return ("", 0)
+
     def where(self, section: int, offset: int) -> Tuple[str, int]:
         """(file, line) of an instruction, as far as it is the user's."""
         found = ("", 0)
@@ -731,8 +808,7 @@ class Linker:
             at, file, _, place = unpack_from(self.elf.order + "IIII", record)
             if at > offset:
                 break
-            name = self.btf.string(file)
-            short = name[len(self.tree) + 1 :] if name.startswith(self.tree + "/") else name
+            short = self._short(file)
             if short in self.files:
                 found = (short, place >> 10)
         return found
@@ -775,6 +851,9 @@ def compile(request: Dict[str, Any], library: ct.CDLL) -> Dict[str, Any]:
         recorder.library = library
     deps_fd = os.memfd_create("bpfkit-deps", 0)
     flags = [b"-MD", b"-MF", b"/proc/self/fd/%d" % deps_fd, *request["cflags"]]
+    if not hooked or request["noelf"] or not _has_symbol(library):
+        # BCC does not know declaration tags, and this time it is BCC's BTF that is used.
+        flags.append(b"-DBPFKIT_NO_TAGS")
     module = library.bpf_module_create_c_from_string(
         request["text"], 0, (ct.c_char_p * len(flags))(*flags), len(flags), not hooked, None
     )
@@ -798,8 +877,13 @@ def compile(request: Dict[str, Any], library: ct.CDLL) -> Dict[str, Any]:
         )
         for name in names
     }
+    sections: List[Tuple[str, str, str, int, str]] = []
+    strays: List[Tuple[str, str, bool]] = []
+    consts = request["consts"]
     if elf is not None:
         btf = Btf(elf.section(".BTF"), elf.order)
+        if not request["untagged"]:
+            request["consts"] = consts = _consts(elf)
         linker = Linker(elf, btf, request)
         for index, definition in sorted(btf.maps()):
             if index in linker.own:
@@ -815,6 +899,7 @@ def compile(request: Dict[str, Any], library: ct.CDLL) -> Dict[str, Any]:
             maps.append(definition)
         linker.fake = _fake_numbers(elf, code, created, index_of_fd)
         progs = [prog for prog in map(linker.link, code) if prog is not None]
+        sections, strays = _sections(linker, [prog[0] for prog in progs])
         blob = btf.blob()
     else:
         progs = _unlinked(recorder, library, module, code, index_of_fd, request, hooked)
@@ -822,14 +907,64 @@ def compile(request: Dict[str, Any], library: ct.CDLL) -> Dict[str, Any]:
     return {
         "v": 1,
         "license": library.bpf_module_license(module) or b"GPL",
+        "own_license": _cut(elf.section("bpfkit.license")) if elf is not None else b"",
         "kern_version": library.bpf_module_kern_version(module),
         "btf": blob,
         "maps": maps,
         "progs": progs,
+        "sections": sections,
+        "strays": strays,
+        "consts": consts,
         "deps": _deps(deps_fd, request),
         "hooked": hooked,
         "linked": elf is not None,
     }
+
+
+def _sections(
+    linker: Linker, names: List[str]
+) -> Tuple[List[Tuple[str, str, str, int, str]], List[Tuple[str, str, bool]]]:
+    """What SEC() says about programs, and where there is SEC() on what is no program.
+
+    The former are (function, section name or "", file, line, struct of the context), the latter
+    (name, section name, is it a function?).
+    """
+    elf, btf = linker.elf, linker.btf
+    known = set(names)
+    tags = {}
+    strays = []
+    for kind, (name, section) in btf.tags.items():
+        function = btf.types[kind][1] >> 24 & 31 == 12
+        if function and name in known:
+            tags[name] = section
+        else:
+            strays.append((name, section, function))
+    contexts = btf.contexts()
+    found = []
+    for name in names:
+        place = elf.find(name)
+        home = elf.names[place[0]] if place is not None else ""
+        if name not in tags and home and not home.startswith((".bpf.fn.", ".text")):
+            tags[name] = home  # a section attribute, as libbpf's own SEC() has it
+        found.append((name, tags.get(name, ""), *linker.start(name), contexts.get(name, "")))
+    return found, strays
+
+
+def _consts(elf: Elf) -> List[Tuple[str, int, int]]:
+    """(name, index, default) of every LOAD_CONST."""
+    data = elf.section("bpfkit.consts")
+    found: List[Tuple[str, int, int]] = []
+    for at in range(0, len(data) - 79, 80):
+        index, value, text = unpack_from(elf.order + "QQ64s", data, at)
+        name = _cut(text).decode(errors="replace")
+        if any(index == other for _, other, _ in found):
+            raise Refused("LOAD_CONST %d (%s) is declared twice" % (index, name), "", 0, "")
+        found.append((name, index, value))
+    return sorted(found, key=lambda const: const[1])
+
+
+def _cut(data: bytes) -> bytes:
+    return data.partition(b"\0")[0]
 
 
 def _maps(
@@ -948,6 +1083,7 @@ def _unlinked(
         ct.c_int,
     ]
     progs = []
+    numbers = {index for _, index, _ in request["consts"]}
     for name, data in code.items():
         out = bytearray(data)
         maps: List[Tuple[int, int]] = []
@@ -963,7 +1099,7 @@ def _unlinked(
                 if source == _PSEUDO_MAP_FD and imm in index_of_fd:
                     maps.append((at, index_of_fd[imm]))
                     out[at + 4 : at + 8] = b"\0\0\0\0"
-                elif source == _BPFKIT_CONST and imm in request["consts"]:
+                elif source == _BPFKIT_CONST and imm in numbers:
                     consts.append((at, imm))
                     out[at + 1] &= 15
                     out[at + 4 : at + 8] = b"\0\0\0\0"
@@ -1014,8 +1150,8 @@ def _deps(fd: int, request: Dict[str, Any]) -> List[Tuple[str, int, int, int]]:
         if name.startswith("/virtual/"):
             continue
         path = os.path.realpath(os.path.join(tree, name))
-        if request["generated"] and path.startswith(tree + "/"):
-            continue  # a function of the kernel and of bpfkit, both in the key
+        if request["throwaway"] and path.startswith(tree + "/"):
+            continue  # gone after this compile
         paths.append(path)
     with open("/proc/self/maps") as file:
         for line in file:
@@ -1130,12 +1266,17 @@ def main() -> None:
     os.dup2(2, 1)  # whatever libbcc prints is a diagnostic
     library = None
     if _has_bcc():
+        reasons = []
         for name in ("libbcc.so.0", "libbcc.so"):
             try:
                 library = ct.CDLL(name, use_errno=True)
                 break
             except OSError as error:
-                print(error, file=sys.stderr)
+                reasons.append(str(error))
+        if library is None:
+            # A library that is there and cannot be loaded says more than a name that is not.
+            reasons.sort(key=lambda reason: "No such file" not in reason)
+            print("\n".join(reasons), file=sys.stderr)
     if library is None:
         sys.stderr.flush()
         os._exit(NO_BCC)
@@ -1155,7 +1296,8 @@ def main() -> None:
     except Refused as refusal:
         answer = {"refused": refusal.args}
     except OSError as error:
-        answer = {"refused": (str(error), "", 0, "")}
+        name = error.filename if isinstance(error.filename, str) else ""
+        answer = {"error": (error.errno or 0, str(error), name)}
     _finish(answer)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from bpfkit.core.errors import InputError
 from bpfkit.core.kernel.constants import ATTACH_TYPES, PROG_TYPES
 
-__all__ = ["SECTIONS", "Section", "resolve"]
+__all__ = ["SECTIONS", "Section", "likely", "resolve"]
 
 SLEEPABLE = 1 << 4  # BPF_F_SLEEPABLE
 XDP_HAS_FRAGS = 1 << 5  # BPF_F_XDP_HAS_FRAGS
@@ -143,6 +143,75 @@ SECTIONS: dict[str, tuple[int, int, int, int]] = {
     name: (_PROG[kind], _ATTACH[attach], flags, follows)
     for name, (kind, attach, flags, follows) in _SECTIONS.items()
 }
+
+
+#: Section names by the struct that a program's argument points to, the commonest first.
+_BY_CONTEXT = {
+    "xdp_md": "xdp",
+    "__sk_buff": "tc socket cgroup_skb/ingress",
+    "pt_regs": "kprobe/FUNCTION uprobe/FILE:FUNCTION",
+    "bpf_perf_event_data": "perf_event",
+    "bpf_raw_tracepoint_args": "raw_tp/NAME",
+    "bpf_sock_ops": "sockops",
+    "sk_msg_md": "sk_msg",
+    "bpf_sock": "cgroup/sock_create",
+    "bpf_sock_addr": "cgroup/connect4",
+    "bpf_sockopt": "cgroup/setsockopt",
+    "bpf_sysctl": "cgroup/sysctl",
+    "bpf_cgroup_dev_ctx": "cgroup/dev",
+    "bpf_sk_lookup": "sk_lookup",
+    "sk_reuseport_md": "sk_reuseport",
+    "bpf_nf_ctx": "netfilter",
+    "bpf_flow_keys": "flow_dissector",
+}
+#: A word in the function's name that chooses among them.
+_BY_NAME = {
+    "tc socket cgroup_skb/ingress": (
+        ("cgroup", "cgroup_skb/ingress"),
+        ("egress", "tc/egress"),
+        ("ingress", "tc/ingress"),
+        ("sock", "socket"),
+        ("filter", "socket"),
+        ("lwt", "lwt_xmit"),
+        ("verdict", "sk_skb/stream_verdict"),
+        ("parse", "socket"),
+    ),
+    "kprobe/FUNCTION uprobe/FILE:FUNCTION": (
+        ("uretprobe", "uretprobe/FILE:FUNCTION"),
+        ("uprobe", "uprobe/FILE:FUNCTION"),
+        ("ret", "kretprobe/FUNCTION"),
+        ("exit", "kretprobe/FUNCTION"),
+    ),
+    "cgroup/connect4": (
+        ("connect6", "cgroup/connect6"),
+        ("bind4", "cgroup/bind4"),
+        ("bind6", "cgroup/bind6"),
+        ("sendmsg", "cgroup/sendmsg4"),
+        ("recvmsg", "cgroup/recvmsg4"),
+    ),
+}
+
+
+def likely(context: str, function: str = "") -> str:
+    """The section names that fit a program, the likeliest first, in words for a hint.
+
+    :param context: the struct that the program's argument points to ("xdp_md").
+    :param function: the program's name, which often says more.
+    """
+    if context.startswith("tracepoint__"):
+        return f'SEC("tp/{context[12:].replace("__", "/", 1)}")'
+    if context.startswith("trace_event_raw_"):
+        return f'SEC("tp/GROUP/{context[16:]}")'
+    if context.startswith("bpf_iter__"):
+        return f'SEC("iter/{context[10:]}")'
+    names = _BY_CONTEXT.get(context, "")
+    if not names:
+        return ""
+    for word, section in _BY_NAME.get(names, ()):
+        if word in function.lower():
+            names = f"{section} {names}"
+            break
+    return " or ".join(f'SEC("{name}")' for name in list(dict.fromkeys(names.split()))[:2])
 
 
 class Section:

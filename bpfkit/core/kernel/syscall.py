@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes as ct
 import os
+import sys
 from struct import Struct, pack_into, unpack_from
 
 TYPE_CHECKING = False
@@ -314,13 +315,36 @@ def _pace() -> None:
     """
     import time
 
-    grace_period()
+    try:
+        grace_period()
+    except OSError:
+        time.sleep(0.1)  # only a pause, which a grace period rarely exceeds
     time.sleep(0.02)
 
 
 def grace_period() -> None:
-    """Wait until every program that was running on any CPU has ended (an RCU grace period)."""
-    _syscall(_NR_MEMBARRIER, ct.c_int(1), ct.c_uint(0), ct.c_int(0))  # MEMBARRIER_CMD_GLOBAL
+    """Wait until every program that was running on any CPU has ended (an RCU grace period).
+
+    membarrier(2) does just that, except on kernels with CPUs in ``nohz_full`` (EINVAL) or without
+    it (ENOSYS); there an update of a map of maps waits as long, so that the map that was in it is
+    not in use any more when bpf(2) returns (``maybe_wait_bpf_programs()``, Linux 4.20).
+
+    :raises OSError: neither is possible.
+    """
+    if _syscall(_NR_MEMBARRIER, ct.c_int(1), ct.c_uint(0), ct.c_int(0)) < 0:  # CMD_GLOBAL
+        _update_map_of_maps()
+
+
+def _update_map_of_maps() -> None:
+    inner = outer = -1
+    try:
+        inner = map_create(2, 4, 4, 1)  # ARRAY
+        outer = map_create(12, 4, 4, 1, inner_map_fd=inner)  # ARRAY_OF_MAPS
+        map_update(outer, bytes(4), inner.to_bytes(4, sys.byteorder))
+    finally:
+        for fd in (inner, outer):
+            if fd >= 0:
+                os.close(fd)
 
 
 def prog_load(

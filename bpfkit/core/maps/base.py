@@ -33,7 +33,7 @@ from operator import add
 from struct import Struct
 
 from bpfkit.core.compile.artifact import MapDef
-from bpfkit.core.errors import MapError, UnsupportedError, errno_text
+from bpfkit.core.errors import MapError, UnsupportedError, errno_text, lacking
 from bpfkit.core.kernel import syscall as sc
 from bpfkit.core.kernel.constants import MAP_TYPES, map_type
 from bpfkit.core.maps import kind_modules
@@ -192,6 +192,9 @@ class Map(Walk):
             )
         except OSError as error:
             what = f"cannot create {_type_name(number)} map '{name}'"
+            lack = lacking(error, what)
+            if lack is not None:
+                raise lack from None
             if error.errno == errno.EPERM:
                 from bpfkit.core.errors import PrivilegeError
 

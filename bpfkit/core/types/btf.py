@@ -130,6 +130,16 @@ class Member:
         return f"<Member {self.name}{bits} at bit {self.bit_offset}, type {self.type_id}>"
 
 
+#: The kernel's KSYM_NAME_LEN: no name is longer.
+_MAX_NAME = 512
+#: Types within types (by value, or as C writes their names) beyond which a blob is hostile.
+_MAX_DEPTH = 32
+#: Unnamed structs and unions in one struct.
+_MAX_UNNAMED = 1024
+#: What the layouts of one blob may cost, in cells, members and characters of names: all types of a
+#: vmlinux take a sixth of it.
+_BUDGET = 1 << 26
+
 _SIZED = (INT, STRUCT, UNION, ENUM, DATASEC, FLOAT, ENUM64)
 
 
@@ -140,7 +150,18 @@ class Btf:
     :param base: for split BTF (a kernel module's), the BTF it extends: vmlinux's.
     """
 
-    __slots__ = ("_base", "_first", "_layouts", "_offsets", "_strings", "_types", "_words", "data")
+    __slots__ = (
+        "_base",
+        "_depth",
+        "_first",
+        "_layouts",
+        "_offsets",
+        "_spent",
+        "_strings",
+        "_types",
+        "_words",
+        "data",
+    )
 
     def __init__(self, data: bytes, base: Btf | None = None) -> None:
         if len(data) < 24:
@@ -173,6 +194,8 @@ class Btf:
         self._first = len(base) if base is not None else 1
         self._offsets: Sequence[int] | None = None
         self._layouts: dict[tuple[int, str], Layout] = {}
+        self._depth = 0
+        self._spent = 0
 
     @classmethod
     def from_file(cls, path: str, base: Btf | None = None) -> Btf:
@@ -194,6 +217,9 @@ class Btf:
             fixed, each = _WORDS, _WORDS_EACH
             offsets: list[int] = []
             append = offsets.append
+            kind = 0
+            if end and end < 3:
+                raise BtfError("BTF is truncated")
             try:
                 while at < end:
                     append(at)
@@ -201,6 +227,8 @@ class Btf:
                     kind = info >> 24 & 0x1F
                     at += 3 + fixed[kind] + each[kind] * (info & 0xFFFF)
             except IndexError:
+                if kind < len(KINDS):
+                    raise BtfError("BTF is truncated") from None
                 raise BtfError(f"BTF has a kind newer than this bpfkit ({kind})") from None
             if at != end:
                 raise BtfError("BTF is truncated")
@@ -222,7 +250,10 @@ class Btf:
         if offset >= size:
             raise BtfError(f"string offset {offset} is outside the BTF")
         at = start + offset
-        return self.data[at : self.data.index(b"\0", at)].decode(errors="replace")
+        end = self.data.find(b"\0", at, min(start + size, at + _MAX_NAME + 1))
+        if end < 0:
+            raise BtfError(f"the string at offset {offset} of the BTF does not end")
+        return self.data[at:end].decode(errors="replace")
 
     def type(self, type_id: int) -> BtfType:
         """The type with this id; 0 is void."""
@@ -320,22 +351,30 @@ class Btf:
         number = self.find(struct, STRUCT)
         bits = 0
         for name in path:
-            found = None if number is None else self._member(number, name)
+            found = None if number is None else self._member(number, name, 0, set())
             if found is None:
                 raise KeyError(f"struct {struct} has no {'.'.join(path)}")
             number, more = found
             bits += more
         return bits // 8
 
-    def _member(self, type_id: int, name: str, base: int = 0) -> tuple[int, int] | None:
-        """(type, bit offset) of a member."""
-        if self.resolve(type_id).kind not in (STRUCT, UNION):
+    def _member(
+        self, type_id: int, name: str, base: int, seen: set[int], depth: int = 0
+    ) -> tuple[int, int] | None:
+        """(type, bit offset) of a member; ``seen`` are the structs that do not have it."""
+        found = self.resolve(type_id)
+        if found.kind not in (STRUCT, UNION) or found.id in seen:
             return None
-        for member in self.members(self.resolve(type_id).id):
+        if depth > _MAX_DEPTH:
+            raise BtfError("BTF has a struct inside itself")
+        seen.add(found.id)
+        for member in self.members(found.id):
             at = base + member.bit_offset
             if member.name == name:
                 return member.type_id, at
-            if not member.name and (inside := self._member(member.type_id, name, at)):
+            if not member.name and (
+                inside := self._member(member.type_id, name, at, seen, depth + 1)
+            ):
                 return inside
         return None
 
@@ -438,19 +477,20 @@ class Btf:
 
     def name_of(self, type_id: int) -> str:
         """The type as C writes it, short: ``struct flow_key``, ``u8[16]``, ``char *``."""
-        t = self.type(type_id)
-        if t.kind == PTR:
-            return f"{self.name_of(t.ref)} *"
-        if t.kind == ARRAY:
-            element, count = self.array(type_id)
-            dims = f"[{count}]"
-            while (inner := self.type(element)).kind == ARRAY:
-                element, count = self.array(inner.id)
+        after = dims = ""
+        for _ in range(2 * _MAX_DEPTH):
+            t = self.type(type_id)
+            if t.kind == ARRAY:
+                type_id, count = self.array(t.id)
                 dims += f"[{count}]"
-            return self.name_of(element) + dims
-        if t.kind in (VOLATILE, CONST, RESTRICT, TYPE_TAG):
-            return self.name_of(t.ref)
-        return _PREFIX.get(t.kind, "") + (t.name or "(anonymous)")
+                continue
+            after, dims = dims + after, ""
+            if t.kind == PTR:
+                after = " *" + after
+            elif t.kind not in (VOLATILE, CONST, RESTRICT, TYPE_TAG):
+                return _PREFIX.get(t.kind, "") + (t.name or "(anonymous)") + after
+            type_id = t.ref
+        raise BtfError("BTF has a loop of types")
 
     # --- layouts ----------------------------------------------------------------------------
 
@@ -463,18 +503,36 @@ class Btf:
         """
         known = self._layouts.get((type_id, chars))
         if known is None:
-            known = self._layouts[type_id, chars] = self._make_layout(type_id, chars)
+            if self._depth > _MAX_DEPTH:
+                raise BtfError("BTF has a struct inside itself")
+            self._depth += 1
+            try:
+                known = self._make_layout(type_id, chars)
+            finally:
+                self._depth -= 1
+            self._spend(known._n + len(known.fmt) // 4 + 16)
+            self._layouts[type_id, chars] = known
         return known
+
+    def _spend(self, cost: int) -> None:
+        """Account for work; what costs too much is no real program's types."""
+        self._spent += cost
+        if self._spent > _BUDGET:
+            raise BtfError("the types of this BTF are too large")
 
     def _make_layout(self, type_id: int, chars: str) -> Layout:
         name = ""
         swapped = False
         t = self.type(type_id)
-        while t.kind in _MODIFIERS or t.kind == VAR:
+        for _ in range(64):
+            if t.kind not in _MODIFIERS and t.kind != VAR:
+                break
             if t.kind == TYPEDEF:
                 swapped = swapped or t.name in _BIG_ENDIAN
                 name = name or t.name
             t = self.type(t.ref)
+        else:
+            raise BtfError("BTF has a loop of typedefs")
         kind = t.kind
         name = name or self.name_of(t.id)
         if kind == INT:
@@ -483,7 +541,9 @@ class Btf:
         if kind == PTR:
             return IntLayout(name, 8, False, False, False)
         if kind in (ENUM, ENUM64):
-            return EnumLayout(name, t.size, self.enumerators(t.id))
+            values = self.enumerators(t.id)
+            self._spend(sum([64 + len(label) for label, _ in values]))
+            return EnumLayout(name, t.size, values)
         if kind == FLOAT:
             return FloatLayout(name, t.size) if t.size in (2, 4, 8) else BytesLayout(name, t.size)
         if kind == ARRAY:
@@ -500,25 +560,37 @@ class Btf:
             if t.name in _OPAQUE:
                 return BytesLayout(name, t.size, opaque=True)
             fields: list[Field] = []
-            self._fields(t.id, 0, chars, fields, 0)
+            self._fields(t.id, 0, chars, fields, 0, [])
             return StructLayout(t.name or name.split()[-1].strip("()"), t.size, fields, name)
         raise BtfError(f"{self.name_of(type_id)} has no layout")
 
-    def _fields(self, type_id: int, base: int, chars: str, fields: list[Field], depth: int) -> None:
-        if depth > 32:
+    def _fields(
+        self,
+        type_id: int,
+        base: int,
+        chars: str,
+        fields: list[Field],
+        depth: int,
+        unnamed: list[int],
+    ) -> None:
+        unnamed.append(type_id)
+        if depth > _MAX_DEPTH or len(unnamed) > _MAX_UNNAMED:
             raise BtfError("BTF has a struct inside itself")
         for member in self.members(type_id):
+            self._spend(64 + len(member.name))
             bit = base + member.bit_offset
             bits = member.bit_size
             inner = self.resolve(member.type_id)
             if not member.name:
                 if inner.kind in (STRUCT, UNION):
-                    self._fields(inner.id, bit, chars, fields, depth + 1)
+                    self._fields(inner.id, bit, chars, fields, depth + 1, unnamed)
                 continue  # padding bit-fields have no name and no value
             if inner.kind == INT and not bits:  # bit-fields as pahole wrote them before kind_flag
                 _, shift, width = self.int_encoding(inner.id)
                 if shift or width != 8 * inner.size:
                     bit, bits = bit + shift, width
+            if bits and inner.kind not in (INT, ENUM, ENUM64):
+                raise BtfError(f"{member.name} is a bit-field of a type that has none")
             fields.append(Field(member.name, bit, bits, self.layout(member.type_id, chars)))
 
 

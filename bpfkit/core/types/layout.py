@@ -54,6 +54,13 @@ __all__ = [
     "struct_layout",
 ]
 
+#: No value is larger, nor made of more cells, than this: what says so is damaged or hostile.
+MAX_SIZE = 1 << 28
+MAX_CELLS = 1 << 20
+#: Terms of the expression that makes a value (each takes 1 KB to compile), and how deep they nest.
+MAX_TERMS = 1 << 15
+MAX_LEVELS = 32
+
 _INT_CODES = {1: "bB", 2: "hH", 4: "iI", 8: "qQ"}
 _new_tuple = tuple.__new__
 
@@ -188,13 +195,16 @@ class Layout:
 
     __slots__ = (
         "_code",
+        "_cost",
         "_env",
+        "_levels",
         "_make_",
         "_make_row_",
         "_n",
         "_native",
         "_ops",
         "_swaps",
+        "_terms",
         "fmt",
         "name",
         "size",
@@ -211,7 +221,14 @@ class Layout:
         n: int,
         native: int = 0,
         swaps: tuple[tuple[int, int], ...] = (),
+        terms: int = 1,
+        cost: int = 1,
+        levels: int = 0,
     ) -> None:
+        if size > MAX_SIZE or max(n, cost) > MAX_CELLS or terms > MAX_TERMS:
+            raise BtfError(f"{name} is too large: {size} bytes, {max(n, cost)} values")
+        if levels > MAX_LEVELS:
+            raise BtfError(f"{name} has more than {MAX_LEVELS} types in one another")
         #: the type as C writes it
         self.name = name
         #: bytes
@@ -219,6 +236,9 @@ class Layout:
         #: cells in the terms of :mod:`struct`, without byte order
         self.fmt = fmt
         self._n = n
+        self._terms = terms
+        self._cost = cost  # steps of making a value
+        self._levels = levels
         self._native = native  # cells whose bytes depend on the machine's byte order
         self._swaps = swaps  # (offset, size) of big-endian integers
         self._ops: tuple[Struct, tuple[tuple[int, int], ...]] | None = None
@@ -455,6 +475,8 @@ class EnumLayout(Layout):
         self.by_value: dict[int, EnumValue] = {}
         for label, value in reversed(values):  # of two names for one value the first wins
             self._know(value, label)
+        if size not in _INT_CODES:
+            raise BtfError(f"{name} has {size} bytes, which no enum has")
         super().__init__(name, size, _INT_CODES[size][not self.signed], 1, int(size > 1))
 
     def _know(self, value: int, label: str | None) -> EnumValue:
@@ -569,11 +591,16 @@ class CharsLayout(Layout):
 
 
 class ArrayLayout(Layout):
-    __slots__ = ("count", "element")
+    __slots__ = ("_inline", "count", "element")
 
     def __init__(self, name: str, element: Layout, count: int) -> None:
         self.element = element
         self.count = count
+        cells = max(element._n, 1) * count
+        if element.size * count > MAX_SIZE or cells > MAX_CELLS:
+            raise BtfError(f"{name} is too large: {element.size * count} bytes, {cells} values")
+        if len(element.fmt) * count > 16 * MAX_CELLS:  # padding is no value
+            raise BtfError(f"{name} is too large: {count} elements")
         if element._identity and element.fmt in "bBhHiIqQ?efd":
             fmt = f"{count}{element.fmt}" if count else ""
         else:
@@ -581,25 +608,36 @@ class ArrayLayout(Layout):
         swaps = tuple(
             [
                 (i * element.size + offset, size)
-                for i in range(count)
+                for i in range(count if element._swaps else 0)
                 for offset, size in element._swaps
             ]
         )
+        self._inline = count <= 8
         super().__init__(
-            name, element.size * count, fmt, element._n * count, element._native * count, swaps
+            name,
+            element.size * count,
+            fmt,
+            element._n * count,
+            element._native * count,
+            swaps,
+            terms=element._terms * (count if self._inline and not element._identity else 1),
+            cost=1 if element._identity else element._cost * count,
+            levels=element._levels + 1,
         )
 
     def _expr(self, at: int, env: dict[str, Any]) -> str:
         n = self.element._n
         if self.element._identity:
             return f"t[{at}:{at + self.count}]"
-        if self.count <= 8:
+        if self._inline:
             return (
                 "("
                 + "".join(f"{self.element._expr(at + i * n, env)}," for i in range(self.count))
                 + ")"
             )
         env[label := f"a{id(self)}"] = self.element._maker()
+        if not n:
+            return f"({label}(()),) * {self.count}"
         return f"tuple([{label}(t[i:i + {n}]) for i in range({at}, {at + n * self.count}, {n})])"
 
     def _cells(self, value: Any, out: list[Any]) -> None:
@@ -650,9 +688,10 @@ class StructLayout(Layout):
             start, end = field.offset, field.end
             if end > size:
                 raise BtfError(f"{name or type_name}.{field.name} lies outside the struct")
-            if groups and end > start and groups[-1][1] > start:
+            if groups and groups[-1][1] > start:  # of no size too: it splits no bit-fields
                 first, last, members, _ = groups[-1]
-                groups[-1] = first, max(last, end), [*members, i], False
+                members.append(i)
+                groups[-1] = first, max(last, end), members, False
             else:
                 groups.append((start, end, [i], False))
         fmt: list[str] = []
@@ -683,7 +722,18 @@ class StructLayout(Layout):
         self._groups = groups
         # one cell a field, in the order of the fields
         self._flat = flat and [g[2][0] for g in groups] == list(range(len(fields)))
-        super().__init__(name or type_name, size, "".join(fmt), n, native, tuple(swaps))
+        inner = [field.layout for field in fields if not field.bit_size]
+        super().__init__(
+            name or type_name,
+            size,
+            "".join(fmt),
+            n,
+            native,
+            tuple(swaps),
+            terms=len(fields) + sum([layout._terms for layout in inner]),
+            cost=len(fields) + sum([layout._cost for layout in inner]),
+            levels=1 + max([layout._levels for layout in inner], default=0),
+        )
 
     @property
     def fields(self) -> tuple[Field, ...]:
