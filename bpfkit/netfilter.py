@@ -60,6 +60,7 @@ def _priority(text: str) -> int:
 class Netfilter(NamespaceApp):
     """A program at each netfilter hook, by priority beside nftables rules."""
 
+    protects = True
     name = "netfilter"
     source = "misc/netfilter.bpf.c"
     counters = ("packets", "bytes", "dropped")

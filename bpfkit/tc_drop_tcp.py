@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class TcDropTcp(TcApp):
     """tc, by clsact or tcx, that drops the TCP packets an interface sends (or receives)."""
 
+    protects = True
     name = "tc_drop_tcp"
     source = "tc/tc_drop_tcp.bpf.c"
     counters = ("bytes", "packets")

@@ -91,6 +91,9 @@ class App:
     takes_capture = False
     #: Is there an option ``--netns``?
     takes_netns = False
+    #: Does its end let traffic pass that it kept out, or stop traffic that it forwards?  Then no
+    #: failure of output, events or recording ends it; see :meth:`goes_on`.
+    protects = False
     #: The function to attach; "" is the first of the source.
     entry = ""
 
@@ -242,6 +245,11 @@ class App:
         :returns: the exit status; None: ``--check`` or rounds, as for most programs.
         """
         return None
+
+    def goes_on(self) -> bool:
+        """Whether the program goes on when output, events or files fail: it protects, and a target
+        of the user's, not its own lab."""
+        return self.protects and not (self.options.check or self.place.is_private)
 
     def describe_target(self) -> str:
         """What the program is attached to, for people."""

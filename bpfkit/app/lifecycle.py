@@ -22,11 +22,13 @@ from time import monotonic, perf_counter
 from bpfkit.app.options import parser_of
 from bpfkit.app.signals import (
     Interrupted,
+    OutputLosses,
     Signals,
     Stopped,
     discard_output,
     open_standard_streams,
     say,
+    tolerate_losses,
 )
 from bpfkit.core.errors import BpfkitError, InputError, PrivilegeError, resource_error
 from bpfkit.core.log import set_verbose
@@ -46,6 +48,8 @@ _STARTED = perf_counter()
 
 #: Longest sleep in seconds, after which the target is looked at.
 _SLICE = 1.0
+#: Different failures of side matters that are printed; each once.
+_TOLD = 20
 
 
 # ---------------------------------------------------------------- from the outside in
@@ -63,6 +67,7 @@ def main(cls: type[App], argv: Sequence[str] | None = None) -> int:
         try:
             return _run(app, signals)
         finally:
+            tolerate_losses(None)
             signals.gentle = True  # a first signal does not interrupt the clean-up
             app.close()
 
@@ -135,8 +140,39 @@ def _run(app: App, signals: Signals) -> int:
     status = app.run(signals)
     if status is not None:
         return status
-    _open_channel(app)
-    return _check(app, signals) if app.options.check else _observe(app, signals)
+    side = _SideMatters(app)
+    side.run(lambda: _open_channel(app))
+    try:
+        return _check(app, signals) if app.options.check else _observe(app, signals, side)
+    finally:
+        side.losses.finish()
+
+
+class _SideMatters:
+    """Output and events: what may fail, and for a program that protects does not end it."""
+
+    def __init__(self, app: App) -> None:
+        self.goes_on = app.goes_on()
+        self.losses = OutputLosses(app.note)
+        self._told: set[str] = set()
+        self._note = app.note
+        if self.goes_on:
+            tolerate_losses(self.losses)
+
+    def run(self, work: Callable[[], object]) -> None:
+        """Call ``work``; an error is said once, and raised only where the program may end."""
+        try:
+            work()
+        except Exception as error:
+            if not self.goes_on:
+                raise
+            if isinstance(error, BpfkitError):
+                text = str(error)
+            else:
+                text = f"cannot show the figures: {type(error).__name__}: {error}"
+            if text not in self._told and len(self._told) < _TOLD:
+                self._told.add(text)
+                self._note(f"{text}; the program stays attached")
 
 
 def _require(names: Iterable[str]) -> None:
@@ -201,13 +237,14 @@ class _Waiter:
     :ivar round: the round under way, from 0.
     """
 
-    def __init__(self, app: App, signals: Signals, sink: Sink) -> None:
+    def __init__(self, app: App, signals: Signals, sink: Sink, side: _SideMatters) -> None:
         from select import POLLIN, poll
 
         self.round = 0
         self._app = app
         self._signals = signals
         self._sink = sink
+        self._side = side
         self._lost = 0
         self._poller = poll()
         self._poller.register(signals.reader, POLLIN)
@@ -234,8 +271,11 @@ class _Waiter:
             only_events = bool(ready)
             for fd, event in ready:
                 if fd == self._output and event & (POLLERR | POLLNVAL):
-                    raise Stopped
-                if fd == self._output and event & POLLHUP:
+                    if not self._side.goes_on:
+                        raise Stopped
+                    self._poller.unregister(self._output)
+                    self._side.losses.say("standard output has no reader")
+                elif fd == self._output and event & POLLHUP:
                     self._poller.unregister(self._output)
                 if fd == self._signals.reader:
                     return True
@@ -244,7 +284,7 @@ class _Waiter:
                 elif event & (POLLERR | POLLNVAL) or event == POLLHUP:
                     self._event_fds.discard(fd)  # the source ended
                     self._poller.unregister(fd)
-            self.show_events()
+            self._side.run(self.show_events)
             # Thousands of events a second are no reason to look at the target as often.
             if not only_events or monotonic() >= looked + _SLICE:
                 looked = monotonic()
@@ -285,16 +325,18 @@ def _open_channel(app: App) -> None:
         app.channel = Channel(source)
 
 
-def _observe(app: App, signals: Signals) -> int:
+def _observe(app: App, signals: Signals, side: _SideMatters) -> int:
     """Rounds until the count is reached or a signal comes; the last figures are always shown."""
     from bpfkit.app.sinks import LiveSink, sink_for
 
     options = app.options
     count = options.count or (app.demo_rounds if app.demo_runs else 0)
     sink = app.sink = sink_for(app)
-    waiter = _Waiter(app, signals, sink)
+    waiter = _Waiter(app, signals, sink, side)
     if isinstance(sink, LiveSink):
-        sink.round(0, app.rows())  # something to look at before the first round is over
+        side.run(
+            lambda: sink.round(0, app.rows())
+        )  # something to look at before the first round is over
     in_turn = app.demo_runs and not app.demo_in_background
     demo = _Demo(app, signals.wake, options.interval) if app.demo_runs and not in_turn else None
     failure: BaseException | None = None
@@ -315,11 +357,11 @@ def _observe(app: App, signals: Signals) -> int:
             app.demo()
             app.forget_results()
         if last:
-            waiter.last_events()
+            side.run(waiter.last_events)
         else:
-            waiter.show_events()
-            waiter.say_losses()
-        sink.round(number, app.rows())
+            side.run(waiter.show_events)
+            side.run(waiter.say_losses)
+        side.run(lambda number=number: sink.round(number, app.rows()))  # type: ignore[misc]
         number += 1
         waiter.round = number
         if last:

@@ -61,12 +61,20 @@ def _formatter(prog: str) -> HelpFormatter:
     return HelpFormatter(prog, max_help_position=28, width=96)
 
 
+#: What a failure of the output means, by :attr:`App.protects`.
+_GOES_ON = (
+    "If output, events or files cannot be written, the program reports that once, counts what is "
+    "lost, and stays attached; only its demo ends."
+)
+_ENDS = "The program ends if its output cannot be written."
+
+
 def parser_of(cls: type[App]) -> ArgumentParser:
     """The parser of a program's options: those of all programs, then its own."""
     parser = Parser(
         prog=f"python -m bpfkit.{cls.name}",
         description=cls.summary(),
-        epilog=cls.epilog,
+        epilog=" ".join(filter(None, (cls.epilog, _GOES_ON if cls.protects else _ENDS))),
         formatter_class=_formatter,
         allow_abbrev=False,
     )

@@ -39,6 +39,7 @@ def forwarding_client(lab: Lab) -> Lab:
 class RouteApp(NamespaceApp):
     """A BPF program on a route."""
 
+    protects = True
     counters = ("packets", "bytes")
     #: Name of the third figure.
     acted = "dropped"

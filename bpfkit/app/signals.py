@@ -13,22 +13,26 @@ from bpfkit.core.printable import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
     from typing import Any
 
 __all__ = [
     "Interrupted",
+    "OutputLosses",
     "Signals",
     "Stopped",
     "discard_output",
     "open_standard_streams",
     "output",
     "say",
+    "tolerate_losses",
 ]
 
 
 #: Control characters that texts of our own consist of.
 _LAYOUT = "\n\t"
+_NEWLINE = 10
 
 
 class Interrupted(BaseException):
@@ -106,13 +110,56 @@ def output(text: str) -> None:
     :raises Stopped: the reader went away.
     :raises BpfkitError: it cannot be written, such as to a full disk.
     """
+    losses = _tolerated
     try:
-        _write_all(text)
-    except BrokenPipeError:
-        raise Stopped from None
+        _write_all("\n" + text if losses is not None and losses.torn and text else text)
     except OSError as error:
+        if losses is not None:
+            losses.add(text, error)
+            return
+        if isinstance(error, BrokenPipeError):
+            raise Stopped from None
         discard_output()
         raise BpfkitError("cannot write to standard output", why=str(error.strerror)) from None
+
+
+class OutputLosses:
+    """What a program that goes on without its standard output could not write there.
+
+    :param note: prints a line on standard error.
+    :ivar torn: the last line that was written is not complete.
+    """
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self.lines = 0
+        self.torn = False
+        self._note = note
+        self._said = False
+
+    def add(self, text: str, error: OSError) -> None:
+        """Count the lines of ``text``; the first time, say why they are lost."""
+        self.lines += text.count("\n")
+        self.say(f"cannot write to standard output: {error.strerror}")
+
+    def say(self, text: str) -> None:
+        """Say once that output fails, and that the program goes on."""
+        if not self._said:
+            self._said = True
+            self._note(f"{text}; the program stays attached, lost output is counted")
+
+    def finish(self) -> None:
+        """Say how much was lost."""
+        if self.lines:
+            self._note(f"{self.lines} lines of output were lost")
+
+
+_tolerated: OutputLosses | None = None
+
+
+def tolerate_losses(losses: OutputLosses | None) -> None:
+    """From now on :func:`output` counts in ``losses`` what cannot be written; None: it raises."""
+    global _tolerated
+    _tolerated = losses
 
 
 def _write_all(text: str) -> None:
@@ -128,10 +175,13 @@ def _write_all(text: str) -> None:
         return
     stream.flush()
     descriptor = stream.fileno()
-    left = memoryview(text.encode(stream.encoding, "backslashreplace"))
+    data = text.encode(stream.encoding, "backslashreplace")
+    left = memoryview(data)
     while left:
         try:
             left = left[os.write(descriptor, left) :]
+            if _tolerated is not None:
+                _tolerated.torn = data[len(data) - len(left) - 1] != _NEWLINE
         except BlockingIOError:  # somebody made the terminal's descriptor non-blocking
             from select import POLLOUT, poll
 

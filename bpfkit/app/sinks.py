@@ -135,7 +135,10 @@ class LiveSink(Sink):
         self._lost = f"{count} events lost"
 
     def note(self, text: str) -> None:
-        self.view.note(printable(text, keep=_TAB))
+        try:
+            self.view.note(printable(text, keep=_TAB))
+        except (OSError, ValueError):  # a terminal that is gone, a full disk
+            pass
 
     def _draw(self) -> None:
         if self._frame is None:

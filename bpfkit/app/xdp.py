@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 
 from bpfkit.app.interface import ETHERNET, InterfaceApp
-from bpfkit.core.errors import AttachError, BpfkitError, UnsupportedError
+from bpfkit.core.errors import AttachError, BpfkitError, UnsupportedError, errno_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,14 +17,19 @@ if TYPE_CHECKING:
     from bpfkit.core.attach.link import Link
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
+    from bpfkit.net.attach.xdp import Attached, Replaced
     from bpfkit.net.links.interfaces import Interface
 
 __all__ = ["XdpApp"]
+
+#: Errors for which another mode is no remedy; None: bpfkit's own, such as another program there.
+_NOT_THE_DRIVER = (None, errno.EPERM, errno.EACCES, errno.ENODEV, errno.EBADF, errno.EMFILE)
 
 
 class XdpApp(InterfaceApp):
     """Attached by XDP: verdicts on the packets an interface receives, before the kernel's stack."""
 
+    protects = True
     actions: ClassVar[dict[int, str]] = {
         0: "XDP_ABORTED",
         1: "XDP_DROP",
@@ -75,6 +80,23 @@ class XdpApp(InterfaceApp):
             return None
         return losses
 
+    def attach(self, program: Program) -> None:
+        """Attach; with ``--replace``, what was there comes back if any step fails."""
+        self._replaced: list[Replaced] = []
+        try:
+            super().attach(program)
+        except BaseException:
+            for one in reversed(self._replaced):
+                try:
+                    one.restore()
+                    self.note(f"restored {one.one}")
+                except BpfkitError as error:
+                    self.note(str(error))
+            raise
+        finally:
+            for one in self._replaced:
+                one.close()
+
     def attach_program(self, program: Program) -> list[tuple[Interface, Link]]:
         link, self.mode = self.attach_to(self.interface, program)
         return [(self.interface, link)]
@@ -92,39 +114,50 @@ class XdpApp(InterfaceApp):
         try:
             link = self._attach(interface, program, wanted)
         except BpfkitError as error:
-            # Veth: ERANGE; others: EINVAL.  Generic XDP takes packets of any size.
-            if wanted != "auto" or error.errno not in (errno.ERANGE, errno.EINVAL):
+            # Veth: ERANGE; bond: EOPNOTSUPP; its slaves: EBUSY, EINVAL; others have more.
+            # Generic XDP takes packets of any size, on every interface.
+            if wanted != "auto" or error.errno in _NOT_THE_DRIVER:
                 raise
-            link = self._attach(interface, program, "generic")
-            self.note(f"{interface.name} refuses native XDP (MTU {interface.mtu}?): generic")
+            try:
+                link = self._attach(interface, program, "generic")
+            except BpfkitError as second:
+                raise second from None
+            if error.errno in (errno.ERANGE, errno.EINVAL):
+                why = f"MTU {interface.mtu}?"
+            else:
+                why = errno_text(error.errno or 0)
+            self.note(f"{interface.name} refuses native XDP ({why}): generic")
         there = attached(interface.index)
         return link, next((one.mode for one in there if one.prog_id == program.id), "?")
 
     def _attach(self, interface: Interface, program: Program, mode: str) -> Link:
+        from bpfkit.net.attach.xdp import attached
+
         try:
             return program.attach_xdp(interface.index, mode)
         except BpfkitError as error:
             if error.errno in (errno.EBUSY, errno.EEXIST):
-                return self._replace(interface, program, mode, error)
+                there = attached(interface.index)
+                if there:
+                    return self._replace(interface, program, mode, there)
             raise _explained(interface, mode, error) from None
 
     def _replace(
-        self, interface: Interface, program: Program, mode: str, error: BpfkitError
+        self, interface: Interface, program: Program, mode: str, there: list[Attached]
     ) -> Link:
         """Another program is there: name it, or with ``--replace`` detach it."""
-        from bpfkit.net.attach.xdp import attached, detach
+        from bpfkit.net.attach.xdp import Replaced
 
-        there = attached(interface.index)
         if not self.options.replace:
-            what = f"cannot attach '{program.name}' to {interface.name}"
-            why = " and ".join(map(str, there)) or error.why
             refused = AttachError(
-                what, why=f"there is {why}", hint="--replace detaches it and takes its place"
+                f"cannot attach '{program.name}' to {interface.name}",
+                why="there is " + " and ".join(map(str, there)),
+                hint="--replace detaches it and takes its place",
             )
             raise refused from None
         for one in there:
             self.note(f"replacing {one} on {interface.name}")
-            detach(interface.index, one)
+            self._replaced.append(Replaced(interface.index, one))
         return program.attach_xdp(interface.index, mode)
 
 
@@ -146,6 +179,12 @@ def _explained(interface: Interface, mode: str, error: BpfkitError) -> BpfkitErr
             if mode == "native"
             else "its driver runs no XDP on the card",
             hint="--mode generic works on every interface",
+        )
+    elif error.errno in (errno.EBUSY, errno.EEXIST):
+        known = AttachError(
+            what,
+            why=f"{errno_text(error.errno)}, though {name} has no XDP program",
+            hint="a bond or team above it may have one, or the device uses XDP itself",
         )
     else:
         return error

@@ -32,6 +32,7 @@ _ASKED = {"arp": "arp", "nd": "nd", "ping": "ipv4", "ping6": "ipv6"}
 class XdpAfxdp(XdpApp):
     """An AF_XDP socket answers ARP, ND and ping for addresses that the kernel does not have."""
 
+    protects = False
     name = "xdp_afxdp"
     source = "xdp/xdp_afxdp.bpf.c"
     counters = ("packets", "answered")
@@ -84,16 +85,19 @@ class XdpAfxdp(XdpApp):
         super().setup()
 
     def attach(self, program: Program) -> None:
-        """Attach, then a socket for each queue: zero-copy needs native mode."""
+        """A socket for each queue, then attach: if a queue is taken, nothing was changed."""
         from threading import Thread
 
         from bpfkit.xdp_afxdp.xsk import XskSocket, queues
 
-        super().attach(program)
+        bind = self.options.bind
+        if self.options.mode == "generic" and bind == "auto":
+            bind = "copy"  # zero-copy needs native mode
         for queue in range(queues(self.interface)):
-            sock = self.keep(XskSocket(self.interface, queue, self.options.bind))
+            sock = self.keep(XskSocket(self.interface, queue, bind))
             self.sockets.append(sock)
             self.object["sockets"][queue] = sock
+        super().attach(program)
         modes = sorted({sock.mode for sock in self.sockets})
         self.note(f"AF_XDP in {' and '.join(modes)} mode on {len(self.sockets)} queue(s)")
         self.thread = Thread(target=self._serve, name="afxdp", daemon=True)

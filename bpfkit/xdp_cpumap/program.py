@@ -36,6 +36,7 @@ def _queue(text: str) -> int:
 class XdpCpumap(XdpApp):
     """Spreads the flows that an interface receives over CPUs, with counts per CPU."""
 
+    protects = False
     name = "xdp_cpumap"
     source = "xdp/xdp_cpumap.bpf.c"
     counters = ("queued", "packets", "bytes", "lost")

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import chain, islice
 
 from bpfkit.app.lifecycle import guarded
 from bpfkit.app.options import Parser
 from bpfkit.app.place import add_interface, add_netns
-from bpfkit.app.signals import output
+from bpfkit.app.signals import output, say
 from bpfkit.core.errors import UsageError
 from bpfkit.core.log import set_verbose
 
@@ -120,7 +119,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _say(text: str, firewall: Firewall) -> None:
-    sys.stderr.write(f"{NAME}: {text} {firewall.interface}\n")
+    say(f"{NAME}: {text} {firewall.interface}")
 
 
 def interface_rows(interface: str, totals: list[tuple[int, int]]) -> list[Row]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from _socket import AF_INET, AF_INET6, inet_ntop
+from io import BytesIO
 from struct import Struct
 
 from bpfkit.app.events import EventQueue
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["DropReader", "Dropped"]
 
 _HEAD = Struct("<QIIHHHBBBB6x16s")
+_BATCH = 1000  # packets that are written at once
 _KEPT = 1000  # packets that wait to be shown
 _TICK = 0.2  # seconds that the thread may take to notice the end
 
@@ -104,7 +106,8 @@ class DropReader:
     :param linktype: LINKTYPE of the frames.
     :ivar seen: packets read.
     :ivar queue: the source of the events; has room for 1000 that were not shown yet.
-    :ivar error: the exception that ended the thread.
+    :ivar unwritten: packets that could not be written to the file.
+    :ivar error: why packets cannot be written or read, the first time; neither ends the thread.
     :raises InputError: the file cannot be made.
     """
 
@@ -121,6 +124,7 @@ class DropReader:
         from threading import Thread
 
         self.seen = 0
+        self.unwritten = 0
         self.error: BpfkitError | None = None
         self._buffer = buffer
         self._file = None
@@ -128,13 +132,18 @@ class DropReader:
             from bpfkit.net.packets.pcap import PcapngWriter
 
             try:
-                self._file = open(write, "wb")  # noqa: SIM115 - closed by close()
+                self._file = open(write, "wb", buffering=0)  # noqa: SIM115 - closed by close()
             except (OSError, ValueError) as error:
                 buffer.close()
                 why = getattr(error, "strerror", None) or str(error)
                 raise InputError(f"cannot write {write}", why=why) from None
-            self._writer = PcapngWriter(self._file)
+            self._pending = BytesIO()  # blocks that are not in the file yet
+            self._writer = PcapngWriter(self._pending)
             self._writer.interface(interface, linktype, snap)
+            self._head = self._pending.getvalue()  # goes into the file first
+            self._pending.truncate(0)
+            self._pending.seek(0)
+            self._size = 0  # bytes of the file, whole blocks only
         self._path = write
         self._ended = False
         self.queue = EventQueue(_KEPT, decode)
@@ -142,27 +151,67 @@ class DropReader:
         self._thread.start()
 
     def _run(self) -> None:
-        try:
-            while not self._ended:
+        while not self._ended:
+            try:
                 self._batch(self._buffer.poll(_TICK))
+            except (OSError, BpfkitError) as error:
+                self._fail("cannot read events", error)
+                time.sleep(_TICK)
+        try:
             self._batch(self._buffer.drain())
+        except (OSError, BpfkitError) as error:
+            self._fail("cannot read events", error)
+
+    def _fail(self, what: str, error: OSError | BpfkitError) -> None:
+        if self.error is None:
+            why = str(error.strerror if isinstance(error, OSError) else error)
+            self.error = BpfkitError(what, why=why)
+
+    def _write(self, packets: int) -> None:
+        """Write the pending blocks.  If that fails, the file is cut off after its last whole block;
+        there may be space again for the next ones."""
+        assert self._file is not None
+        blocks = self._pending.getvalue()
+        self._pending.seek(0)
+        self._pending.truncate(0)
+        left = memoryview(blocks if not self._head else self._head + blocks)
+        wanted = len(left)
+        try:
+            while left:
+                left = left[self._file.write(left) or 0 :]
+            self._head = b""
+            self._size += wanted
         except OSError as error:
-            self.error = BpfkitError(f"cannot write {self._path}", why=str(error.strerror))
-        except BpfkitError as error:
-            self.error = error
+            self.unwritten += packets
+            self._fail(f"cannot write {self._path}", error)
+            self._cut()
+
+    def _cut(self) -> None:
+        assert self._file is not None
+        try:
+            self._file.truncate(self._size)
+            self._file.seek(self._size)
+        except (OSError, ValueError):
+            pass  # a pipe, or a device
 
     def _batch(self, records: Iterable[bytes]) -> None:
         offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        fresh = False
+        fresh = 0
         for record in records:
             packet = Dropped(record, offset)
             self.seen += 1
-            fresh = True
+            fresh += 1
             if self._file is not None:
                 self._writer.write(packet.frame, packet.ts_ns, packet.length, outgoing=False)
             self.queue.put(packet)
-        if fresh and self._file is not None:
-            self._file.flush()
+            if fresh == _BATCH:
+                self._flush(fresh)
+                fresh = 0
+        self._flush(fresh)
+
+    def _flush(self, packets: int) -> None:
+        if self._file is not None and (packets or self._head):
+            self._write(packets)
 
     def close(self) -> None:
         """Read what is left, and end the thread."""

@@ -71,6 +71,7 @@ class XdpFirewall(XdpApp):
     )
     firewall: Firewall
     drops: DropReader | None = None
+    _drops_failed = False
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
@@ -195,8 +196,11 @@ class XdpFirewall(XdpApp):
         super().attach(program)
 
     def _check_drops(self) -> None:
-        if self.drops is not None and self.drops.error is not None:
-            raise self.drops.error
+        if self.drops is not None and self.drops.error is not None and not self._drops_failed:
+            self._drops_failed = True
+            if not self.goes_on():
+                raise self.drops.error
+            self.note(f"{self.drops.error}; packets are dropped as before")
 
     # -- figures
 
@@ -210,7 +214,10 @@ class XdpFirewall(XdpApp):
         rows += rule_rows(self.firewall, skip=count > _SHOWN)
         seen = self.drops.seen if self.drops else 0
         lost = totals[-1][0]
-        rows.append({"summary": True, "prefixes": count, "events": seen, "lost_events": lost})
+        summary = {"summary": True, "prefixes": count, "events": seen, "lost_events": lost}
+        if self.options.write is not None and self.drops is not None:
+            summary["unwritten"] = self.drops.unwritten
+        rows.append(summary)
         return rows
 
     def lines(self, rows: list[Row]) -> Iterable[str]:

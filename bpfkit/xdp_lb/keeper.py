@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Keeper", "change_words"]
 
+#: Different errors that are reported; each once.
+_TOLD = 20
+
 
 class Keeper:
     """Keeps a balancer's backends current; in a thread from :meth:`start` on.
@@ -76,6 +79,8 @@ class Keeper:
         self._end = Event()
         self._thread: Any = None
         self._read: Any = None  # (inode, size, mtime) of the file when it was last read
+        self._seen: Any = None  # the same, when it was last looked at
+        self._told: set[str] = set()  # errors that were reported
 
     # -- the loop
 
@@ -103,9 +108,19 @@ class Keeper:
     def _run(self) -> None:
         try:
             while not self._end.wait(self.interval):
-                self.tick()
+                try:
+                    self.tick()
+                except (BpfkitError, OSError) as error:
+                    self._fail(error)  # descriptors or memory may be there again soon
         except BaseException as error:
             self.error = error
+
+    def _fail(self, error: BpfkitError | OSError) -> None:
+        """Report an error once; the backends stay as they are."""
+        text = f"cannot check the backends: {error}"
+        if text not in self._told and len(self._told) < _TOLD:
+            self._told.add(text)
+            self._tell(text)
 
     def tick(self) -> None:
         """Check everything once and apply the changes."""
@@ -180,17 +195,36 @@ class Keeper:
         return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
     def _reread(self) -> list[str]:
-        """Apply the file if it has changed; the changes as text."""
+        """Apply the file if it has changed and nobody is writing it; the changes as text.
+
+        A file that is being replaced in place is empty or half-written for a moment: it is applied
+        only if it is the same at two checks and while it is read, and it is never taken for "no
+        backends": that a backend is to go must be written, as the last line or as weight 0.
+        """
         state = self._file_state()
         if state == self._read:
+            self._seen = state
             return []
-        self._read = state
+        stable, self._seen = state == self._seen, state
+        if not stable:
+            return []  # look again at the next check
         before = {name: one.weight for name, one in self.balancer.backends.items()}
         try:
             wanted = self._wanted()
+            if self._file_state() != state:
+                return []  # it was written meanwhile
+            self._read = state
+            if len(wanted) == len(self.given):
+                raise InputError(
+                    f"{self.path} has no backends",
+                    why="the last good ones stay",
+                    hint="weight=0 drains a backend",
+                )
             self._set_backends(wanted)
         except InputError as error:
-            self._tell(str(error))
+            if self._file_state() == state:
+                self._read = state
+                self._tell(str(error))
             return []
         words = [f"{name} removed" for name in before if name not in wanted]
         for name, weight in wanted.items():

@@ -207,7 +207,14 @@ class XdpRedirect(XdpApp):
             ),
         )
         self._count_losses(lost)
-        attached = [(port, *self.attach_to(port, program)) for port in self.ports]
+        attached: list[tuple[Interface, Link, str]] = []
+        try:
+            for port in self.ports:
+                attached.append((port, *self.attach_to(port, program)))
+        except BaseException:
+            for _, link, _ in attached:
+                link.close()
+            raise
         self.mode = " and ".join(dict.fromkeys(mode for _, _, mode in attached))
         return [(port, link) for port, link, _ in attached]
 

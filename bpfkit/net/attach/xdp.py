@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import struct
 
+from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, errno_text
 from bpfkit.core.kernel import syscall
 from bpfkit.net.links import rtnetlink
 
-__all__ = ["Attached", "attached", "detach", "holders"]
+__all__ = ["Attached", "Replaced", "attached", "detach", "holders"]
 
 _RTM_GETLINK, _RTM_SETLINK = 18, 19
 _NLM_F_ACK = 4
@@ -24,6 +25,7 @@ _NESTED = 0x8000
 #: IFLA_XDP_*_PROG_ID -> mode, and the mode -> its XDP_FLAGS_*_MODE.
 _MODES = {5: "native", 6: "generic", 7: "offload"}
 _FLAGS = {"generic": 2, "native": 4, "offload": 8}
+_UPDATE_IF_NOEXIST = 1
 _LINK_TYPE_XDP = 6
 _LINK_GET_NEXT_ID = 31
 
@@ -143,3 +145,45 @@ def detach(ifindex: int, one: Attached) -> None:
         _request(_RTM_SETLINK, ifindex, outer)
     except OSError as error:
         raise BpfkitError(f"cannot detach {one}", why=errno_text(error.errno or 0)) from None
+
+
+class Replaced(Closing):
+    """A program that was detached to make room, and can be put back until this is closed.
+
+    It is held by a descriptor.  The kernel cannot attach a detached link again, so the program comes
+    back by netlink, which its owner's end does not undo.
+
+    :raises BpfkitError: the kernel refused; the program stays attached.
+    """
+
+    def __init__(self, ifindex: int, one: Attached) -> None:
+        self.one = one
+        self._ifindex = ifindex
+        try:
+            self._fd = syscall.prog_get_fd_by_id(one.prog_id)
+        except OSError as error:
+            raise BpfkitError(f"cannot hold {one}", why=errno_text(error.errno or 0)) from None
+        try:
+            detach(ifindex, one)
+        except BaseException:
+            self.close()
+            raise
+
+    def restore(self) -> None:
+        """Attach the program again, in the mode it had.
+
+        :raises BpfkitError: the kernel refused.
+        """
+        inner = struct.pack("=HHi", 8, _XDP_FD, self._fd)
+        inner += struct.pack("=HHI", 8, _XDP_FLAGS, _FLAGS[self.one.mode] | _UPDATE_IF_NOEXIST)
+        outer = struct.pack("=HH", 4 + len(inner), _IFLA_XDP | _NESTED) + inner
+        try:
+            _request(_RTM_SETLINK, self._ifindex, outer)
+        except OSError as error:
+            why = errno_text(error.errno or 0)
+            raise BpfkitError(f"cannot restore program {self.one.prog_id}", why=why) from None
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
