@@ -123,8 +123,8 @@ def _method(match: re.Match[str]) -> tuple[str, str]:
 
 def _incomplete(match: re.Match[str]) -> tuple[str, str]:
     return match.string, (
-        f"Define {match.group(1)}, or include what does (kernel-internal headers are served from "
-        "the running kernel's BTF)."
+        f"Define {match.group(1)}, or include what does (kernel-internal types come from the BTF "
+        "of the running kernel and its loaded modules: modprobe the one that has it)."
     )
 
 

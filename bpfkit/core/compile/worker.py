@@ -1144,7 +1144,7 @@ def _deps(fd: int, request: Dict[str, Any]) -> List[Tuple[str, int, int, int]]:
     skip = {os.path.realpath(path) for path in request["paths"]}
     data = os.pread(fd, 1 << 22, 0).decode(errors="surrogateescape")
     data = data.partition(":")[2].replace("\\\n", " ").replace("\\ ", "\0")
-    paths = []
+    paths: List[str] = list(request["also"])
     for name in data.split():
         name = name.replace("\0", " ")
         if name.startswith("/virtual/"):
@@ -1183,8 +1183,11 @@ def _see_tracefs() -> None:
 # --- vmlinux.h ---------------------------------------------------------------------------------
 
 
-def vmlinux(path: bytes, library: ct.CDLL) -> Dict[str, Any]:
-    """Write the running kernel's types as C; libc's vfprintf is libbpf's print callback."""
+def vmlinux(path: bytes, module: bytes, library: ct.CDLL) -> Dict[str, Any]:
+    """Write the running kernel's types as C; libc's vfprintf is libbpf's print callback.
+
+    ``module`` is the BTF of a kernel module whose types go with them, or nothing.
+    """
     pointer = ct.c_void_p
     libbpf = None
     for name in ("libbpf.so.1", "libbpf.so.0", "libbcc_bpf.so.0"):
@@ -1208,6 +1211,12 @@ def vmlinux(path: bytes, library: ct.CDLL) -> Dict[str, Any]:
     btf = libbpf.btf__parse_raw(b"/sys/kernel/btf/vmlinux")
     if not btf or btf >= (1 << 64) - 4096:
         raise OSError("cannot parse /sys/kernel/btf/vmlinux")
+    if module:
+        libbpf.btf__parse_raw_split.restype = pointer
+        libbpf.btf__parse_raw_split.argtypes = [ct.c_char_p, pointer]
+        btf = libbpf.btf__parse_raw_split(module, btf)
+        if not btf or btf >= (1 << 64) - 4096:
+            raise OSError("cannot parse " + os.fsdecode(module))
     out = _libc.fopen(path, b"w")
     if not out:
         raise OSError(ct.get_errno(), "cannot write " + os.fsdecode(path))
@@ -1286,7 +1295,7 @@ def main() -> None:
     request = marshal.loads(data)
     try:
         if request["op"] == "vmlinux":
-            answer = vmlinux(request["out"], library)
+            answer = vmlinux(request["out"], request["module"], library)
         else:
             os.environ.update(request["env"])
             if b"TRACEPOINT_PROBE" in request["text"] or b"tracepoint__" in request["text"]:
