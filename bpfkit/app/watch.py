@@ -61,8 +61,12 @@ class InterfaceWatch:
                 self._down ^= {index}
                 self._report_change(interface.name, up)
             link = self.links.get(index)
-            if link is not None:
+            if link is None or link.is_attached():
+                continue
+            if interface.still_there():
                 check_link(link, interface.name)
+            else:  # it was removed since its flags were read
+                self._report_removed(interface)
 
     def _report_removed(self, interface: Interface) -> None:
         if self._removed is None:

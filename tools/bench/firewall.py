@@ -41,7 +41,12 @@ from bpfkit.xdp_firewall.rules import RuleSet, parse_data  # noqa: E402
 POOL = 1 << 20
 TARGET = {4: "0.0.0.0", 6: "::"}
 LENGTHS = {4: (24, 24, 24, 32, 32, 28, 22, 20), 6: (48, 48, 64, 128, 56, 40)}
-SOURCE = (ROOT / "bpf_c/xdp/xdp_firewall.bpf.c").read_text()
+# As C text, whose quoted includes are looked up below bpf_c.
+SOURCE = (
+    (ROOT / "bpf_c/xdp/xdp_firewall.bpf.c")
+    .read_text()
+    .replace('"xdp_firewall.h"', '"xdp/xdp_firewall.h"')
+)
 POOL_C = (
     f"#define POOL {POOL}\n"
     + """
