@@ -83,7 +83,7 @@ VLAN_TAGS = (0x8100, 0x88A8, 0x9100)
 TCP, UDP, AH, SCTP, FRAGMENT = 6, 17, 51, 132, 44
 # IPv6 extension headers; ESP is none: it hides what follows
 EXTENSIONS = (0, 43, FRAGMENT, AH, 60, 135, 139, 140)
-MAX_TAGS, MAX_EXTENSIONS = 8, 16
+MAX_TAGS, MAX_EXTENSIONS = 8, 32
 GSO_BY_FRAGS = 0xFFFF  # segments have sizes of their own, gso_segs counts them
 END = r10 - 8
 HEADER = r10 - 48
@@ -114,8 +114,8 @@ def header(offset: int) -> Mem:
 
 def link_layer(l2_len: int) -> list[Item]:
     """r8 = the ethertype behind all VLAN tags, r7 = where its packet starts."""
-    if not l2_len:  # tun and the like: the kernel has put it beside the packet
-        return [mov(r7, 0), ldx(u32, r8, r6 + PROTOCOL), be(16, r8)]
+    if l2_len != 14:  # no Ethernet header: the kernel has put it beside the packet
+        return [mov(r7, l2_len), ldx(u32, r8, r6 + PROTOCOL), be(16, r8)]
     return [
         mov(r7, l2_len - 2),
         mov(r9, MAX_TAGS),
@@ -135,7 +135,7 @@ def link_layer(l2_len: int) -> list[Item]:
 
 
 def ipv4() -> list[Item]:
-    """r8 = the protocol, r7 = where its header starts."""
+    """r8 = the protocol, behind authentication headers, r7 = where its header starts."""
     return [
         label("IPv4"),
         fetch(20, "done"),
@@ -151,6 +151,25 @@ def ipv4() -> list[Item]:
         limit_to(r2),
         add(r7, r1),
         ldx(u8, r8, header(9)),
+        ldx(u16, r2, header(6)),
+        be(16, r2),
+        jset(r2, 0x1FFF, "count"),  # a later fragment: its bytes are the middle of something
+        mov(r9, MAX_EXTENSIONS),
+        label("authenticated"),
+        jne(r8, AH, "count"),
+        fetch(8, "count"),
+        ldx(u8, r1, header(1)),  # units of 4 bytes, the first two not counted
+        jeq(r1, 0, "count"),
+        add(r1, 2),
+        lsh(r1, 2),
+        mov(r2, r7),
+        add(r2, r1),
+        ldx(u64, r3, END),
+        jgt(r2, r3, "count"),
+        mov(r7, r2),
+        ldx(u8, r8, HEADER),
+        sub(r9, 1),
+        jne(r9, 0, "authenticated"),
         ja("count"),
     ]
 

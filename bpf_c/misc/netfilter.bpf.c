@@ -33,7 +33,9 @@ LOAD_CONST(1, drop_at, 255); /* and the hook where */
 #define ICMPV6         58
 #define VERDICT_DROP   0 /* NF_DROP */
 #define VERDICT_ACCEPT 1 /* NF_ACCEPT */
-#define EXT_HEADERS    8
+#define EXT_HEADERS    32
+#define FRAGMENT       44
+#define AH             51
 
 struct row {
 	u64 packets;
@@ -43,19 +45,47 @@ struct row {
 
 BPF_TABLE("percpu_array", u32, struct row, rows, 2 * HOOKS);
 
-/* The transport protocol of the IPv6 packet at `at`. */
-static __always_inline u8 ipv6_proto(unsigned char *at)
+/* Hop-by-hop, routing, fragment, AH, destination options, mobility, HIP, shim6; in IPv4 only AH. */
+static __always_inline bool is_extension(u8 type, bool ipv6)
 {
-	u8 ext[2], type = 59;
+	if (!ipv6)
+		return type == AH;
+	return type == 0 || type == 43 || type == FRAGMENT || type == AH || type == 60 ||
+	       type == 135 || type == 139 || type == 140;
+}
+
+/*
+ * The transport protocol of the packet at `at`, of which `len` bytes are there, by the rules of
+ * <bpfkit/headers.h>. That walk cannot be used: here the packet is read by bpf_probe_read_kernel().
+ */
+static __always_inline u8 transport_proto(unsigned char *at, u32 len, bool ipv6)
+{
+	u8 first = 0, ext[4], type = 59;
+	__be16 fragment = 0;
 	u32 i, off = 40;
 
-	bpf_probe_read_kernel(&type, sizeof(type), at + 6);
+	if (ipv6) {
+		bpf_probe_read_kernel(&type, sizeof(type), at + 6);
+	} else {
+		bpf_probe_read_kernel(&first, sizeof(first), at);
+		bpf_probe_read_kernel(&type, sizeof(type), at + 9);
+		bpf_probe_read_kernel(&fragment, sizeof(fragment), at + 6);
+		off = (first & 15) * 4;
+		if (fragment & bpf_htons(0x1fff))
+			return type;
+	}
 	for (i = 0; i < EXT_HEADERS; i++) {
-		/* hop-by-hop, routing, fragment, AH, destination options */
-		if (type != 0 && type != 43 && type != 44 && type != 51 && type != 60)
+		if (!is_extension(type, ipv6) || off + 8 > len)
 			break;
 		bpf_probe_read_kernel(ext, sizeof(ext), at + off);
-		off += type == 44 ? 8 : type == 51 ? (ext[1] + 2) * 4 : (ext[1] + 1) * 8;
+		if (type == AH && !ext[1])
+			break;
+		off += type == FRAGMENT ? 8 : type == AH ? (ext[1] + 2) * 4 : (ext[1] + 1) * 8;
+		if (off > len)
+			break;
+		/* a later fragment: what follows is the middle of something */
+		if (type == FRAGMENT && (ext[2] || ext[3] & 0xf8))
+			return ext[0];
 		type = ext[0];
 	}
 	return type;
@@ -68,14 +98,11 @@ int filter(struct bpf_nf_ctx *ctx)
 	struct sk_buff *skb = ctx->skb;
 	u32 hook = state->hook, pf = state->pf, key;
 	unsigned char *at = skb->head + skb->network_header;
-	u8 proto = 0;
 	bool dropped;
+	u8 proto;
 	struct row *row;
 
-	if (pf == PF_IPV6)
-		proto = ipv6_proto(at);
-	else
-		bpf_probe_read_kernel(&proto, sizeof(proto), at + 9);
+	proto = transport_proto(at, skb->len - skb->data_len, pf == PF_IPV6);
 	dropped = hook == drop_at() && (proto == drop() || (drop() == ICMP && proto == ICMPV6));
 	key = pf == PF_IPV6 ? hook + HOOKS : hook;
 	row = rows.lookup(&key);
