@@ -150,8 +150,8 @@ def detach(ifindex: int, one: Attached) -> None:
 class Replaced(Closing):
     """A program that was detached to make room, and can be put back until this is closed.
 
-    It is held by a descriptor.  The kernel cannot attach a detached link again, so the program comes
-    back by netlink, which its owner's end does not undo.
+    It is held by a descriptor.  The kernel cannot attach a detached link again, so the program
+    comes back by netlink, which its owner's end does not undo.
 
     :raises BpfkitError: the kernel refused; the program stays attached.
     """
