@@ -35,7 +35,6 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from itertools import islice
 from time import monotonic
 
 TYPE_CHECKING = False
@@ -48,8 +47,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Channel", "EventQueue", "EventSource", "from_buffer"]
 
-#: Events that are read before the life cycle looks at its clock and its signals again.
+#: Events, and seconds, after which the life cycle looks at its clock and its signals again.
 _BATCH = 4096
+_LONGEST = 0.05
 #: Seconds that reading what is left may take at the end; a busy machine never stops.
 _LAST = 1.0
 
@@ -171,17 +171,27 @@ class Channel:
         return self.source.lost + self._overflows
 
     def read(self, limit: int = _BATCH) -> int:
-        """Read what is there, at most ``limit`` events; returns how many there were."""
+        """Read what is there, for 50 ms at most; returns how many events there were.
+
+        :param limit: the most to read.
+        """
+        deadline = monotonic() + _LONGEST
+        count = 0
         # An unfinished iterable goes on where it was left, so that no CPU's buffer is left out.
-        events = list(islice(self._stream, limit))
-        if len(events) < limit:
-            self._stream = iter(self.source.read())
-            events += islice(self._stream, limit - len(events))
-        self.seen += len(events)
-        room = max(0, self._kept - len(self.waiting))
-        self.waiting.extend(events[:room])
-        self._overflows += len(events[room:])
-        return len(events)
+        for fresh in (False, True):
+            if fresh:
+                self._stream = iter(self.source.read())
+            for event in self._stream:
+                count += 1
+                if len(self.waiting) < self._kept:
+                    self.waiting.append(event)
+                else:
+                    self._overflows += 1
+                if count >= limit or monotonic() >= deadline:
+                    self.seen += count
+                    return count
+        self.seen += count
+        return count
 
     def take(self) -> list[Event]:
         """The events that wait to be shown; they wait no longer."""

@@ -298,9 +298,9 @@ def test_cpumap_counts_what_its_queues_lose(pair: Lab) -> None:
     ("cpus", "text"),
     [
         ("4000", "no CPU 4000: these are online: 0"),
-        ("x", "no CPU"),
-        ("1-0", "no range"),
-        ("", "no CPU"),
+        ("x", "neither a CPU nor"),
+        ("1-0", "not a range"),
+        ("", "neither a CPU nor"),
     ],
 )
 def test_cpumap_bad_cpus(cpus: str, text: str) -> None:

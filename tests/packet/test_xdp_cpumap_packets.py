@@ -54,7 +54,9 @@ def endpoints(frame: bytes) -> tuple[int, bytes, bytes, bytes, bytes] | None:
         total = int.from_bytes(head[2:4], "big")
         packet = head[:total] if total else head
         part = int.from_bytes(head[6:8], "big") & 0x3FFF
-        rest = packet[(head[0] & 15) * 4 :]
+        rest, kind = packet[(head[0] & 15) * 4 :], head[9]
+        while kind == 51 and not part:  # authentication headers
+            kind, rest = rest[0], rest[(rest[1] + 2) * 4 :]
     else:
         source, destination = head[8:24], head[24:40]
         size = int.from_bytes(head[4:6], "big")

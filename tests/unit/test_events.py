@@ -181,6 +181,23 @@ def test_a_limited_read_goes_on_where_it_was() -> None:
     assert 100 in numbers(channel.take())
 
 
+def test_a_read_ends_in_time_where_each_event_takes_long() -> None:
+    """A flood must not keep the life cycle from its rounds."""
+
+    def read() -> Iterator[Event]:
+        for number in range(400):
+            time.sleep(0.01)
+            yield event(number)
+
+    channel = Channel(EventSource(read))
+    began = time.monotonic()
+    count = channel.read()
+    assert time.monotonic() - began < 2 and 0 < count < 400
+    channel.read()
+    found = numbers(channel.take())
+    assert found == list(range(len(found))) and len(found) > count
+
+
 def test_what_is_kept_is_limited_and_the_rest_is_lost() -> None:
     source = EventSource(lambda: [event(n) for n in range(7)], lost=lambda: 10)
     channel = Channel(source, kept=5)

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 from pathlib import Path
+from struct import pack
 
 import pytest
 from bcctools import no_compiler
@@ -17,6 +18,8 @@ from bcctools import no_compiler
 from bpfkit.core.compile import headers
 from bpfkit.core.compile.compiler import compile_source
 from bpfkit.core.compile.source import Source
+from bpfkit.core.errors import CompileError
+from bpfkit.core.types.btf import Btf
 
 pytestmark = [
     pytest.mark.skipif(bool(no_compiler()), reason=no_compiler()),
@@ -105,3 +108,32 @@ int f(struct pt_regs *ctx, struct scatterlist *given, struct sk_buff *skb, struc
 }
 """
     assert compile_source(Source.from_text(source, "i.bpf.c"))["progs"]
+
+
+def _split_btf(name: str) -> bytes:
+    """The BTF of a module with one struct: ``struct NAME { int number; };``."""
+    base = Btf.vmlinux()
+    number = base.find("int", "int")
+    assert number is not None
+    strings = f"{name}\0number\0".encode()
+    at = base._strings[1]
+    types = pack("=III", at, 4 << 24 | 1, 4) + pack("=III", at + len(name) + 1, number, 0)
+    sizes = (24, 0, len(types), len(types), len(strings))
+    return pack("=HBBIIIII", 0xEB9F, 1, 0, *sizes) + types + strings
+
+
+def test_types_of_a_loaded_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other").write_bytes(_split_btf("somebody_elses"))
+    (tmp_path / "bpfkit_module").write_bytes(_split_btf("bpfkit_private"))
+    source = (
+        "#include <linux/sched.h>\nint f(struct pt_regs *ctx, struct bpfkit_private *p)\n{\n"
+        "\tstruct bpfkit_private copy;\n\tbpf_probe_read_kernel(&copy, sizeof(copy), p);\n"
+        "\treturn copy.number + p->number;\n}\n"
+    )
+    with pytest.raises(CompileError, match="loaded modules"):
+        compile_source(Source.from_text(source, "m.bpf.c"))
+    monkeypatch.setattr(headers, "_BTF_DIR", str(tmp_path))
+    assert headers.modules_with(["bpfkit_private"]) == ["bpfkit_module"]
+    artifact = compile_source(Source.from_text(source, "m.bpf.c"))
+    assert artifact["progs"]
+    assert str(tmp_path / "bpfkit_module") in [path for path, *_ in artifact["deps"]]

@@ -97,6 +97,16 @@ COMPILES = {
         "K(tcp_connect) { return 0; }\n",
         [("kprobe__tcp_connect", "kprobe/tcp_connect", 3)],
     ),
+    "a list of programs": (
+        "#define LIST X(a) X(b) X(c)\n"
+        f'#define X(n) SEC("xdp") int p_##n({XDP}) {{ return 2; }}\nLIST\n',
+        [("p_a", "xdp", 3), ("p_b", "xdp", 3), ("p_c", "xdp", 3)],
+    ),
+    "a macro of several lines": (
+        f'#define MK(n, r) \\\n\tSEC("xdp") \\\n\tint n({XDP}) \\\n\t{{ return r; }}\n'
+        "MK(one, 1)\nMK(two,\n\t2)\n",
+        [("one", "xdp", 5), ("two", "xdp", 6)],
+    ),
     "after a byte order mark": (f'SEC("xdp")\nint p({XDP}) {{ return 2; }}\n', [("p", "xdp", 1)]),
 }
 
@@ -196,6 +206,18 @@ def test_sec_on_what_is_no_program(kind: str) -> None:
     text, words = STRAYS[kind]
     with pytest.raises(CompileError, match=words):
         sections(text + f'SEC("xdp")\nint p({XDP}) {{ return 2; }}\n')
+
+
+def test_two_sections_of_one_program() -> None:
+    with pytest.raises(CompileError, match="p is defined twice"):
+        sections(f'SEC("tc")\nint p({XDP});\nSEC("xdp")\nint p({XDP}) {{ return 2; }}\n')
+    with pytest.raises(CompileError, match="two sections"):
+        sections(f'#define X SEC("xdp")\nX int p({XDP});\nSEC("tc") int p({XDP}) {{ return 2; }}\n')
+
+
+def test_sec_without_its_header() -> None:
+    with pytest.raises(CompileError, match=r"t\.bpf\.c:2.*SEC\(\) is not defined\n(.*\n)?#include"):
+        sections(f'SEC("xdp")\nint p({XDP}) {{ return 2; }}\n', "#include <uapi/linux/bpf.h>\n")
 
 
 def test_one_name_twice() -> None:

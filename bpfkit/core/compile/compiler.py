@@ -64,14 +64,18 @@ def compile_source(source: Source, cflags: Sequence[str] = (), verbose: bool = F
 
 def _compile(source: Source, cflags: Sequence[str], verbose: bool, workers: _Workers) -> Artifact:
     workers.start()  # it loads LLVM while the text is put together
-    from bpfkit.core.compile.headers import routes
+    from itertools import chain
+
+    from bpfkit.core.compile.headers import module_routes, routes
     from bpfkit.core.compile.scan import flatten
 
     text = flatten(source)
     first: BpfkitError | None = None
     refusal: BpfkitError | None = None
+    names: list[str] = []
+    ask = workers.ask
     try:
-        for route in routes(source, cflags, workers.ask):
+        for route in chain(routes(source, cflags, ask), module_routes(source, names, ask)):
             tree = route.make()
             try:
                 answer, log, status = workers.run(_request(source, text, cflags, tree))
@@ -91,7 +95,7 @@ def _compile(source: Source, cflags: Sequence[str], verbose: bool, workers: _Wor
             error = _problem(source, diagnostics.explain(source, log, status))
             if first is None or _count(error) <= _count(first):
                 first = error
-            names = diagnostics.missing_types(log)
+            names[:] = diagnostics.missing_types(log)
             if not isinstance(error, CompileError) or not _kernel_knows(names):
                 break
             say(f"the {route.name} headers lack {names[0]}")
@@ -124,6 +128,7 @@ def _request(source: Source, text: str, cflags: Sequence[str], tree: Tree) -> di
         "cflags": [os.fsencode(flag) for flag in (*dict.fromkeys(flags), *_FLAGS, *cflags)],
         "tree": tree.path,
         "throwaway": bool(tree.temporary),
+        "also": [tree.module] if tree.module else [],
         "env": tree.env,
         "files": [(name, content) for name, _, content in source.files],
         "paths": [path for _, path, _ in source.files if path is not None],
@@ -254,7 +259,11 @@ def _kernel_knows(names: Sequence[str]) -> bool:
             data = file.read()
     except OSError:
         return True  # installed headers may know it
-    return any(b"\0" + name.encode() + b"\0" in data for name in names)
+    if any(b"\0" + name.encode() + b"\0" in data for name in names):
+        return True
+    from bpfkit.core.compile.headers import modules_with
+
+    return bool(modules_with(names))
 
 
 # --- the interpreter that has BCC ---------------------------------------------------------------

@@ -123,8 +123,8 @@ def _method(match: re.Match[str]) -> tuple[str, str]:
 
 def _incomplete(match: re.Match[str]) -> tuple[str, str]:
     return match.string, (
-        f"Define {match.group(1)}, or include what does (kernel-internal headers are served from "
-        "the running kernel's BTF)."
+        f"Define {match.group(1)}, or include what does (kernel-internal types come from the BTF "
+        "of the running kernel and its loaded modules: modprobe the one that has it)."
     )
 
 
@@ -230,6 +230,9 @@ def explain(source: Source, log: str, status: int) -> BpfkitError:
     if best is not None:
         file, line, column, code, one = best
         text, hint = _polish(one.text)
+        if "SEC" in code and _is_undefined_sec(source, code):
+            text = "SEC() is not defined"
+            hint = "#include <bpfkit/bpfkit.h> before this line."
         newline = _open_string(source, log, file, line)
         if newline is not None:
             line, column, code = newline
@@ -281,6 +284,17 @@ def explain(source: Source, log: str, status: int) -> BpfkitError:
         why=why,
         hint="Raise the limit on memory: ulimit -v unlimited" if memory else "",
         log=log,
+    )
+
+
+def _is_undefined_sec(source: Source, code: str) -> bool:
+    """Is this the line of a SEC() that no header of the source defines?"""
+    from bpfkit.core.compile.scan import OWN_SEC
+
+    if re.search(r"\bSEC\s*\(", code) is None:
+        return False
+    return not any(
+        name == "bpfkit/bpfkit.h" or OWN_SEC.search(text) for name, _, text in source.files
     )
 
 

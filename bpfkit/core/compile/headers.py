@@ -55,13 +55,16 @@ __all__ = [
     "Tree",
     "btf_problem",
     "describe",
+    "module_routes",
+    "modules_with",
     "remove_leftovers",
     "routes",
     "uapi_problem",
     "uapi_tree",
 ]
 
-_BTF = "/sys/kernel/btf/vmlinux"
+_BTF_DIR = "/sys/kernel/btf"
+_BTF = f"{_BTF_DIR}/vmlinux"
 #: Full, quota, read-only, forbidden: another place may do.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _KEEP_TREES = 48
@@ -71,13 +74,15 @@ _STALE = 3600.0
 class Tree:
     """A directory for BCC; ``generated`` when bpfkit made it, ``env`` what BCC is told."""
 
-    __slots__ = ("env", "generated", "path", "route", "temporary")
+    __slots__ = ("env", "generated", "module", "path", "route", "temporary")
 
     def __init__(self, path: str, route: str, generated: bool, temporary: str = "") -> None:
         self.path = path
         self.route = route
         self.generated = generated
         self.temporary = temporary
+        #: BTF file of the module whose types are in it.
+        self.module = ""
         self.env = {} if route == "modules" else {"BCC_KERNEL_SOURCE": path}
 
     def close(self) -> None:
@@ -403,13 +408,24 @@ def _btf_tree(
     interpreter: Callable[[dict[str, Any]], dict[str, Any]],
     *,
     trimmed: bool,
+    module: str = "",
 ) -> Tree:
-    """A tree of the running kernel's types; trimmed to what the source names, or whole."""
+    """A tree of the running kernel's types; trimmed to what the source names, or whole.
+
+    :param module: a loaded module whose types are wanted as well.
+    """
     from bpfkit.core.compile.scan import mask
 
-    kernel = _kept("kernel", _identity(btf=True), lambda root: _write_kernel(root, interpreter))
+    identity = _identity(btf=True)
+    path = os.path.join(_BTF_DIR, module) if module else ""
+    if module:
+        with open(path, "rb") as file:
+            identity = sha256(identity.encode() + file.read()).hexdigest()[:24]
+    kernel = _kept("kernel", identity, lambda root: _write_kernel(root, interpreter, path))
     try:
-        return _program_tree(source, kernel, mask, trimmed)
+        tree = _program_tree(source, kernel, mask, trimmed)
+        tree.module = path
+        return tree
     finally:
         kernel.close()
 
@@ -514,11 +530,48 @@ def _read(path: str) -> str:
         return file.read()
 
 
-def _write_kernel(root: str, interpreter: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def modules_with(names: Sequence[str]) -> list[str]:
+    """Loaded modules whose own types have one of these names."""
+    found = []
+    for module in sorted(_listdir(_BTF_DIR)):
+        if module == "vmlinux":
+            continue
+        try:
+            with open(os.path.join(_BTF_DIR, module), "rb") as file:
+                data = file.read()
+        except OSError:
+            continue
+        if any(b"\0%s\0" % name.encode() in data for name in names):
+            found.append(module)
+    return found
+
+
+def module_routes(
+    source: Source,
+    names: Sequence[str],
+    interpreter: Callable[[dict[str, Any]], dict[str, Any]],
+) -> Iterator[Route]:
+    """Trees of the kernel's types and those of a loaded module that knows ``names``.
+
+    :param names: what the trees before did not have; read when the first route is asked for.
+    """
+    for module in modules_with(names) if not btf_problem() and _override() is None else ():
+        yield Route(f"module {module}", _module_tree(source, module, interpreter))
+
+
+def _module_tree(
+    source: Source, module: str, interpreter: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Callable[[], Tree]:
+    return lambda: _btf_tree(source, interpreter, trimmed=True, module=module)
+
+
+def _write_kernel(
+    root: str, interpreter: Callable[[dict[str, Any]], dict[str, Any]], module: str = ""
+) -> None:
     """vmlinux.h of the running kernel (0.3–0.5 s), taken apart (0.5 s); once per kernel."""
     path = os.path.join(root, "vmlinux.h")
     say("reading the running kernel's types (once per kernel)")
-    interpreter({"op": "vmlinux", "out": os.fsencode(path)})
+    interpreter({"op": "vmlinux", "out": os.fsencode(path), "module": os.fsencode(module)})
     text = _read(path)
     types = Types.of(text)
     with open(os.path.join(root, "types"), "wb") as file:

@@ -35,7 +35,8 @@ _SKIP = re.compile(
 )
 _DIRECTIVE = re.compile(r"^[ \t]*#(?:\\\n|[^\n])*", re.M)
 _SEC = re.compile(r'\bSEC\s*\(\s*"')
-_OWN_SEC = re.compile(r"^[ \t]*#[ \t]*define[ \t]+SEC\b", re.M)
+#: A source that defines SEC() itself.
+OWN_SEC = re.compile(r"^[ \t]*#[ \t]*define[ \t]+SEC\b", re.M)
 _LICENSE = re.compile(r'\bLICENSE\s*\(\s*"')
 _CONST = re.compile(r"\bLOAD_CONST\s*\(([^()]*)\)")
 _PINNED = re.compile(r"\bBPF_(?:TABLE|QUEUESTACK)_PINNED[67]?\b|\bBPF_XSKMAP\s*\([^(),]*,[^(),]*,")
@@ -147,7 +148,7 @@ def scan(source: Source) -> Scan:
             )
             result.problems.append((PINNED, error))
         _bcc_probes(result, text, code)
-    if any(_OWN_SEC.search(text) for name, _, text in source.files if name != "bpfkit/bpfkit.h"):
+    if any(OWN_SEC.search(text) for name, _, text in source.files if name != "bpfkit/bpfkit.h"):
         result.heads.clear()  # libbpf's SEC() is a section attribute; a function has only one
     return result
 

@@ -369,6 +369,7 @@ class Btf:
         self.order = order
         #: SEC() of functions and variables: {type: (name, section name)}
         self.tags: Dict[int, Tuple[str, str]] = {}
+        self.twice: List[Tuple[str, str, str]] = []
         self.valid = len(data) >= 24 and unpack_from(order + "H", data)[0] == 0xEB9F
         self.types: List[Tuple[int, int, int, int]] = [(0, 0, 0, 0)]  # name, info, size, offset
         if not self.valid:
@@ -399,7 +400,9 @@ class Btf:
                 text = self.string(name)
                 if text.startswith(_SEC_TAG):
                     tagged = self.string(self.types[size][0])
-                    self.tags.setdefault(size, (tagged, text[len(_SEC_TAG) :]))
+                    section = text[len(_SEC_TAG) :]
+                    if self.tags.setdefault(size, (tagged, section))[1] != section:
+                        self.twice.append((tagged, self.tags[size][1], section))
                 pack_into(order + "IIII", self.body, at, 0, 1 << 24, 4, 32)
             at += 12 + extra
 
@@ -532,7 +535,8 @@ class Linker:
         self.own: Dict[int, int] = {}  # index of a BPFKIT_MAP -> index in the artifact
         self.consts: Set[int] = {index for _, index, _ in request["consts"]}
         self.heads: Set[str] = set(request["heads"])
-        self.shifts: Dict[Tuple[int, int], int] = {}
+        self.programs: Set[str] = set()
+        self.shifts: Optional[Dict[Tuple[int, int], int]] = None
         self.func_info, self.func_size = self._ext(0)
         self.line_info, self.line_size = self._ext(8)
         self.renamed: Dict[int, Tuple[int, str]] = {}
@@ -761,29 +765,39 @@ class Linker:
         """By how many lines a function is off.
 
         BCC puts a line in front of a program that lacks a section.  Where a macro makes the whole
-        program, nothing in the text takes that line back.
+        program, or several of them, nothing in the text takes these lines back.
         """
-        if (section, start) in self.shifts:
-            return self.shifts[section, start]
-        self.shifts[section, start] = 0
-        known = self.elf.function(section, start)
-        home = self.elf.names[section]
-        if known is None or known[0] in self.heads or home != ".bpf.fn." + known[0]:
-            return 0
-        lines = set()
-        for record in self.line_info.get(home, ()):
-            at, file, _, place = unpack_from(self.elf.order + "IIII", record)
-            if start <= at < start + length:
-                lines.add((self._short(file), place >> 10))
-        if len(lines) == 1:
-            name, line = lines.pop()
-            text = self.files.get(name, [])
-            if 1 < line <= len(text) + 1:
-                code = text[line - 2].strip()
-                head = code.partition("(")[0].rstrip()
-                if head.isidentifier() and head != code and "{" not in code:
-                    self.shifts[section, start] = 1
-        return self.shifts[section, start]
+        if self.shifts is None:
+            self.shifts = self._macro_made()
+        return self.shifts.get((section, start), 0)
+
+    def _macro_made(self) -> Dict[Tuple[int, int], int]:
+        """{(section, offset): lines that it is off} of programs whose text is one macro's."""
+        places: Dict[Tuple[str, int], List[Tuple[int, int]]] = {}
+        for name, kind, section, start, length in self.elf.symbols:
+            if kind != 2 or name in self.heads or name not in self.programs:
+                continue
+            # Of several programs in one place, the first gets the section that BCC means for all.
+            if not self.elf.names[section].startswith((".bpf.fn.", ".text")):
+                continue
+            lines = set()
+            for record in self.line_info.get(self.elf.names[section], ()):
+                at, file, _, place = unpack_from(self.elf.order + "IIII", record)
+                if start <= at < start + length:
+                    lines.add((self._short(file), place >> 10))
+            if len(lines) == 1:
+                file_name, line = lines.pop()
+                text = self.files.get(file_name, [])
+                if not 0 < line <= len(text) or name + "(" not in text[line - 1].replace(" ", ""):
+                    places.setdefault((file_name, line), []).append((section, start))
+        found = {}
+        for (file_name, line), functions in places.items():
+            text = self.files.get(file_name, [])
+            shift = len(functions)  # all of them in front of the same place
+            code = text[line - 1 - shift].strip() if shift < line <= len(text) + shift else ""
+            if code.partition("(")[0].rstrip().isidentifier() and "{" not in code:
+                found.update(dict.fromkeys(functions, shift))
+        return found
 
     def _short(self, file: int) -> str:
         name = self.btf.string(file)
@@ -885,6 +899,7 @@ def compile(request: Dict[str, Any], library: ct.CDLL) -> Dict[str, Any]:
         if not request["untagged"]:
             request["consts"] = consts = _consts(elf)
         linker = Linker(elf, btf, request)
+        linker.programs.update(code)
         for index, definition in sorted(btf.maps()):
             if index in linker.own:
                 raise Refused("BPFKIT_MAP %d is declared twice" % index, "", 0, "")
@@ -930,6 +945,12 @@ def _sections(
     (name, section name, is it a function?).
     """
     elf, btf = linker.elf, linker.btf
+    for name, first, second in btf.twice:
+        raise Refused(
+            'program %s has two sections: SEC("%s") and SEC("%s")' % (name, first, second),
+            *linker.start(name),
+            "",
+        )
     known = set(names)
     tags = {}
     strays = []
@@ -1144,7 +1165,7 @@ def _deps(fd: int, request: Dict[str, Any]) -> List[Tuple[str, int, int, int]]:
     skip = {os.path.realpath(path) for path in request["paths"]}
     data = os.pread(fd, 1 << 22, 0).decode(errors="surrogateescape")
     data = data.partition(":")[2].replace("\\\n", " ").replace("\\ ", "\0")
-    paths = []
+    paths: List[str] = list(request["also"])
     for name in data.split():
         name = name.replace("\0", " ")
         if name.startswith("/virtual/"):
@@ -1183,8 +1204,11 @@ def _see_tracefs() -> None:
 # --- vmlinux.h ---------------------------------------------------------------------------------
 
 
-def vmlinux(path: bytes, library: ct.CDLL) -> Dict[str, Any]:
-    """Write the running kernel's types as C; libc's vfprintf is libbpf's print callback."""
+def vmlinux(path: bytes, module: bytes, library: ct.CDLL) -> Dict[str, Any]:
+    """Write the running kernel's types as C; libc's vfprintf is libbpf's print callback.
+
+    ``module`` is the BTF of a kernel module whose types go with them, or nothing.
+    """
     pointer = ct.c_void_p
     libbpf = None
     for name in ("libbpf.so.1", "libbpf.so.0", "libbcc_bpf.so.0"):
@@ -1208,6 +1232,12 @@ def vmlinux(path: bytes, library: ct.CDLL) -> Dict[str, Any]:
     btf = libbpf.btf__parse_raw(b"/sys/kernel/btf/vmlinux")
     if not btf or btf >= (1 << 64) - 4096:
         raise OSError("cannot parse /sys/kernel/btf/vmlinux")
+    if module:
+        libbpf.btf__parse_raw_split.restype = pointer
+        libbpf.btf__parse_raw_split.argtypes = [ct.c_char_p, pointer]
+        btf = libbpf.btf__parse_raw_split(module, btf)
+        if not btf or btf >= (1 << 64) - 4096:
+            raise OSError("cannot parse " + os.fsdecode(module))
     out = _libc.fopen(path, b"w")
     if not out:
         raise OSError(ct.get_errno(), "cannot write " + os.fsdecode(path))
@@ -1286,7 +1316,7 @@ def main() -> None:
     request = marshal.loads(data)
     try:
         if request["op"] == "vmlinux":
-            answer = vmlinux(request["out"], library)
+            answer = vmlinux(request["out"], request["module"], library)
         else:
             os.environ.update(request["env"])
             if b"TRACEPOINT_PROBE" in request["text"] or b"tracepoint__" in request["text"]:
