@@ -18,6 +18,7 @@ LAYERS = (
     "parse_ipv6_ext",
     "parse_gre",
     "parse_transport",
+    "parse_pppoe",
     "count",
 )
 BOTH = 3

@@ -14,7 +14,9 @@
  *             |               ^               ^  ^      |               |            |
  *             |               |               |  +- IP in IP            |          count
  *             +-- Ethernet ---+---- MPLS -----+------- IP --------------+   (what ends before)
- *                (GRE, VXLAN)
+ *           (GRE, VXLAN, pseudowire)
+ *
+ * parse_pppoe stands between parse_eth or parse_vlan and parse_ipv4, parse_ipv6 or parse_mpls.
  *
  * Each program reads one layer at the cursor in `scratch` and tail-calls the next one; whatever
  * cannot be read ends in count(). The flow is that of the innermost IP header that could be read:
@@ -28,6 +30,10 @@
  *    own call id.
  *  - An IPv6 extension header that is cut off ends the walk; the flow's protocol is then its
  *    number.
+ *  - PPPoE, MPLS labels and the Ethernet header of a pseudowire are looked through and are no part of
+ *    the flow; VLAN tags inside are. A tag with id 0 is a priority and no VLAN. What is in ERSPAN, in
+ *    SNAP (IEEE 802.2) or in any other encapsulation is not looked at: such a frame is a flow of GRE,
+ *    or non-IP.
  *  - The kernel allows 33 tail calls. Frames nested deeper are counted with what was read until
  *    then.
  *
@@ -60,6 +66,8 @@ LOAD_CONST(2, vxlan_port, 0); /* UDP port of VXLAN; 0: do not look into VXLAN */
 #define GRE_PROTO_PPP   0x880b
 #define PPP_IP          0x21
 #define PPP_IPV6        0x57
+#define PPP_MPLS_UC     0x281
+#define PPP_MPLS_MC     0x283
 #define VXLAN_VNI_VALID 0x08000000
 
 /* Keys of `jump`. */
@@ -72,6 +80,7 @@ enum layer {
 	PARSE_IPV6_EXT,
 	PARSE_GRE,
 	PARSE_TRANSPORT,
+	PARSE_PPPOE,
 	COUNT,
 };
 
@@ -199,7 +208,8 @@ static __always_inline void add_vlan(struct parse_state *st, u16 tci)
 {
 	struct outer_key outer = { .type = OUTER_VLAN, .has_id = 1, .id = tci & VLAN_VID_MASK };
 
-	add_outer(st, &outer);
+	if (outer.id) /* a tag with id 0 only has a priority; the frame is in no VLAN */
+		add_outer(st, &outer);
 }
 
 /* The tunnel goes through the flow read so far. */
@@ -248,6 +258,8 @@ static __always_inline int next_ethertype(struct __sk_buff *skb, struct parse_st
 	case ETH_P_MPLS_UC:
 	case ETH_P_MPLS_MC:
 		return next(skb, st, PARSE_MPLS);
+	case ETH_P_PPP_SES:
+		return next(skb, st, PARSE_PPPOE);
 	}
 	return next(skb, st, COUNT);
 }
@@ -317,6 +329,22 @@ int parse_vlan(struct __sk_buff *skb)
 	return next_ethertype(skb, st, bpf_ntohs(tag.ethertype));
 }
 
+static __always_inline bool is_known_ethertype(u16 ethertype)
+{
+	switch (ethertype) {
+	case ETH_P_IP:
+	case ETH_P_IPV6:
+	case ETH_P_ARP:
+	case ETH_P_8021Q:
+	case ETH_P_8021AD:
+	case ETH_P_MPLS_UC:
+	case ETH_P_PPP_SES:
+	case ETH_P_LLDP:
+		return true;
+	}
+	return false;
+}
+
 /*
  * MPLS does not say what it carries. The first four bits are the IP version; but they can as well
  * be those of the MAC address at the start of an Ethernet pseudowire. IP it is if the header's
@@ -345,18 +373,30 @@ static __always_inline bool mpls_carries_ip(struct __sk_buff *skb, const struct 
 	left = (cur->end == skb->len && frame > skb->len ? frame : cur->end) - cur->off;
 	if (total == left)
 		return true;
-	switch (bpf_ntohs(head.half[6])) {
-	case ETH_P_IP:
-	case ETH_P_IPV6:
-	case ETH_P_ARP:
-	case ETH_P_8021Q:
-	case ETH_P_8021AD:
-	case ETH_P_MPLS_UC:
-	case ETH_P_PPP_SES:
-	case ETH_P_LLDP:
-		return false;
-	}
-	return true;
+	return !is_known_ethertype(bpf_ntohs(head.half[6]));
+}
+
+/*
+ * An Ethernet pseudowire (RFC 4448) says no more about itself than IP does: the control word in front
+ * of the frame is optional and starts with 0, as many a MAC address does. It is taken for one if an
+ * ethertype is where Ethernet has it, with or without the control word. Bytes up to the frame, or -1.
+ */
+static __always_inline int pseudowire(struct __sk_buff *skb, const struct cursor *cur, u8 nibble)
+{
+	struct {
+		__be32 control_word;
+		struct ethhdr eth;
+	} with;
+	struct ethhdr without;
+
+	if (!cursor_peek(skb, cur, &without, sizeof(without)))
+		return -1;
+	if (is_known_ethertype(bpf_ntohs(without.h_proto)))
+		return 0;
+	if (!nibble && cursor_peek(skb, cur, &with, sizeof(with)) &&
+	    is_known_ethertype(bpf_ntohs(with.eth.h_proto)))
+		return sizeof(with.control_word);
+	return -1;
 }
 
 SEC("socket")
@@ -365,6 +405,7 @@ int parse_mpls(struct __sk_buff *skb)
 	u32 i, zero = 0;
 	struct parse_state *st = scratch.lookup(&zero);
 	__be32 label;
+	int skip;
 	u8 nibble;
 
 	if (!st)
@@ -384,7 +425,56 @@ int parse_mpls(struct __sk_buff *skb)
 		return next(skb, st, PARSE_IPV4);
 	if (nibble == 6 && mpls_carries_ip(skb, &st->cur))
 		return next(skb, st, PARSE_IPV6);
-	return next(skb, st, COUNT); /* a pseudowire */
+	skip = pseudowire(skb, &st->cur, nibble);
+	if (skip < 0)
+		return next(skb, st, COUNT);
+	st->cur.off += skip;
+	return next(skb, st, PARSE_ETH);
+}
+
+/*
+ * PPPoE's session stage (RFC 2516): six bytes of header with the payload's length, then PPP, whose
+ * protocol number has one byte or two.
+ */
+SEC("socket")
+int parse_pppoe(struct __sk_buff *skb)
+{
+	u32 zero = 0;
+	struct parse_state *st = scratch.lookup(&zero);
+	struct {
+		u8 version_type;
+		u8 code;
+		__be16 session;
+		__be16 length;
+		u8 proto[2];
+	} head;
+	u32 end;
+	u16 proto;
+
+	if (!st)
+		return 0;
+	if (!cursor_peek(skb, &st->cur, &head, sizeof(head)) || head.version_type != 0x11 ||
+	    head.code)
+		return next(skb, st, COUNT);
+	end = st->cur.off + 6 + bpf_ntohs(head.length);
+	if (end < st->cur.end)
+		st->cur.end = end;
+	proto = head.proto[0];
+	st->cur.off += 7;
+	if (!(proto & 1)) { /* the last byte of a number is odd, those before it are even */
+		proto = proto << 8 | head.proto[1];
+		st->cur.off++;
+	}
+	switch (proto) {
+	case PPP_IP:
+		return next(skb, st, PARSE_IPV4);
+	case PPP_IPV6:
+		return next(skb, st, PARSE_IPV6);
+	case PPP_MPLS_UC:
+	case PPP_MPLS_MC:
+		return next(skb, st, PARSE_MPLS);
+	}
+	return next(skb, st, COUNT);
 }
 
 /* ---- IP -------------------------------------------------------------------------------------- */

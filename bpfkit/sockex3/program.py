@@ -49,6 +49,11 @@ class Sockex3(TapApp):
     counters = ("bytes", "packets")
     direction = "both"
     entry = ENTRY
+    epilog = (
+        "Flows are found in VLANs, MPLS, PPPoE, Ethernet pseudowires, GRE, PPTP, IP in IP and, with "
+        "--vxlan, VXLAN. ERSPAN, SNAP and other encapsulations are not looked into: such frames "
+        "count as GRE or as not IP. A VLAN tag with id 0 is a priority, not a VLAN."
+    )
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:

@@ -33,6 +33,10 @@ _EXTENSIONS = frozenset({0, 43, 44, 51, 60, 135, 139, 140})
 _IN_IP = {(4, 4): "ipip", (4, 6): "6in4", (6, 4): "4in6", (6, 6): "6in6"}
 
 
+#: Ethertypes by which an Ethernet pseudowire is known.
+KNOWN = (0x0800, 0x86DD, 0x0806, 0x8100, 0x88A8, 0x8847, 0x8864, 0x88CC)
+
+
 class _Cut(Exception):
     """The bytes end, or are not what they should be: what was read until now counts."""
 
@@ -62,7 +66,8 @@ class _Reader:
     def ethertype(self, kind: int, at: int, end: int) -> None:
         while kind in ETH_TYPES_VLAN:
             tci, kind = self.number(at, 2, end), self.number(at + 2, 2, end)
-            self.vlan += (tci & 0xFFF,)
+            if tci & 0xFFF:  # id 0: a priority, and no VLAN
+                self.vlan += (tci & 0xFFF,)
             at += 4
         if kind in (0x8847, 0x8848):
             while not self.number(at, 4, end) & 0x100:
@@ -71,6 +76,12 @@ class _Reader:
             version = self.number(at, 1, end) >> 4
             if version in (4, 6) and not self.is_ethernet(at, end, version):
                 self.ip(version, at, end)
+            elif self.known_at(at + 12, end):
+                self.ethertype(self.number(at + 12, 2, end), at + 14, end)
+            elif not version and self.known_at(at + 16, end):  # behind a control word
+                self.ethertype(self.number(at + 16, 2, end), at + 18, end)
+        elif kind == 0x8864:
+            self.pppoe(at, end)
         elif kind == 0x0800:
             self.ip(4, at, end)
         elif kind == 0x86DD:
@@ -90,8 +101,22 @@ class _Reader:
             total = int.from_bytes(head[4:6], "big") + 40
         if total == end - at:
             return False
-        known = (0x0800, 0x86DD, 0x0806, 0x8100, 0x88A8, 0x8847, 0x8864, 0x88CC)
-        return int.from_bytes(head[12:14], "big") in known
+        return int.from_bytes(head[12:14], "big") in KNOWN
+
+    def known_at(self, at: int, end: int) -> bool:
+        """An ethertype is there, at the end of an Ethernet header."""
+        return at + 2 <= end and int.from_bytes(self.frame[at : at + 2], "big") in KNOWN
+
+    def pppoe(self, at: int, end: int) -> None:
+        """RFC 2516's session stage, PPP with a protocol number of one byte or two."""
+        if end - at < 8 or self.frame[at : at + 2] != b"\x11\0":
+            return
+        end = min(end, at + 6 + self.number(at + 4, 2, end))
+        first = self.frame[at + 6]
+        size = 1 if first & 1 else 2
+        number = int.from_bytes(self.frame[at + 6 : at + 6 + size], "big")
+        kind = {0x21: 0x0800, 0x57: 0x86DD, 0x281: 0x8847, 0x283: 0x8847}.get(number, 0)
+        self.ethertype(kind, at + 6 + size, end)
 
     def enter(self, src: bytes, dst: bytes) -> None:
         kind = IPv4Address if len(src) == 4 else IPv6Address
@@ -292,6 +317,7 @@ def random_frame(rng: random.Random, vxlan_port: int = 4789) -> tuple[bytes, Flo
     parts += [transport, Raw(bytes(rng.randrange(60)))]
     frame = _stack(parts)
     tunnel = _name_ip_in_ip(parts, tunnel)
+    vlan = [one for one in vlan if one]
     return frame, Flow(src, dst, proto, sport, dport, tuple(vlan), tuple(tunnel))
 
 

@@ -126,6 +126,46 @@ def test_mpls_payload_is_read_as_the_ip_version_it_is(
     is_counted(sockex3, bytes(stack) + bytes(frame), flow)
 
 
+@pytest.mark.parametrize("proto", ["0021", "21"], ids=["two bytes", "compressed"])
+@pytest.mark.parametrize("vlan", [(), (35,)])
+@variants({"v4": (V4 / SEG, TCP4), "v6": (V6 / SEG, TCP6)})
+def test_pppoe_is_looked_through(
+    sockex3: Sockex3, proto: str, vlan: tuple[int, ...], frame: Packet, flow: Flow
+) -> None:
+    number = bytes.fromhex(proto if flow is TCP4 else proto.replace("21", "57"))
+    payload = number + bytes(frame)
+    head = b"\x11\x00" + (7).to_bytes(2, "big") + len(payload).to_bytes(2, "big")
+    tags = b"".join(b"\x81\x00" + one.to_bytes(2, "big") for one in vlan)
+    whole = bytes(ETH)[:12] + tags + b"\x88\x64" + head + payload
+    is_counted(sockex3, whole, flow._replace(vlan=vlan))
+    padded = whole + bytes(20)  # the session header says how long the packet is
+    is_counted(sockex3, padded, flow._replace(vlan=vlan))
+
+
+@pytest.mark.parametrize(
+    "head", ["1200", "1101", "2100"], ids=["version 1 type 2", "discovery's code", "version 2"]
+)
+def test_pppoe_that_is_none_is_not_ip(sockex3: Sockex3, head: str) -> None:
+    payload = b"\x00\x21" + bytes(V4 / SEG)
+    whole = bytes(ETH)[:12] + b"\x88\x64" + bytes.fromhex(head) + b"\0\7"
+    is_counted(sockex3, whole + len(payload).to_bytes(2, "big") + payload, None)
+
+
+@pytest.mark.parametrize("word", [b"", bytes(4), b"\0\0\x12\x34"], ids=["none", "zero", "sequence"])
+@pytest.mark.parametrize("mac", ["00:11:22:33:44:55", "02:00:00:00:00:09", "45:00:00:3c:00:01"])
+@pytest.mark.parametrize("vlan", [(), (9,)])
+def test_ethernet_pseudowires_are_looked_through(
+    sockex3: Sockex3, word: bytes, mac: str, vlan: tuple[int, ...]
+) -> None:
+    """RFC 4448, with and without the control word, whatever the MAC address starts with."""
+    inner: Packet = Ether(src="02:00:00:00:00:08", dst=mac)
+    for one in vlan:
+        inner = inner / Dot1Q(vlan=one)
+    outer = bytes(ETH)[:12] + b"\x88\x47" + bytes(MPLS(label=16, s=0)) + bytes(MPLS(label=17, s=1))
+    frame = outer + word + bytes(inner / IN4 / SEG)
+    is_counted(sockex3, frame, INNER4._replace(vlan=vlan))
+
+
 def test_all_cpus_count(sockex3: Sockex3) -> None:
     sockex3.clear()
     before = os.sched_getaffinity(0)
@@ -399,7 +439,8 @@ def test_vlan_tags_in_any_order_are_in_the_key(
 
     is_counted(sockex3, tags((outer, 0x6064)), flow._replace(vlan=(100,)))
     is_counted(sockex3, tags((outer, 100), (inner, 0xF0C8)), flow._replace(vlan=(100, 200)))
-    is_counted(sockex3, tags((outer, 0), (inner, 200)), flow._replace(vlan=(0, 200)))
+    is_counted(sockex3, tags((outer, 0), (inner, 200)), flow._replace(vlan=(200,)))
+    is_counted(sockex3, tags((outer, 0xE000)), flow)  # a priority tag: no VLAN
     three = ((outer, 1), (inner, 2), (outer, 3))
     is_counted(sockex3, tags(*three), flow._replace(vlan=(1, 2, 3)))
 
@@ -487,7 +528,10 @@ def test_vxlan_is_an_option(sockex3: Sockex3, with_vxlan: Sockex3) -> None:
         "ipv6 says ipv4": (Ether(bytes(ETH)[:12] + b"\x86\xdd") / Raw(bytes(V4 / SEG)), None),
         "ihl 4": (ETH / IP(src=A4, dst=B4, ihl=4) / SEG, None),
         "mpls, no bottom": (Ether(bytes(ETH)[:12] + b"\x88\x47") / Raw(bytes(400)), None),
-        "mpls control word": (ETH / MPLS(s=1) / Raw(bytes(4) + bytes(INNER_ETH / IN4 / SEG)), None),
+        "mpls control word, no known ethertype": (
+            ETH / MPLS(s=1) / Raw(bytes(16) + b"\x12\x34" + bytes(IN4 / SEG)),
+            None,
+        ),
     }
 )
 def test_frames_without_a_readable_ip_header_are_nonip(
@@ -498,10 +542,15 @@ def test_frames_without_a_readable_ip_header_are_nonip(
 
 @pytest.mark.parametrize("first", range(0x40, 0x70))
 def test_ethernet_in_mpls_is_not_misread_as_ip(sockex3: Sockex3, first: int) -> None:
-    for inner in (IN4 / SEG, IN6 / SEG, Dot1Q(vlan=3) / IN4 / SEG, ARP()):
+    for inner, flow in (
+        (IN4 / SEG, INNER4),
+        (IN6 / SEG, INNER6),
+        (Dot1Q(vlan=3) / IN4 / SEG, INNER4._replace(vlan=(3,))),
+        (ARP(), None),
+    ):
         wire = Ether(dst=f"{first:02x}:00:00:12:34:56", src="02:00:00:00:00:03") / inner
         frame = bytes(Ether(bytes(ETH)[:12] + b"\x88\x47") / MPLS(label=3, s=1)) + bytes(wire)
-        is_counted(sockex3, frame, None)
+        is_counted(sockex3, frame, flow)
 
 
 # --- lengths -----------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ ENTRY = "sockex3"
 #: name.
 LAYERS = (
     "parse_eth parse_vlan parse_mpls parse_ipv4 parse_ipv6 parse_ipv6_ext parse_gre "
-    "parse_transport count"
+    "parse_transport parse_pppoe count"
 ).split()
 #: ``enum outer_type`` of the C source: 0 is a VLAN tag, the others are tunnels.
 _TUNNELS = ("vlan", "gre", "ipip", "6in4", "4in6", "6in6", "vxlan")
