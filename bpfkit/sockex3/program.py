@@ -50,9 +50,9 @@ class Sockex3(TapApp):
     direction = "both"
     entry = ENTRY
     epilog = (
-        "Flows are found in VLANs, MPLS, PPPoE, Ethernet pseudowires, GRE, PPTP, IP in IP and, with "
-        "--vxlan, VXLAN. ERSPAN, SNAP and other encapsulations are not looked into: such frames "
-        "count as GRE or as not IP. A VLAN tag with id 0 is a priority, not a VLAN."
+        "Flows are found in VLANs, MPLS, PPPoE, Ethernet pseudowires, GRE, PPTP, IP in IP and, "
+        "with --vxlan, VXLAN. ERSPAN, SNAP and other encapsulations are not looked into: such "
+        "frames count as GRE or as not IP. A VLAN tag with id 0 is a priority, not a VLAN."
     )
 
     @classmethod
