@@ -231,7 +231,7 @@ class TapApp(App):
 
         lo counts its bytes behind the Ethernet header; here they include it.
         """
-        with open("/proc/thread-self/net/dev") as counters:
+        with open("/proc/thread-self/net/dev", errors="surrogateescape") as counters:
             for line in counters:
                 name, colon, figures = line.partition(":")
                 if colon and name.strip() == self.interface.name:

@@ -439,11 +439,11 @@ def _offsets(btf: Btf) -> dict[str, int]:
 def _own_cgroup() -> str:
     """The directory of this process's cgroup in the v2 hierarchy."""
     own = "/"
-    with open("/proc/self/cgroup") as groups:
+    with open("/proc/self/cgroup", errors="surrogateescape") as groups:
         for line in groups:
             if line.startswith("0::"):
                 own = line[3:].strip()
-    with open("/proc/self/mounts") as mounts:
+    with open("/proc/self/mounts", errors="surrogateescape") as mounts:
         for line in mounts:
             fields = line.split()
             if fields[2] == "cgroup2":

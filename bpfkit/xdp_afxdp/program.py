@@ -220,6 +220,6 @@ class _Server:
 
 def _arp_table() -> dict[str, str]:
     """Address -> MAC address of the calling thread's namespace."""
-    with open("/proc/thread-self/net/arp") as table:
+    with open("/proc/thread-self/net/arp", errors="surrogateescape") as table:
         next(table)
         return {line.split()[0]: line.split()[3] for line in table}

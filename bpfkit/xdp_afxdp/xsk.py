@@ -19,6 +19,7 @@ import _socket
 import ctypes as ct
 import errno
 import mmap
+import os
 import struct
 import sys
 from select import POLLIN, poll
@@ -77,7 +78,7 @@ def queues(interface: Interface) -> int:
     import fcntl
 
     buffer = ct.create_string_buffer(struct.pack("=9I", _ETHTOOL_GCHANNELS, *[0] * 8), 36)
-    request = bytearray(struct.pack("=16sQ16x", interface.name.encode(), ct.addressof(buffer)))
+    request = bytearray(struct.pack("=16sQ16x", os.fsencode(interface.name), ct.addressof(buffer)))
     sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
     try:
         fcntl.ioctl(sock.fileno(), _SIOCETHTOOL, request)

@@ -1174,7 +1174,7 @@ def _deps(fd: int, request: Dict[str, Any]) -> List[Tuple[str, int, int, int]]:
         if request["throwaway"] and path.startswith(tree + "/"):
             continue  # gone after this compile
         paths.append(path)
-    with open("/proc/self/maps") as file:
+    with open("/proc/self/maps", errors="surrogateescape") as file:
         for line in file:
             name = line.rstrip("\n").partition("/")[2]
             base = name.rpartition("/")[2]

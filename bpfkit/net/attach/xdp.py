@@ -116,9 +116,9 @@ def holders(prog_id: int) -> list[tuple[int, str]]:
             for fd in os.listdir(f"/proc/{pid}/fd"):
                 if "bpf" not in os.readlink(f"/proc/{pid}/fd/{fd}"):
                     continue
-                with open(f"/proc/{pid}/fdinfo/{fd}") as info:
+                with open(f"/proc/{pid}/fdinfo/{fd}", errors="surrogateescape") as info:
                     if wanted in info.read().splitlines():
-                        with open(f"/proc/{pid}/comm") as comm:
+                        with open(f"/proc/{pid}/comm", errors="surrogateescape") as comm:
                             found.append((int(pid), comm.read().strip()))
                         break
         except OSError:

@@ -401,7 +401,7 @@ class Lab(Closing):
 def _if_inet6() -> list[str]:
     """The lines of /proc/net/if_inet6 of the calling thread's namespace."""
     try:
-        with open("/proc/thread-self/net/if_inet6") as file:
+        with open("/proc/thread-self/net/if_inet6", errors="surrogateescape") as file:
             return file.read().splitlines()
     except FileNotFoundError:  # no IPv6 in this kernel
         return []

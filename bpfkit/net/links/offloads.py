@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import os
 import struct
 
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_text
@@ -52,7 +53,7 @@ _EXACT = frozenset(("rx-gro", "tx-tcp-segmentation"))
 def _ethtool(interface: Interface, request: bytes) -> bytes:
     """Run one ethtool command; the buffer as the kernel filled it in."""
     buffer = ctypes.create_string_buffer(request, len(request))
-    ifreq = struct.pack("@16sP16x", interface.name.encode(), ctypes.addressof(buffer))
+    ifreq = struct.pack("@16sP16x", os.fsencode(interface.name), ctypes.addressof(buffer))
     sock = ioctl_socket(interface.ns)
     try:
         fcntl.ioctl(sock.fileno(), _SIOCETHTOOL, ifreq)

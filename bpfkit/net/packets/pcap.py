@@ -553,7 +553,7 @@ class PcapngWriter(_Writer):
 
     def interface(self, name: str = "", linktype: int = 1, snaplen: int = 0) -> int:
         """Describe an interface; its number for :meth:`write`."""
-        options = self._option(2, name.encode()) if name else b""
+        options = self._option(2, os.fsencode(name)) if name else b""
         options += self._option(9, b"\x09") + bytes(4)
         self._block(1, struct.pack("=HHI", linktype, 0, snaplen) + options)
         self._interfaces += 1
