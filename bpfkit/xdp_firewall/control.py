@@ -891,13 +891,14 @@ def find(interface: str | None = None) -> Firewall:
         if error.errno == errno.EPERM:
             raise PrivilegeError("needs root: run it with sudo (missing CAP_SYS_ADMIN)") from None
         raise
+    wanted = None
     if interface is not None:
         from bpfkit.net.links.interfaces import Interface
 
-        Interface.find(interface)  # raises if there is no such interface
+        wanted = Interface.find(interface).index  # by any of its names
     found: list[tuple[str, int]] = []
     for index, name in _names():
-        if interface in (None, name):
+        if wanted in (None, index):
             found += [(name, program) for program in _firewalls(index)]
     if not found:
         where = f"on {interface}" if interface else "on any interface of this namespace"

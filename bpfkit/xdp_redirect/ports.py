@@ -90,6 +90,10 @@ class Ports:
         from bpfkit.net.links.interfaces import Interface
 
         port = Interface.find(name)
+        if port.index in self.names:  # by another of its names
+            raise InputError(
+                f"port {name} is given twice", why=f"it is {self.names[port.index]} as well"
+            )
         self._ports.append(port)
         self.names[port.index] = port.name
         return port
@@ -113,12 +117,18 @@ class Ports:
         return [port.name for port in self._ports if driver(port) == "veth"]
 
     def find(self, name: str) -> Interface:
-        """The port called ``name``.
+        """The port that has ``name`` among its names.
 
         :raises InputError: there is none.
         """
+        from bpfkit.net.links.interfaces import Interface
+
+        try:
+            wanted = Interface.find(name).index
+        except InputError:
+            wanted = 0
         for port in self._ports:
-            if port.name == name:
+            if port.index == wanted:
                 return port
         raise InputError(f"--vlan: no port {name!r}", why=f"there are {self}")
 

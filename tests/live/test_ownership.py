@@ -20,6 +20,7 @@ from running import ROOT, Running, command
 from bpfkit.net.links.lab import pair_lab
 from bpfkit.net.links.netns import NetNS
 
+ALTERNATIVE = "an-alternative-name-of-more-than-15-characters"
 PROGRAM = ("tc_drop_tcp", "--attach", "clsact", "--no-demo")
 
 
@@ -235,3 +236,33 @@ def test_no_record_no_filter(
     assert "bug" not in done.stderr
     assert "BPFKIT_RUN" in done.stderr
     assert "clsact" not in tc(place, "qdisc", "show")
+
+
+@pytest.mark.parametrize("name", ["other", ALTERNATIVE])
+def test_an_alternative_name_is_the_same_interface(place: NetNS, name: str) -> None:
+    """The firewall is found by it, and a port is not taken twice."""
+    place.check_output(["ip", "link", "property", "add", "dev", "eth0", "altname", name])
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return place.run(
+            subprocess.run,
+            command(*words),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    with Running("xdp_firewall", "-i", name, "--no-demo", ns=place) as program:
+        assert "XDP native on eth0" in program.said
+        for words in (("add", "10.9.0.0/16"), ("list",), ("del", "10.9.0.0/16")):
+            for interface in ("eth0", name):
+                if words[0] == "list" or interface == name:
+                    done = run("xdp_firewall", *words, "-i", interface)
+                    assert done.returncode == 0, done.stderr
+        assert program.end()[0] == 0
+    done = run("xdp_redirect", "-i", "eth0", "--to", name, "-c", "1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"port {name} is given twice: it is eth0 as well" in done.stderr
+    assert "process" not in done.stderr
