@@ -52,6 +52,7 @@
  *   services  hash           struct service_key -> anything
  *   tables    array_of_maps  0 -> array: 0 -> struct lb_table
  *   backends  array          id -> struct backend
+ *   device    array          0 -> struct device: the interface, kept current by user space
  *   flows     lru_hash       struct tuple -> struct flow
  *   served    percpu_array   id -> struct served
  *   results   percpu_array   enum result -> struct traffic
@@ -66,9 +67,14 @@
 #include <uapi/linux/bpf.h>
 
 LOAD_CONST(0, slots, 65537); /* of the table that are used; a prime */
-LOAD_CONST(1, lladdr, 0); /* the interface's MAC address as in memory; 0: any */
-LOAD_CONST(2, mtu, 1500);
-LOAD_CONST(3, encap, 1); /* 1: IP in IP, 0: only the MAC address (layer-2 DSR) */
+LOAD_CONST(1, encap, 1); /* 1: IP in IP, 0: only the MAC address (layer-2 DSR) */
+
+/* The interface. User space writes it again when the interface changes. */
+struct device {
+	u64 lladdr; /* MAC address as in memory; 0: any */
+	u32 mtu; /* 0: Ethernet's 1500 */
+	u32 zero;
+};
 
 #define MAX_SERVICES 4096
 #define MAX_BACKENDS 1024
@@ -132,6 +138,7 @@ enum result {
 };
 
 BPF_TABLE("hash", struct service_key, u32, services, MAX_SERVICES);
+BPF_ARRAY(device, struct device, 1);
 BPF_ARRAY(table, struct lb_table, 1);
 BPF_ARRAY_OF_MAPS(tables, "table", 1);
 BPF_ARRAY(backends, struct backend, MAX_BACKENDS);
@@ -429,21 +436,22 @@ static __always_inline enum result tell_too_big(struct xdp_md *ctx, struct link_
 }
 
 /* Is the frame addressed to this interface? (A promiscuous interface sees others.) */
-static __always_inline bool is_for_us(const struct link_header *link)
+static __always_inline bool is_for_us(const struct device *own, const struct link_header *link)
 {
 	const u8 *to = link->eth.h_dest;
 	u64 mac = 0;
 
 	__builtin_memcpy(&mac, to, ETH_ALEN);
-	return lladdr() ? mac == lladdr() : !(to[0] & 1);
+	return own->lladdr ? mac == own->lladdr : !(to[0] & 1);
 }
 
 static __always_inline enum result balance(struct xdp_md *ctx)
 {
-	u32 frame_len = ctx->data_end - ctx->data, hash, id = 0, outer;
+	u32 frame_len = ctx->data_end - ctx->data, hash, id = 0, outer, mtu, zero = 0;
 	enum result kind = SENT, done;
 	struct link_header link;
 	struct headers h = {};
+	const struct device *own;
 	struct ip_says says;
 	struct tuple t = {};
 	struct served *sum;
@@ -471,7 +479,8 @@ static __always_inline enum result balance(struct xdp_md *ctx)
 		return PASSED;
 	if (!(t.flags & TUPLE_PORTS) && kind == SENT)
 		return PASSED_MALFORMED; /* the packet ends before its ports do */
-	if (!save_link(&w, &link) || !is_for_us(&link))
+	own = device.lookup(&zero);
+	if (!own || !save_link(&w, &link) || !is_for_us(own, &link))
 		return PASSED;
 	if (!read_ip(&w, &h, frame_len, &says))
 		return PASSED_MALFORMED;
@@ -481,10 +490,11 @@ static __always_inline enum result balance(struct xdp_md *ctx)
 	if (!b)
 		return DROPPED_NO_BACKEND;
 	outer = b->family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6_header);
-	if (encap() && says.len + outer > mtu()) {
+	mtu = own->mtu ? own->mtu : ETH_DATA_LEN;
+	if (encap() && says.len + outer > mtu) {
 		if (!says.df || h.later_fragment || kind == SENT_ICMP)
 			return DROPPED_TOO_BIG;
-		return tell_too_big(ctx, &link, &h, &t, frame_len, (u32)mtu() - outer);
+		return tell_too_big(ctx, &link, &h, &t, frame_len, mtu - outer);
 	}
 	/* the destination address of the frame is our own */
 	__builtin_memcpy(link.eth.h_source, link.eth.h_dest, ETH_ALEN);

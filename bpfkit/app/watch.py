@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bpfkit.core.attach.link import Link
     from bpfkit.net.links.interfaces import Interface
 
-__all__ = ["InterfaceWatch", "check_link", "check_links"]
+__all__ = ["DeviceWatch", "InterfaceWatch", "check_link", "check_links"]
 
 
 class InterfaceWatch:
@@ -77,6 +77,46 @@ class InterfaceWatch:
     def _report_change(self, name: str, up: bool) -> None:
         wait = ", waiting for it to come back" if self._removed is None else ""
         self._note(f"{self._noun} {name} " + ("is up again" if up else f"went down{wait}"))
+
+
+class DeviceWatch:
+    """Keeps what a program knows of its interface current: the MAC address and the MTU.
+
+    :param apply: writes both to where the program reads them; (MAC address, MTU in bytes).
+    :param note: prints a line for the user.
+    """
+
+    def __init__(
+        self,
+        interface: Interface,
+        apply: Callable[[bytes, int], None],
+        note: Callable[[str], None],
+    ) -> None:
+        self._interface = interface
+        self._apply = apply
+        self._note = note
+        self.lladdr, self.mtu = self._read()
+        apply(self.lladdr, self.mtu)
+
+    def _read(self) -> tuple[bytes, int]:
+        mac = bytes.fromhex(self._interface.lladdr().replace(":", ""))
+        return mac, self._interface.current_mtu()
+
+    def check(self) -> None:
+        """Apply a change, and report it; a missing interface is :class:`InterfaceWatch`'s."""
+        try:
+            mac, mtu = self._read()
+        except OSError:
+            return
+        if (mac, mtu) == (self.lladdr, self.mtu):
+            return
+        name = self._interface.name
+        if mac != self.lladdr:
+            self._note(f"the MAC address of {name} is {mac.hex(':')} now")
+        if mtu != self.mtu:
+            self._note(f"the MTU of {name} is {mtu} now")
+        self.lladdr, self.mtu = mac, mtu
+        self._apply(mac, mtu)
 
 
 def check_link(link: Link, target: str = "") -> None:

@@ -88,6 +88,7 @@ class XdpAfxdp(XdpApp):
         """A socket for each queue, then attach: if a queue is taken, nothing was changed."""
         from threading import Thread
 
+        from bpfkit.app.watch import DeviceWatch
         from bpfkit.xdp_afxdp.xsk import XskSocket, queues
 
         bind = self.options.bind
@@ -102,6 +103,8 @@ class XdpAfxdp(XdpApp):
         self.note(f"AF_XDP in {' and '.join(modes)} mode on {len(self.sockets)} queue(s)")
         self.thread = Thread(target=self._serve, name="afxdp", daemon=True)
         self.ended = False
+        self.device = DeviceWatch(self.interface, lambda mac, mtu: None, self.note)
+        self.check_regularly(self.device.check)
         self.keep(_Server(self))
         self.thread.start()
 
@@ -111,7 +114,6 @@ class XdpAfxdp(XdpApp):
         from bpfkit.core.errors import BpfkitError
         from bpfkit.xdp_afxdp.answers import answer
 
-        mac = bytes.fromhex(self.interface.lladdr().replace(":", ""))
         poller = poll()
         by_fd = {sock.fileno(): sock for sock in self.sockets}
         for fd in by_fd:
@@ -120,7 +122,7 @@ class XdpAfxdp(XdpApp):
             for fd, _ in poller.poll(50):
                 replies = []
                 for frame in by_fd[fd].recv():
-                    found = answer(frame, self.owned, mac)
+                    found = answer(frame, self.owned, self.device.lladdr)
                     if found:
                         self.answered[found[0]] += 1
                         replies.append(found[1])

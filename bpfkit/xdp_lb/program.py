@@ -134,18 +134,13 @@ class XdpLb(XdpApp):
         return self.traffic.lab
 
     def consts(self) -> dict[str, int]:
-        """The interface's MAC address and MTU."""
-        import sys
-
+        """The size of the table, and whether packets are encapsulated."""
         from bpfkit.xdp_lb.options import check_interface
 
         consts = {"slots": self.options.table, "encap": int(self.options.forward == "ipip")}
         if self.options.pcap is None:
             for remark in check_interface(self.interface, self.services, self.options.forward):
                 self.note(remark)
-            mac = bytes.fromhex(self.interface.lladdr().replace(":", ""))
-            consts["lladdr"] = int.from_bytes(mac + bytes(2), sys.byteorder)
-            consts["mtu"] = self.interface.mtu
         return consts
 
     def load_options(self) -> dict[str, Any]:
@@ -155,6 +150,7 @@ class XdpLb(XdpApp):
         """Services and backends; the first health check, so that no packet goes to a dead one."""
         from threading import Lock
 
+        from bpfkit.app.watch import DeviceWatch
         from bpfkit.xdp_lb.balancer import Balancer, read_backends
         from bpfkit.xdp_lb.health import Health
         from bpfkit.xdp_lb.keeper import Keeper
@@ -172,6 +168,8 @@ class XdpLb(XdpApp):
                 backend.down_reason, backend.mac = "", bytes(6)  # no wire, no neighbours
             self.balancer.apply()
             return
+        device = DeviceWatch(self.interface, self._set_device, self.note)
+        self.check_regularly(device.check)
         keeper = Keeper(
             self.balancer,
             self.interface,
@@ -188,6 +186,13 @@ class XdpLb(XdpApp):
         self.keeper = self.keep(keeper)
         keeper.start()
         self.check_regularly(self._check_keeper)
+
+    def _set_device(self, lladdr: bytes, mtu: int) -> None:
+        """Tell the program about its interface."""
+        import sys
+
+        number = int.from_bytes(lladdr + bytes(2), sys.byteorder)
+        self.object["device"][0] = {"lladdr": number, "mtu": mtu, "zero": 0}
 
     def _check_keeper(self) -> None:
         self._say_changes()

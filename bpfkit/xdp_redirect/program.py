@@ -181,8 +181,16 @@ class XdpRedirect(XdpApp):
             else:
                 loaded[self.device_map][port.index] = (port.index, behind)
         for slot, port in enumerate(self.ports):
-            mac = bytes.fromhex(port.lladdr().replace(":", ""))
+            self._follow(loaded, slot, port)
+
+    def _follow(self, loaded: Object, slot: int, port: Interface) -> None:
+        """Tell the program the port's MAC address, and again when it changes."""
+        from bpfkit.app.watch import DeviceWatch
+
+        def apply(mac: bytes, mtu: int) -> None:
             loaded["ports"][port.index] = {"slot": slot, "mac": {"byte": mac}, "any_mac": 0}
+
+        self.check_regularly(DeviceWatch(port, apply, self.note).check)
 
     def runner(self) -> Callable[[bytes, int], int]:
         """As if the frames came in by lo of a namespace of its own; nothing is sent."""

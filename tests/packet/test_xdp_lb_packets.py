@@ -413,7 +413,8 @@ def test_layer_2(shared: Loaded) -> None:
 
 def test_only_frames_for_this_interface() -> None:
     mac = int.from_bytes(bytes.fromhex("020000000002") + bytes(2), sys.byteorder)
-    made = Loaded(lladdr=mac)
+    made = Loaded()
+    made.object["device"][0] = {"lladdr": mac, "mtu": 1500, "zero": 0}
     packet = ETH / IP(dst=VIP4) / TCP(dport=80)
     assert made(bytes(packet))[0] == TX
     packet.dst = "02:00:00:00:00:03"

@@ -244,6 +244,17 @@ class Interface:
         finally:
             sock.close()
 
+    def current_mtu(self) -> int:
+        """The MTU now, in bytes.
+
+        :raises OSError: ENODEV: the interface is gone.
+        """
+        sock = ioctl_socket(self.ns)
+        try:
+            return _ask(sock, _SIOCGIFMTU, _name_of(sock, self.index), "=i")
+        finally:
+            sock.close()
+
     def set_up(self, up: bool = True) -> None:
         """``ip link set NAME up|down``."""
         from bpfkit.net.links.ioctl import set_up
