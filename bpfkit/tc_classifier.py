@@ -176,7 +176,7 @@ class TcClassifier(TcApp):
             self.entry = f"tc_classifier_{'in' if self.options.direction == 'ingress' else 'out'}"
 
     def attach_program(self, program: Program) -> list[tuple[Interface, Link]]:
-        """Both directions; only the ingress link is watched."""
+        """Both directions."""
         both = zip(DIRECTIONS, self.object.programs.values(), strict=True)
         return [(self.interface, self.attach_direction(one, way)) for way, one in both]
 

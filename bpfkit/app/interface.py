@@ -131,7 +131,7 @@ class InterfaceApp(App):
         """Attach the program, and say how."""
         for interface, link in self.attach_program(program):
             self.links.append(self.keep(link))
-            self.watch.links.setdefault(interface.index, link)
+            self.watch.links.setdefault(interface.index, []).append(link)
         jit = "jited" if program.jited else "interpreted"
         kind, target = self.attach_mode(), self.describe_target()
         self.note(f"{kind} on {target} (program {program.id}, tag {program.tag}, {jit})")

@@ -19,11 +19,11 @@ class InterfaceWatch:
     """Reports changes of one or several interfaces.
 
     :param note: prints a line for the user.
-    :ivar links: ifindex -> the link whose detachment by another process ends the program.
+    :ivar links: ifindex -> the links; the program ends when another process detaches one.
     """
 
     def __init__(self, note: Callable[[str], None]) -> None:
-        self.links: dict[int, Link] = {}
+        self.links: dict[int, list[Link]] = {}
         self._note = note
         self._noun = "interface"
         self._removed: Callable[[Interface], None] | None = None
@@ -60,13 +60,13 @@ class InterfaceWatch:
             if up == (index in self._down):
                 self._down ^= {index}
                 self._report_change(interface.name, up)
-            link = self.links.get(index)
-            if link is None or link.is_attached():
+            if all(link.is_attached() for link in self.links.get(index, ())):
                 continue
-            if interface.still_there():
-                check_link(link, interface.name)
-            else:  # it was removed since its flags were read
+            if not interface.still_there():  # it was removed since its flags were read
                 self._report_removed(interface)
+                continue
+            for link in self.links[index]:
+                check_link(link, interface.name)
 
     def _report_removed(self, interface: Interface) -> None:
         if self._removed is None:

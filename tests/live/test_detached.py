@@ -50,6 +50,15 @@ def test_clsact_that_is_removed_is_noticed(lab: Lab, words: list[str]) -> None:
         told(program, "the program was detached from eth0")
 
 
+@pytest.mark.parametrize("direction", ["ingress", "egress"])
+def test_either_filter_of_two_is_noticed(lab: Lab, direction: str) -> None:
+    ns = lab["client"]
+    words = ("tc_classifier", "--attach", "clsact", "-i", "eth0")
+    with Running(*words, ns=ns) as program:
+        ns.check_output(["tc", "filter", "del", "dev", "eth0", direction])
+        told(program, "the program was detached from eth0")
+
+
 def test_a_filter_that_takes_our_place_is_not_taken_for_ours(lab: Lab) -> None:
     ns = lab["client"]
     source = """
