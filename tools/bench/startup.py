@@ -53,8 +53,9 @@ BCC = f"""
 import os
 from bcc import BPF
 text = open(os.path.join({ROOT!r}, "bpf_c", {SOURCE!r})).read()
-include = "-I" + os.path.join({ROOT!r}, "bpf_c", "include")
-b = BPF(text=text, cflags=[include, "-w", "-DBPFKIT_NO_LOADER"])
+places = [os.path.join({ROOT!r}, "bpf_c", name) for name in ("include", "socket")]
+include = ["-I" + place for place in places]
+b = BPF(text=text, cflags=[*include, "-w", "-DBPFKIT_NO_LOADER"])
 PROGS
 BPF.attach_raw_socket(b.load_func({{entry!r}}, BPF.SOCKET_FILTER), "lo")
 print("attached", flush=True)
