@@ -57,6 +57,7 @@ _HOME = {
 #: (role, name) -> "module:function".
 ENTRIES = {
     ("attach", "clsact"): "bpfkit.net.attach.clsact:attach_clsact",
+    ("undo", "cgroup"): "bpfkit.core.cgroups:undo_cgroup",
     ("undo", "clsact"): "bpfkit.net.attach.clsact:undo_clsact",
     ("undo", "route"): "bpfkit.net.attach.route:undo_route",
 }

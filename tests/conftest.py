@@ -222,7 +222,7 @@ def _cgroups() -> set[str]:
     for line in Path("/proc/self/mounts").read_text().splitlines():
         fields = line.split()
         if fields[2] == "cgroup2":
-            found |= {f"cgroup {path}" for path in Path(fields[1]).glob("bpfkit*")}
+            found |= {f"cgroup {path}" for path in Path(fields[1]).rglob("bpfkit*")}
     return found
 
 

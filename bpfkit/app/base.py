@@ -246,6 +246,20 @@ class App:
         """
         return None
 
+    def begin(self) -> None:
+        """Called before the first round, when events are being read: start what is observed."""
+
+    def end_filenos(self) -> list[int]:
+        """Descriptors that end the run when they become readable: what is observed has ended."""
+        return []
+
+    def finish(self, signals: Signals) -> None:
+        """Called before the last figures are read: end what :meth:`begin` started."""
+
+    def exit_status(self) -> int:
+        """The exit status after the last round."""
+        return 0
+
     def goes_on(self) -> bool:
         """Whether the program goes on when output, events or files fail: it protects, and a target
         of the user's, not its own lab."""

@@ -21,7 +21,8 @@ says how many were lost::
             return from_buffer(buffer, self._connect, lost=lambda: self.object["lost"].sum(0))
 
         def _connect(self, record):
-            return Event("connect", record.time_ns / 1e9, {"pid": record.pid, "port": record.port})
+            fields = {"pid": record.pid, "port": record.port}
+            return Event("connect", unix_seconds(record.time_ns), fields)
 
 As JSON an event is ``{"ts": 1700000000.25, "event": "connect", "pid": 17, "port": 443}``.  After
 events were lost comes ``{"ts": …, "event": "lost", "lost": N}``, N since the start; in text that is
@@ -35,7 +36,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from time import monotonic
+from time import monotonic, time_ns
+from time import monotonic_ns as monotonic_ns_now
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,13 +47,18 @@ if TYPE_CHECKING:
     from bpfkit.core.maps.buffers import PerfBuffer, RingBuffer
     from bpfkit.show.rows import Event
 
-__all__ = ["Channel", "EventQueue", "EventSource", "from_buffer"]
+__all__ = ["Channel", "EventQueue", "EventSource", "from_buffer", "unix_seconds"]
 
 #: Events, and seconds, after which the life cycle looks at its clock and its signals again.
 _BATCH = 4096
 _LONGEST = 0.05
 #: Seconds that reading what is left may take at the end; a busy machine never stops.
 _LAST = 1.0
+
+
+def unix_seconds(monotonic_ns: int) -> float:
+    """UNIX time of what ``bpf_ktime_get_ns()`` returned (CLOCK_MONOTONIC)."""
+    return (monotonic_ns + time_ns() - monotonic_ns_now()) / 1e9
 
 
 class EventSource:

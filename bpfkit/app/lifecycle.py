@@ -252,6 +252,9 @@ class _Waiter:
         self._poller.register(self._output, 0)  # poll(2) reports a reader that went away anyway
         for fd in app.error_filenos():
             self._poller.register(fd, 0)
+        self._end_fds = set(app.end_filenos())
+        for fd in self._end_fds:
+            self._poller.register(fd, POLLIN)
         self._event_fds = set(app.channel.source.filenos) if app.channel else set()
         for fd in self._event_fds:
             self._poller.register(fd, POLLIN)
@@ -277,7 +280,7 @@ class _Waiter:
                     self._side.losses.say("standard output has no reader")
                 elif fd == self._output and event & POLLHUP:
                     self._poller.unregister(self._output)
-                if fd == self._signals.reader:
+                if fd == self._signals.reader or fd in self._end_fds:
                     return True
                 if fd not in self._event_fds:
                     only_events = False
@@ -331,6 +334,7 @@ def _observe(app: App, signals: Signals, side: _SideMatters) -> int:
 
     options = app.options
     count = options.count or (app.demo_rounds if app.demo_runs else 0)
+    app.begin()
     sink = app.sink = sink_for(app)
     waiter = _Waiter(app, signals, sink, side)
     if isinstance(sink, LiveSink):
@@ -357,6 +361,7 @@ def _observe(app: App, signals: Signals, side: _SideMatters) -> int:
             app.demo()
             app.forget_results()
         if last:
+            app.finish(signals)
             side.run(waiter.last_events)
         else:
             side.run(waiter.show_events)
@@ -370,7 +375,7 @@ def _observe(app: App, signals: Signals, side: _SideMatters) -> int:
         began = max(began, monotonic() - (number + 1) * options.interval)
     if failure is not None:
         raise failure
-    return 0
+    return app.exit_status()
 
 
 # ---------------------------------------------------------------- --check, --pcap

@@ -51,6 +51,7 @@ class Signals:
 
     :ivar gentle: the first signal only sets :attr:`asked`.
     :ivar asked: a signal asked for the end.
+    :ivar number: the signal that asked; 0: none did.
     :ivar verbose: ``-v`` was given: errors are reported with their traceback or log.
     :ivar reader: a descriptor that becomes readable on a signal and by :meth:`wake`.
     """
@@ -58,6 +59,7 @@ class Signals:
     def __init__(self) -> None:
         self.gentle = False
         self.asked = False
+        self.number = 0
         self.verbose = False
         self.reader, self.writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._before: dict[int, Any] = {}
@@ -75,6 +77,7 @@ class Signals:
         if self.asked or not self.gentle:
             raise Interrupted
         self.asked = True
+        self.number = number
         self.wake()
 
     def wake(self) -> None:

@@ -333,14 +333,28 @@ class Program(Closing):
 
         return attach(self, ifindex)
 
-    def attach_cgroup(self, cgroup: int | str, *, attach_type: int | None = None) -> Link:
+    def attach_cgroup(
+        self,
+        cgroup: int | str,
+        *,
+        attach_type: int | None = None,
+        before: Link | Program | int | None = None,
+        after: Link | Program | int | None = None,
+        preorder: bool = False,
+    ) -> Link:
         """Attach to a cgroup of the v2 hierarchy (BPF_LINK_CREATE; kernel 5.7).
 
+        Programs that others attached with BPF_F_ALLOW_MULTI (systemd's, container runtimes') stay.
+
         :param cgroup: an fd of the directory, or its path.
+        :param before: run before this link, program, or program id (kernel 6.17).
+        :param after: run after this one.  Without either the program runs last.
+        :param preorder: run before the programs of inner cgroups (kernel 6.15).
+        :raises AttachError: EPERM where a program on a cgroup above forbids others.
         """
         from bpfkit.core.attach.cgroup import attach
 
-        return attach(self, cgroup, attach_type)
+        return attach(self, cgroup, attach_type, before=before, after=after, preorder=preorder)
 
     def attach_sockmap(self, sockmap: Map) -> Link:
         """Attach an sk_skb or sk_msg program to a SOCKMAP or SOCKHASH.

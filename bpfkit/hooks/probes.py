@@ -17,6 +17,7 @@ import os
 import time
 from struct import pack, unpack_from
 
+from bpfkit.core.cgroups import own_cgroup
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, UnsupportedError
 from bpfkit.hooks.journey import (
@@ -182,7 +183,7 @@ class PacketPath(Closing):
                 keep(ns.run(probes[hook].attach_netfilter, family, number, 0))
         keep(probes["sk_lookup"].attach_netns(ns.fd))
         if place == PLACES[0]:  # once for all namespaces: the sockets belong to one cgroup
-            cgroup = _own_cgroup()
+            cgroup = own_cgroup()
             keep(probes["cgroup_ingress"].attach_cgroup(cgroup))
             keep(probes["cgroup_egress"].attach_cgroup(cgroup))
         self._filters[place] = probes["socket_filter"]
@@ -434,23 +435,3 @@ def _offsets(btf: Btf) -> dict[str, int]:
                 why=f"the kernel's BTF has no {struct}.{member}",
             ) from None
     return found
-
-
-def _own_cgroup() -> str:
-    """The directory of this process's cgroup in the v2 hierarchy."""
-    own = "/"
-    with open("/proc/self/cgroup", errors="surrogateescape") as groups:
-        for line in groups:
-            if line.startswith("0::"):
-                own = line[3:].strip()
-    with open("/proc/self/mounts", errors="surrogateescape") as mounts:
-        for line in mounts:
-            fields = line.split()
-            if fields[2] == "cgroup2":
-                path = fields[1] + own.rstrip("/")
-                return path if os.path.isdir(path) else fields[1]
-    raise UnsupportedError(
-        "cannot attach to cgroup_skb",
-        why="no cgroup v2 hierarchy is mounted",
-        hint="mount it: mount -t cgroup2 cgroup2 /sys/fs/cgroup",
-    )

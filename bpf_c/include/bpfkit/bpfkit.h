@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What every bpfkit program starts from: SEC, LICENSE and LOAD_CONST.
+ * What every bpfkit program starts from: SEC, LICENSE, LOAD_CONST and EVENT_TYPE.
  *
  * A source says with SEC() what its programs are, in libbpf's words.  The
  * name travels with the function through the compiler, as a declaration tag
@@ -81,6 +81,19 @@
 		char __text[64];                             \
 	} __bpfkit_const_##name __attribute__((              \
 		used, section("bpfkit.consts"))) = { index, (unsigned long long)(def), #name }
+#endif
+
+/*
+ * The type of the records in a ring buffer or perf buffer: EVENT_TYPE(map, struct record). The struct
+ * reaches the object's BTF by it, and obj["map"].open() decodes its records into named fields.
+ */
+#ifdef BPFKIT_NO_LOADER
+#define EVENT_TYPE(map, type) struct __bpfkit_event_##map
+#else
+#define EVENT_TYPE(map, type)                        \
+	static const struct ____bpfkit_event_##map { \
+		type value;                          \
+	} __bpfkit_event_##map __attribute__((used, section("bpfkit.events"))) = {}
 #endif
 
 #endif /* __BPFKIT_H */

@@ -161,10 +161,13 @@ class RingBuf(_Keyless, types=("RINGBUF",)):
     __slots__ = ()
 
     def open(self, layout: Layout | None = None) -> RingBuffer:
-        """A consumer; see :class:`bpfkit.core.maps.buffers.RingBuffer`."""
+        """A consumer; see :class:`bpfkit.core.maps.buffers.RingBuffer`.
+
+        :param layout: the records' type; default: the one that ``EVENT_TYPE`` names, else bytes.
+        """
         from bpfkit.core.maps.buffers import RingBuffer
 
-        return RingBuffer(self, layout)
+        return RingBuffer(self, layout or self.event_layout())
 
 
 class UserRingBuf(_Keyless, types=("USER_RINGBUF",)):

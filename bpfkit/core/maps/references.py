@@ -127,10 +127,13 @@ class PerfEventArray(_RefersArray, types=("PERF_EVENT_ARRAY",)):
         return "open() reads the events that programs send"
 
     def open(self, layout: Layout | None = None, pages: int = 16) -> PerfBuffer:
-        """A consumer on every CPU; see :class:`bpfkit.core.maps.buffers.PerfBuffer`."""
+        """A consumer on every CPU; see :class:`bpfkit.core.maps.buffers.PerfBuffer`.
+
+        :param layout: the records' type; default: the one that ``EVENT_TYPE`` names, else bytes.
+        """
         from bpfkit.core.maps.buffers import PerfBuffer
 
-        return PerfBuffer(self, layout, pages)
+        return PerfBuffer(self, layout or self.event_layout(), pages)
 
 
 class CgroupArray(_RefersArray, types=("CGROUP_ARRAY",)):
