@@ -142,8 +142,8 @@ class CgroupApp(App):
         self.command.end(signals)
         left = len(self.group.pids()) if self.group.is_own else 0
         if left:
-            which = "a process" if left == 1 else f"{left} processes"
-            self.note(f"{self.command.argv[0]} has ended; {which} of it go on without the program")
+            which = "a process of it goes" if left == 1 else f"{left} processes of it go"
+            self.note(f"{self.command.argv[0]} has ended; {which} on without the program")
 
     def exit_status(self) -> int:
         """The command's status; else 0."""
