@@ -215,6 +215,11 @@ class Program(Closing):
         """``BPF_PROG_TYPE_…``."""
         return prog_type_name(self.type)
 
+    def recursion_misses(self) -> int:
+        """Runs that were left out because the program, or another of its kind, was running on that
+        CPU (kernel 5.12)."""
+        return int(syscall.prog_info(self.fd)["recursion_misses"]) if self.fd >= 0 else 0
+
     @property
     def links(self) -> tuple[Link, ...]:
         """The links that attach the program at this moment, if bpfkit made them."""
