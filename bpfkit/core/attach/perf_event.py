@@ -45,7 +45,7 @@ def attach(program: Program, event_fd: int, target: str = "") -> Link:
 
 def attach_tracepoint(program: Program, name: str = "") -> Link:
     """See :meth:`bpfkit.core.program.Program.attach_tracepoint`."""
-    from bpfkit.core.kernel.tracefs import read_tracefs
+    from bpfkit.core.features.tracefs import read_tracefs
 
     name = name or program.section.target
     try:
