@@ -181,8 +181,8 @@ static __always_inline int leave(s64 ret)
 			break;
 		}
 		size = bpf_probe_read_user_str(b->piece.text, CHUNK, (void *)arg);
-		if (size <= 0)
-			break;
+		if (size < 0)
+			break; /* an empty string is 0 bytes to some kernels, 1 to others */
 		failed |= send(b, size, 0);
 	}
 	failed |= send(b, 0, complete ? 1 : 2);
