@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A thread that keeps the sockets in the map up to date while sk_lookup runs.
+
+It looks twice a second, ten times a second while a listener is missing, and at once when a lookup
+missed: a server that restarts is steered to again, and edits from other terminals get their sockets.
+"""
+
+from __future__ import annotations
+
+from bpfkit.core.closing import Closing
+from bpfkit.core.errors import BpfkitError
+from bpfkit.sk_lookup.listeners import Listener, listeners
+from bpfkit.sk_lookup.sockets import Sockets, holder, in_use
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bpfkit.sk_lookup.control import Steering
+    from bpfkit.sk_lookup.listeners import Target
+    from bpfkit.sk_lookup.replies import Replies
+    from bpfkit.sk_lookup.rules import Rule
+
+__all__ = ["Watcher"]
+
+_USUAL, _MISSING, _LEAST = 0.5, 0.1, 0.01
+
+
+class Watcher(Closing):
+    """The thread; :meth:`look` is its work, and is called once before it starts.
+
+    :param note: prints a line for the user.
+    :ivar error: what ended it.
+    """
+
+    def __init__(self, steering: Steering, replies: Replies, note: Callable[[str], None]) -> None:
+        from threading import Event, Thread
+
+        self.error: BaseException | None = None
+        self._steering = steering
+        self._replies = replies
+        self._note = note
+        self.sockets = Sockets(steering.maps["sockets"])
+        self._generation = -1
+        self._rules: list[Rule] = []
+        self._targets: dict[int, Target] = {}
+        #: (target's key, protocol) -> whether anything listens.
+        self._listening: dict[tuple[object, str], bool] = {}
+        self._others: frozenset[int] = frozenset()
+        self._taken: set[int] = set()
+        self._first = True
+        self._end = Event()
+        self._wake = Event()
+        self.look()
+        self._first = False
+        self._thread = Thread(target=self._run, name="watcher", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look now."""
+        self._wake.set()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._end.set()
+        self._wake.set()
+        self._thread.join(5.0)
+
+    def _run(self) -> None:
+        try:
+            while not self._end.wait(_LEAST):
+                missing = not all(self._listening.values())
+                self._wake.wait(_MISSING if missing else _USUAL)
+                self._wake.clear()
+                if not self._end.is_set():
+                    self.look()
+        except BaseException as error:
+            self.error = error
+
+    def look(self) -> None:
+        """Bring the sockets, and what rewrites replies, up to date."""
+        from bpfkit.app.editing import EditLock
+
+        if self._steering.unfinished:
+            self._steering.finish_edit()  # waits for an editor that is at work
+        with EditLock():
+            generation = self._steering.generation
+            if generation != self._generation:
+                self._rules = [entry.rule for entry in self._steering.entries()]
+                self._targets = self._steering.targets()
+            self.sockets.refresh(self._targets)
+        everybody = listeners()
+        self._report_listeners(everybody)
+        self._report_others(everybody, generation != self._generation)
+        self._generation = generation
+        self._replies.update(
+            one
+            for chosen in list(self.sockets.chosen.values())
+            for one in chosen
+            if one.proto == "udp"
+        )
+
+    def _report_listeners(self, found: list[Listener]) -> None:
+        now: dict[tuple[object, str], bool] = {}
+        for number, target in self._targets.items():
+            chosen = self.sockets.chosen.get(number, [])
+            for proto in ("tcp", "udp"):
+                same = [one for one in chosen if one.proto == proto]
+                before = self._listening.get((target.key, proto))
+                if same or before is not None:
+                    now[target.key, proto] = bool(same)
+                if before and not same:
+                    self._note(
+                        f"nobody listens on {proto} port {target.port} any more: "
+                        "lookups miss until a server does"
+                    )
+                elif before is False and same:
+                    self._note(f"{holder(same[0])} listens on {same[0]}: steered to again")
+            self._report_refused(target, found)
+        self._listening = now
+
+    def _report_refused(self, target: Target, found: list[Listener]) -> None:
+        for one in found:
+            why = self.sockets.refusal(one) if one.port == target.port else ""
+            if why and one.cookie not in self._taken:
+                self._taken.add(one.cookie)
+                self._note(f"cannot steer to {one} of {holder(one)}: {why}")
+
+    def _report_others(self, found: list[Listener], edited: bool) -> None:
+        """Say who listens, in vain, on a port that is steered away."""
+        there = frozenset(one.inode for one in found)
+        if there == self._others and not edited:
+            return
+        self._others = there
+        own = {one.inode for chosen in self.sockets.chosen.values() for one in chosen}
+        own |= {one.inode for one in self.sockets.found}
+        used = list(in_use(self._rules, own, found))
+        if not self._first:
+            for rule, one in used:
+                if one.inode not in self._taken:
+                    self._note(
+                        f"{holder(one)} listens on {one} and gets nothing new: "
+                        f"'{rule}' steers it away"
+                    )
+        self._taken |= {one.inode for _, one in used}
+
+
+def check(watcher: Watcher) -> None:
+    """Raise what ended the thread."""
+    if watcher.error is not None:
+        if isinstance(watcher.error, BpfkitError):
+            raise watcher.error
+        raise BpfkitError(
+            "the listeners are watched no longer",
+            why=f"{type(watcher.error).__name__}: {watcher.error}",
+        )
