@@ -3,7 +3,7 @@
 
 ::
 
-    namespace ─▶ its sk_lookup link ─▶ program ─▶ ids of its maps ─▶ the maps     (nothing is pinned)
+    namespace ─▶ its sk_lookup link ─▶ program ─▶ ids of its maps ─▶ the maps    (nothing is pinned)
 
     rules, targets   what was asked for; everything else follows from it
     places, tables   which rule is in force for a protocol, an address and a port
@@ -12,8 +12,8 @@
 An edit writes the rules first.  Then it builds the tables that are new in slots that nothing refers
 to, and turns one place after the other (protocol, prefix) to its table by one store each: a lookup
 finds either the old list of its place or the new one, whole.  An editor says by ``state[EDITING]``
-that it has begun.  Where one was killed the running program, or the next editor, completes the edit:
-that is building the tables from the rules again.
+that it has begun.  Where one was killed the running program, or the next editor, completes the
+edit: it builds the tables from the rules again.
 
 Editors exclude each other by a lock (:class:`bpfkit.app.editing.EditLock`).
 """
@@ -141,7 +141,7 @@ class Steering(Closing):
 
     def counts(self, number: int) -> dict[str, int]:
         """What happened to the lookups of a rule: :data:`COUNTS`, summed over the CPUs."""
-        total = self.maps["counts"].sum(number)
+        total = self.maps["counts"].lookup(number).sum()
         return dict(zip(COUNTS, total, strict=False))
 
     # -- edits
@@ -326,7 +326,7 @@ def running(netns: str = "/proc/thread-self/ns/net") -> list[int]:
     Source: struct bpf_link_info (kernel 5.9).
     """
     inode = os.stat(netns).st_ino
-    found = []
+    found: list[int] = []
     number: int | None = 0
     while True:
         number = sc.next_id(sc.LINK_GET_NEXT_ID, number or 0)

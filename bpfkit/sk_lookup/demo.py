@@ -18,6 +18,7 @@ from bpfkit.core.closing import Closing
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any
 
     from bpfkit.show.rows import Verdict
     from bpfkit.sk_lookup.control import Steering
@@ -47,24 +48,19 @@ _WAIT = 2.0
 
 def add_prefixes() -> None:
     """Make :data:`PREFIXES` local addresses of the calling thread's namespace."""
+    from functools import partial
+
     from bpfkit.net.links.netlink import with_iproute
     from bpfkit.net.links.netns import NetNS
 
+    def add(ipr: Any, prefix: str) -> None:
+        family = 10 if ":" in prefix else 2
+        # table local, scope host, device lo
+        ipr.route("add", dst=prefix, family=family, type="local", table=255, scope=254, oif=1)
+
     with NetNS.current() as here:
         for prefix in PREFIXES:
-            with_iproute(
-                here,
-                f"cannot make {prefix} local",
-                lambda ipr, prefix=prefix: ipr.route(
-                    "add",
-                    dst=prefix,
-                    family=10 if ":" in prefix else 2,
-                    type="local",
-                    table=255,
-                    scope=254,  # RT_SCOPE_HOST
-                    oif=1,
-                ),
-            )
+            with_iproute(here, f"cannot make {prefix} local", partial(add, prefix=prefix))
 
 
 class Service(Closing):
@@ -201,7 +197,8 @@ class Demo(Closing):
         self._datagrams = datagrams()
         note(
             f"one service on port {PORT}, TCP and UDP; port 5202, a range and two prefixes are "
-            "steered to it\nevery request to them must be answered, UDP from the port it was sent to"
+            "steered to it\n"
+            "every request to them must be answered, UDP from the port it was sent to"
         )
 
     def close(self) -> None:

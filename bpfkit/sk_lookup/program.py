@@ -46,7 +46,7 @@ class SkLookup(SocketsApp):
 
     name = "sk_lookup"
     source = "sock/sk_lookup.bpf.c"
-    needs = (*SocketsApp.needs, "SYS_PTRACE")  # pidfd_getfd of the server's socket
+    needs = (*SocketsApp.needs, "SYS_PTRACE")  # pidfd_getfd(2)
     counters = ("lookups", "assigned", "misses", "errors", "replies")
     protects = True
     epilog = (
@@ -139,7 +139,7 @@ class SkLookup(SocketsApp):
     def load_options(self) -> dict[str, Any]:
         from bpfkit.sk_lookup.control import port_table
 
-        # Made here like those that editors make: to Linux 6.1 a map with BTF is no template for them.
+        # Editors make tables without BTF, which Linux 6.1 takes only where the template has none.
         return {"reuse_maps": {"ports": self.keep(port_table())}}
 
     def _say_neighbours(self) -> None:
@@ -238,7 +238,7 @@ class SkLookup(SocketsApp):
     def _all_listening(self) -> bool:
         if self.channel is not None:
             self.channel.read()  # a miss wakes the watcher
-        return {one.proto for one in self.watcher.sockets.chosen.get(0, ())} == {"tcp", "udp"}
+        return 0 in self.steering.maps["sockets"]  # the first target's first slot: TCP, IPv4
 
 
 def main(argv: Sequence[str] | None = None) -> int:

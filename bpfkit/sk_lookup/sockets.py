@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import os
 
-from bpfkit.core.errors import BpfkitError, InputError
-from bpfkit.core.maps.base import MapError
+from bpfkit.core.errors import BpfkitError, InputError, MapError
 from bpfkit.sk_lookup.listeners import (
     SPARES,
     Listener,

@@ -2,7 +2,7 @@
 """A thread that keeps the sockets in the map up to date while sk_lookup runs.
 
 It looks twice a second, ten times a second while a listener is missing, and at once when a lookup
-missed: a server that restarts is steered to again, and edits from other terminals get their sockets.
+missed: a server that restarts is steered to again, and edits by other processes get their sockets.
 """
 
 from __future__ import annotations
