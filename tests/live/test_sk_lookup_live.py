@@ -90,7 +90,7 @@ class Echo:
 def ask(
     ns: NetNS, kind: str, host: str, port: int, size: int = 20, timeout: float = 2, tries: int = 1
 ) -> str:
-    """"" if the answer came, whole, from where the request went; else what went wrong."""
+    """ "" if the answer came, whole, from where the request went; else what went wrong."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     text = os.urandom(size)
     why = ""
@@ -532,5 +532,3 @@ def test_both_programs_of_a_namespace_are_named(lab: Lab) -> None:
     ):
         assert program.wait_for("another program steers in this namespace")
         assert ask(lab["client"], "tcp", SERVER[4], 5202) == ""
-
-

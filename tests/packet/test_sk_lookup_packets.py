@@ -28,9 +28,7 @@ SK_PASS = 1
 EACH = 8
 
 
-def context(
-    proto: int, local: str, port: int, remote: str = "", remote_port: int = 40000
-) -> bytes:
+def context(proto: int, local: str, port: int, remote: str = "", remote_port: int = 40000) -> bytes:
     """struct bpf_sk_lookup: remote_port in network order, local_port in host order."""
     here = ip_address(local)
     there = ip_address(remote or ("198.51.100.1" if here.version == 4 else "2001:db8:ffff::1"))
