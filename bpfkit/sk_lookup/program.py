@@ -121,6 +121,7 @@ class SkLookup(SocketsApp):
 
     def _start(self, wanted: list[tuple[Rule, Target]]) -> None:
         """Fill the maps, then attach: the first lookup finds all rules and sockets."""
+        from bpfkit.sk_lookup.binds import Binds
         from bpfkit.sk_lookup.control import MAPS, Steering
         from bpfkit.sk_lookup.replies import Replies
         from bpfkit.sk_lookup.watcher import Watcher, check
@@ -129,9 +130,10 @@ class SkLookup(SocketsApp):
         self.steering = Steering({name: self.object[name] for name in MAPS})
         self.steering.add(wanted)
         self._texts: dict[int, str] = {}
-        replies = Replies(self.steering.maps, not self.options.no_cache, self.note)
-        self.keep(replies)
-        self.watcher = self.keep(Watcher(self.steering, replies, self.note))
+        cache = not self.options.no_cache
+        replies = self.keep(Replies(self.steering.maps, cache, self.note))
+        binds = self.keep(Binds(cache))
+        self.watcher = self.keep(Watcher(self.steering, replies, binds, self.note))
         self._say_neighbours()
         self.keep(program.attach_netns())
         self.check_regularly(lambda: check(self.watcher))

@@ -8,11 +8,11 @@ socket is steered to.  Interfaces and cgroups that come later are attached to wi
 from __future__ import annotations
 
 import _socket
-import os
 import sys
 
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError
+from bpfkit.sk_lookup.cgroups import ServerCgroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from bpfkit.core.attach.link import Link
     from bpfkit.core.maps.base import Map
     from bpfkit.core.object import Object
+    from bpfkit.core.program import Program
     from bpfkit.sk_lookup.listeners import Listener
 
 __all__ = ["Replies"]
 
 _SO_NETNS_COOKIE = 71  # kernel 5.14
+_ETHERNET = 14
 
 
 class Replies(Closing):
@@ -41,7 +43,7 @@ class Replies(Closing):
         self._note = note
         self._objects: dict[int, Object] = {}
         self._interfaces: dict[int, Link | None] = {}
-        self._cgroups: dict[str, list[Link]] = {}
+        self._cgroups = ServerCgroups(self._address_programs, self._complain)
 
     def update(self, servers: Iterable[Listener]) -> None:
         """Attach where nothing is attached yet.
@@ -52,8 +54,7 @@ class Replies(Closing):
         if not servers and not self._objects:
             return
         self._attach_interfaces()
-        for one in servers:
-            self._attach_cgroup(one)
+        self._cgroups.update(servers)
 
     def _object(self, l2_len: int) -> Object:
         """The programs for interfaces whose frames have a link header of this length."""
@@ -86,36 +87,19 @@ class Replies(Closing):
                 self._interfaces[index] = None
                 self._note(f"UDP replies leave {name} with the server's port: {error}")
 
-    def _attach_cgroup(self, one: Listener) -> None:
-        try:
-            path = _cgroup_of(one)
-        except BpfkitError as error:
-            self._complain("", error)
-            return
-        if path in self._cgroups:
-            return
-        self._cgroups[path] = links = []
-        programs = self._object(14).programs
-        try:
-            for name in ("reply_address4", "reply_address6"):
-                links.append(programs[name].attach_cgroup(path))
-        except BpfkitError as error:
-            self._complain(path, error)
+    def _address_programs(self) -> list[Program]:
+        programs = self._object(_ETHERNET).programs
+        return [programs[name] for name in ("reply_address4", "reply_address6")]
 
-    def _complain(self, path: str, error: BpfkitError) -> None:
-        if path not in self._cgroups or path:
-            self._cgroups.setdefault(path, [])
-            self._note(f"UDP replies leave from the address that the route chooses: {error}")
+    def _complain(self, error: BpfkitError) -> None:
+        self._note(f"UDP replies leave from the address that the route chooses: {error}")
 
     def close(self) -> None:
         """Detach everything."""
-        for links in self._cgroups.values():
-            for link in links:
-                link.close()
+        self._cgroups.close()
         for one in self._interfaces.values():
             if one is not None:
                 one.close()
-        self._cgroups.clear()
         self._interfaces.clear()
         while self._objects:
             self._objects.popitem()[1].close()
@@ -131,29 +115,3 @@ def _netns_cookie() -> int:
         return 0
     finally:
         sock.close()
-
-
-def _cgroup_of(one: Listener) -> str:
-    """The directory of the cgroup that a socket belongs to: its maker's at the time.
-
-    :raises UnsupportedError: no v2 hierarchy is mounted.
-    """
-    from bpfkit.core.cgroups import cgroup_of, cgroup_root
-    from bpfkit.sk_lookup.listeners import find_owner
-
-    owner = find_owner(one.inode)
-    path = ""
-    if owner is not None:
-        try:
-            path = cgroup_of(owner[0])
-        except OSError:
-            pass  # it has just ended
-    if not one.cgroup or (path and os.stat(path).st_ino == one.cgroup):
-        return path or cgroup_root()
-    for directory, _, _ in os.walk(cgroup_root()):
-        try:
-            if os.stat(directory).st_ino == one.cgroup:
-                return directory
-        except OSError:
-            continue
-    return path or cgroup_root()
