@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from bpfkit.core.maps.buffers import RingBuffer
     from bpfkit.core.program import Program
-    from bpfkit.sk_lookup.listeners import Listener
+    from bpfkit.net.sockets.listeners import Listener
 
 __all__ = ["Binds"]
 

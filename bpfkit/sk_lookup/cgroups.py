@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from bpfkit.core.attach.link import Link
     from bpfkit.core.program import Program
-    from bpfkit.sk_lookup.listeners import Listener
+    from bpfkit.net.sockets.listeners import Listener
 
 __all__ = ["ServerCgroups"]
 
@@ -84,7 +84,7 @@ def _directory(one: Listener) -> str:
     :raises UnsupportedError: no v2 hierarchy is mounted.
     """
     from bpfkit.core.cgroups import cgroup_of, cgroup_root
-    from bpfkit.sk_lookup.listeners import find_owner
+    from bpfkit.net.sockets.listeners import find_owner
 
     owner = find_owner(one.inode)
     path = ""

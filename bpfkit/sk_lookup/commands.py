@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from bpfkit.app.signals import Signals
+    from bpfkit.net.sockets.listeners import Listener, Target
     from bpfkit.show.rows import Row
     from bpfkit.sk_lookup.control import Steering
-    from bpfkit.sk_lookup.listeners import Listener, Target
     from bpfkit.sk_lookup.rules import Rule
 
 __all__ = ["add_listener_options", "command", "rule_lines", "rule_rows", "wanted_rules"]
@@ -127,7 +127,7 @@ def wanted_rules(rules: Iterable[Rule], options: Namespace) -> list[tuple[Rule, 
     """
     from copy import copy
 
-    from bpfkit.sk_lookup.listeners import Target
+    from bpfkit.net.sockets.listeners import Target
     from bpfkit.sk_lookup.rules import PROTOS
     from bpfkit.sk_lookup.sockets import check_free, resolve
 

@@ -28,7 +28,7 @@ from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, InputError
 from bpfkit.core.kernel import syscall as sc
 from bpfkit.core.maps.base import Map
-from bpfkit.sk_lookup.listeners import Target
+from bpfkit.net.sockets.listeners import Target
 from bpfkit.sk_lookup.rules import Place, Rule, tables
 
 TYPE_CHECKING = False

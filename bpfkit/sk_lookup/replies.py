@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bpfkit.core.maps.base import Map
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
-    from bpfkit.sk_lookup.listeners import Listener
+    from bpfkit.net.sockets.listeners import Listener
 
 __all__ = ["Replies"]
 

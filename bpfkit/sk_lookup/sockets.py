@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 from bpfkit.core.errors import BpfkitError, InputError, MapError
-from bpfkit.sk_lookup.listeners import (
+from bpfkit.net.sockets.listeners import (
     SPARES,
     Listener,
     Target,

@@ -13,7 +13,7 @@ from time import monotonic
 
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError
-from bpfkit.sk_lookup.listeners import Listener, listeners
+from bpfkit.net.sockets.listeners import Listener, listeners
 from bpfkit.sk_lookup.sockets import Sockets, holder, in_use
 
 TYPE_CHECKING = False
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from bpfkit.net.sockets.listeners import Target
     from bpfkit.sk_lookup.binds import Binds
     from bpfkit.sk_lookup.control import Steering
-    from bpfkit.sk_lookup.listeners import Target
     from bpfkit.sk_lookup.replies import Replies
     from bpfkit.sk_lookup.rules import Rule
 

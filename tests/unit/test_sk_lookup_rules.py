@@ -9,7 +9,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from bpfkit.sk_lookup.listeners import Listener, Target, choose, several
+from bpfkit.net.sockets.listeners import Listener, Target, choose, several
 from bpfkit.sk_lookup.rules import NUMBERS, PROTOS, Rule, parse_rule, tables
 
 
