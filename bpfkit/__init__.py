@@ -59,6 +59,7 @@ ENTRIES = {
     ("attach", "clsact"): "bpfkit.net.attach.clsact:attach_clsact",
     ("undo", "cgroup"): "bpfkit.core.cgroups:undo_cgroup",
     ("undo", "clsact"): "bpfkit.net.attach.clsact:undo_clsact",
+    ("undo", "reuseport"): "bpfkit.net.attach.reuseport:undo_reuseport",
     ("undo", "route"): "bpfkit.net.attach.route:undo_route",
 }
 
