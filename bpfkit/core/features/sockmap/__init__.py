@@ -14,7 +14,15 @@ import socket
 
 from bpfkit.core.errors import errno_text
 from bpfkit.core.features.answer import INCONCLUSIVE, NOT_SUPPORTED, WORKS, Feature
-from bpfkit.core.features.sockmap.table import INGRESS, SK_MSG, SK_SKB, NoPair, Table, pair
+from bpfkit.core.features.sockmap.table import (
+    INGRESS,
+    SK_MSG,
+    SK_SKB,
+    Absent,
+    Table,
+    errno_name,
+    pair,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -112,7 +120,7 @@ def _splice(sock: socket.socket) -> tuple[bool, str]:
         try:
             moved = os.splice(sock.fileno(), writer, _SIZE, flags=os.SPLICE_F_NONBLOCK)
         except OSError as error:
-            return False, f"splice() says {errno.errorcode[error.errno or 0]} while data is waiting"
+            return False, f"splice() says {errno_name(error)} while data is waiting"
     finally:
         os.close(reader)
         os.close(writer)
@@ -124,7 +132,7 @@ def obstacle(error: OSError) -> str:
     from bpfkit.core.features import privileges, system
 
     code = error.errno or 0
-    if isinstance(error, NoPair):
+    if isinstance(error, Absent):
         return error.strerror
     if code == errno.EPERM:
         held = privileges.capabilities()

@@ -13,7 +13,6 @@ The kernel's own table: ``tools/testing/selftests/bpf/prog_tests/sockmap_redir.c
 
 from __future__ import annotations
 
-import errno
 import os
 from contextlib import ExitStack
 from time import monotonic, sleep
@@ -24,8 +23,9 @@ from bpfkit.core.features.sockmap.table import (
     KINDS,
     SK_MSG,
     SK_SKB,
-    NoPair,
+    Absent,
     Table,
+    errno_name,
     pair,
     receive,
 )
@@ -95,10 +95,10 @@ class Cell:
             sender.send(self.data)
             self.step = ""
             self._ends = (target, reader, bypass)
-        except NoPair:
+        except Absent:
             self.result, self.step = ABSENT, ""
         except OSError as error:
-            self.result = errno.errorcode.get(error.errno or 0, str(error))
+            self.result = errno_name(error)
             dropped = self._table is not None and self._table.verdicts()[0]
             if self.step == "send" and dropped:
                 self.result, self.step = REFUSED, ""

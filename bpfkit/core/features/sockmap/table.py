@@ -47,8 +47,9 @@ __all__ = [
     "SK_PASS",
     "SK_SKB",
     "STREAM_VERDICT",
-    "NoPair",
+    "Absent",
     "Table",
+    "errno_name",
     "pair",
     "readable",
     "receive",
@@ -73,8 +74,14 @@ _HOOKS = {
 _SLOTS = 4
 
 
-class NoPair(OSError):
-    """This machine has no sockets of that kind; the errno is the system call's."""
+class Absent(OSError):
+    """This machine has no such sockets or no such protocol; the text says which."""
+
+
+def errno_name(error: OSError) -> str:
+    """The kernel's name of an errno (Python calls EOPNOTSUPP ENOTSUP, the same number)."""
+    code = error.errno or 0
+    return "EOPNOTSUPP" if code == errno.EOPNOTSUPP else errno.errorcode.get(code, str(code))
 
 
 class Table(Closing):
@@ -179,7 +186,7 @@ class Table(Closing):
 def pair(kind: str) -> tuple[socket.socket, socket.socket]:
     """Two connected sockets of one of :data:`KINDS`, each of which can send to the other.
 
-    :raises NoPair: the kernel has none, or loopback is down.
+    :raises Absent: the kernel has none, or loopback is down.
     """
     try:
         if kind == "tcp":
@@ -191,7 +198,7 @@ def pair(kind: str) -> tuple[socket.socket, socket.socket]:
         what = socket.SOCK_STREAM if kind == "unix stream" else socket.SOCK_DGRAM
         return socket.socketpair(socket.AF_UNIX, what)
     except OSError as error:
-        raise NoPair(error.errno, f"no {kind} sockets: {error.strerror or error}") from None
+        raise Absent(error.errno, f"no {kind} sockets here ({errno_name(error)})") from None
 
 
 def _stream(family: int, address: tuple[str | int, int]) -> tuple[socket.socket, socket.socket]:
