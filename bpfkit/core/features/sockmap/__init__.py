@@ -133,7 +133,7 @@ def obstacle(error: OSError) -> str:
 
     code = error.errno or 0
     if isinstance(error, Absent):
-        return error.strerror
+        return str(error.strerror)
     if code == errno.EPERM:
         held = privileges.capabilities()
         if "CAP_SYS_ADMIN" in held or {"CAP_BPF", "CAP_NET_ADMIN"} <= held:

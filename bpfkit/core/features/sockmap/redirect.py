@@ -72,8 +72,18 @@ class Cell:
         ``send``; else empty.
     """
 
-    __slots__ = ("_ends", "_stack", "_table", "data", "direction", "hook", "result")
-    __slots__ += ("source", "step", "target")
+    __slots__ = (
+        "_ends",
+        "_stack",
+        "_table",
+        "data",
+        "direction",
+        "hook",
+        "result",
+        "source",
+        "step",
+        "target",
+    )
 
     def __init__(self, hook: str, direction: str, source: str, target: str) -> None:
         self.hook = hook
