@@ -22,14 +22,14 @@ _WIDTH = 80
 _MEANING = {
     "fionread": (
         "Applications that size their reads by FIONREAD (nginx, Java's available(), .NET) work.",
-        "nginx, Java and .NET, which size reads by FIONREAD, stall or cut bodies short.",
-        "sk_msg and sk_skb call probe_fionread() first: they attach an SK_PASS verdict where that "
-        "repairs it, or refuse.",
+        "nginx, Java and .NET, which size reads by FIONREAD, stall or cut bodies short: {where}.",
+        "sk_msg and sk_skb ask probe_fionread() before they take sockets of others: they attach "
+        "an SK_PASS verdict, warn or refuse.",
     ),
     "splice": (
         "Programs that move data by splice() (Go's io.Copy, HAProxy, docker-proxy) work.",
-        "Go's io.Copy, HAProxy and docker-proxy read by splice(): it never returns redirected "
-        "data, and a blocking splice() hangs. An SK_PASS verdict may break it for plain data.",
+        "Go's io.Copy, HAProxy and docker-proxy, which read by splice(), miss the data, and a "
+        "blocking splice() hangs: {where}.",
         "sk_msg and sk_skb take only the ports they are told; their own proxies use recv().",
     ),
     "poll and select": (
@@ -177,10 +177,9 @@ def _meaning(answer: Feature) -> tuple[str, str]:
     fine, broken, ours = _MEANING[answer.name]
     if answer.state == INCONCLUSIVE:
         return "", ""
-    states = {answer.state, *(part.state for part in answer.parts)}
-    return (broken if answer.state == NOT_SUPPORTED else fine), (
-        ours if NOT_SUPPORTED in states else ""
-    )
+    parts = answer.parts or (answer,)
+    wrong = [part.name for part in parts if part.state == NOT_SUPPORTED]
+    return (broken.format(where=", ".join(wrong)), ours) if wrong else (fine, "")
 
 
 def text(

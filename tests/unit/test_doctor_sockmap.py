@@ -56,7 +56,7 @@ def test_an_errno_in_the_matrix_is_explained_below_it() -> None:
 def test_every_answer_has_a_sentence_for_each_outcome() -> None:
     for answer in _answers(WORKS) + _answers(NOT_SUPPORTED):
         meaning, _ = report._meaning(answer)
-        assert meaning.endswith(".")
+        assert meaning.endswith(".") and "{" not in meaning
     assert all(report._meaning(answer) == ("", "") for answer in _answers(INCONCLUSIVE))
 
 

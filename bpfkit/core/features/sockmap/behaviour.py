@@ -232,7 +232,7 @@ def _tls_in_map(name: str) -> Feature:
         table = stack.enter_context(Table())
         table.enter(ours)
         why = _start_tls(ours)
-        return _answer(name, not why, f"setsockopt says {why} on a socket in a map")
+        return _answer(name, not why, f"{why} on a socket in a map")
 
 
 def _tls_enters(name: str) -> Feature:
@@ -241,13 +241,13 @@ def _tls_enters(name: str) -> Feature:
         table = stack.enter_context(Table())
         why = _start_tls(ours)
         if why:
-            raise Absent(errno.ENOENT, f"kTLS does not start here: setsockopt says {why}")
+            raise Absent(errno.ENOENT, f"kTLS does not start here: {why}")
         found = _enters(table, ours)
         return _answer(name, not found, f"a kTLS socket is refused with {found}")
 
 
 def _start_tls(sock: socket.socket) -> str:
-    """The errno's name of switching to kTLS (AES-128-GCM, sending), "" if it works.
+    """How switching to kTLS fails (AES-128-GCM, sending): step and errno, "" if it works.
 
     :raises Absent: the kernel has no TLS.
     """
@@ -256,13 +256,13 @@ def _start_tls(sock: socket.socket) -> str:
     except OSError as error:
         if error.errno == errno.ENOENT:
             raise Absent(errno.ENOENT, "no kTLS in this kernel (CONFIG_TLS)") from None
-        return errno_name(error)
+        return f"setsockopt(TCP_ULP, tls) says {errno_name(error)}"
     # struct tls12_crypto_info_aes_gcm_128: version 1.2, cipher 51, iv, key, salt, rec_seq.
     info = (0x0303).to_bytes(2, "little") + (51).to_bytes(2, "little") + bytes(8 + 16 + 4 + 8)
     try:
         sock.setsockopt(_SOL_TLS, 1, info)
     except OSError as error:
-        return errno_name(error)
+        return f"setsockopt(SOL_TLS) says {errno_name(error)}"
     return ""
 
 
