@@ -159,6 +159,7 @@ struct event {
 	u8 old_state;
 	u8 new_state;
 	u8 mptcp;
+	u8 aborted; /* a RST of this socket ended it */
 };
 
 BPF_F_TABLE("lpm_trie", struct prefix, struct rule, rules, 4096, BPF_F_NO_PREALLOC);
@@ -283,6 +284,7 @@ struct news {
 	u32 segments;
 	u8 old_state;
 	u8 new_state;
+	u8 aborted;
 };
 
 static __always_inline void on_listen(struct bpf_sock_ops *ctx)
@@ -346,6 +348,11 @@ static __always_inline struct conn *on_established(struct bpf_sock_ops *ctx, str
 		}
 		set_options(ctx, c);
 		add_one(OPENED);
+	}
+	if (tp->srtt_us) { /* the handshake's sample, which comes before the flag is set */
+		c->rtt_min_us = tp->srtt_us >> 3;
+		c->rtt_max_us = c->rtt_min_us;
+		c->rtt_samples = 1;
 	}
 	c->established_ns = now;
 	set_window(ctx, c);
@@ -444,8 +451,25 @@ static __always_inline bool on_segment(struct bpf_sock_ops *ctx, struct conn *c,
 	return (void *)(window + 1) <= data_end && on_window(ctx, c, *window, news);
 }
 
+/*
+ * close(2) with unread data, or without lingering: the kernel sets the state first and sends the RST
+ * then. In FIN_WAIT2 the other way to the end is the peer's FIN (SOCK_DONE).
+ */
+static __always_inline bool is_abort(struct tcp_sock *tp, u32 old_state)
+{
+	unsigned long flags = tp->inet_conn.icsk_inet.sk.__sk_common.skc_flags;
+
+	if (tp->inet_conn.icsk_inet.sk.sk_err || tp->repair || flags & 1 << SOCK_DEAD)
+		return false;
+	if (old_state == BPF_TCP_FIN_WAIT2)
+		return !(flags & 1 << SOCK_DONE);
+	return old_state == BPF_TCP_ESTABLISHED || old_state == BPF_TCP_SYN_RECV ||
+	       old_state == BPF_TCP_CLOSE_WAIT || old_state == BPF_TCP_FIN_WAIT1;
+}
+
 /* args: old state, new state */
-static __always_inline bool on_state(struct bpf_sock_ops *ctx, struct conn *c, struct news *news)
+static __always_inline bool on_state(struct bpf_sock_ops *ctx, struct conn *c, struct tcp_sock *tp,
+				     struct news *news)
 {
 	news->kind = EVENT_STATE;
 	news->old_state = ctx->args[0];
@@ -457,6 +481,7 @@ static __always_inline bool on_state(struct bpf_sock_ops *ctx, struct conn *c, s
 	c->open = 0;
 	add_one(CLOSED);
 	news->kind = c->established_ns ? EVENT_CLOSE : EVENT_FAILED;
+	news->aborted = is_abort(tp, news->old_state);
 	return true;
 }
 
@@ -542,11 +567,13 @@ static __always_inline void send(struct bpf_sock_ops *ctx, const struct conn *c,
 	e->segments = news->segments;
 	e->old_state = news->old_state;
 	e->new_state = news->new_state;
+	e->aborted = news->aborted;
 	e->error = 0;
 	e->mptcp = 0;
 	if (c && tp) {
 		e->conn = *c;
 		read_counters(&e->tcp, tp);
+		e->tcp.segs_out += news->aborted;
 		e->error = tp->inet_conn.icsk_inet.sk.sk_err;
 #ifdef HAS_MPTCP
 		e->mptcp = tp->is_mptcp;
@@ -617,7 +644,7 @@ int sockops(struct bpf_sock_ops *ctx)
 			return 1;
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
-		if (!on_state(ctx, c, &news))
+		if (!on_state(ctx, c, tp, &news))
 			return 1;
 		break;
 	default:

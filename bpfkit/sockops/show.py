@@ -144,6 +144,7 @@ def event_of(record: Any) -> Event:
         fields["zero_window_s"] = (conn.zero_ns + closed_ns) / 1e9
         fields["state"] = STATES[record.old_state]
         fields["error"] = _error(record.error)
+        fields["aborted"] = bool(record.aborted)
     if record.mptcp:
         fields["mptcp"] = True
     return Event(kind, unix_seconds(record.time_ns), fields)
@@ -231,7 +232,7 @@ def _words(kind: str, row: Row) -> list[str]:
         rtt = ""
         if row["rtt_samples"]:
             rtt = f"rtt {row['rtt_min_ms']:.3f}/{row['srtt_ms'] or 0:.3f}/{row['rtt_max_ms']:.3f} ms"
-        error = row["error"] or ""
+        error = row["error"] or ("aborted" if row["aborted"] else "")
         return [f"{row['duration_s']:.3f} s", sizes, segments, again, rtt, error]
     return []
 
