@@ -50,7 +50,12 @@ class Command(Closing):
         import signal
         import subprocess
         import sys
+        from shutil import which
 
+        # Looked up here: the child would try each directory of $PATH, which tracing programs show.
+        path = which(argv[0])
+        if path is None and "/" not in argv[0]:
+            raise CannotRun(argv[0], OSError(2, ""))
         prctl = ctypes.CDLL(None).prctl
         parent = os.getpid()
 
@@ -66,7 +71,9 @@ class Command(Closing):
         sys.stdout.flush()
         procs = group.open_procs()
         try:
-            self._process = subprocess.Popen(self.argv, stdout=2 if json else 1, preexec_fn=prepare)
+            self._process = subprocess.Popen(
+                self.argv, executable=path, stdout=2 if json else 1, preexec_fn=prepare
+            )
         except OSError as error:
             raise CannotRun(self.argv[0], error) from None
         except subprocess.SubprocessError:
