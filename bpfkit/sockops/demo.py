@@ -23,6 +23,7 @@ __all__ = ["Demo"]
 _SYN, _SYN_ACK, _DATA = range(3)
 _HOSTS = ("127.0.0.1", "::1")
 _PASS_ALL = (0, 0)
+_MESSAGES = 100
 #: (what is lost, kind of segment, (pass, drop), payload of the answer, cause that must be seen).
 _LOSSES = (
     ("the SYN", _SYN, (0, 1), 1_000, "syn"),
@@ -53,6 +54,7 @@ class Demo:
         self.refusals: list[tuple[str, int, int]] = app.for_check([])
         self.windows: list[tuple[int, int, float]] = app.for_check([])
         self.settings: list[tuple[str, str]] = app.for_check([])
+        self.messages: list[tuple[int, int]] = app.for_check([])
         self._loss: Object | None = None
         try:
             from bpfkit import load
@@ -83,6 +85,9 @@ class Demo:
                 self._refused(host)
             app.note("a server that does not read: its window closes, until it reads")
             self._slow_reader(_HOSTS[0])
+            if app.where is not None:
+                app.note(f"{_MESSAGES} messages and their echoes, each followed through the host")
+                self._echo(_HOSTS[1])
 
     def _transfer(self, host: str, size: int) -> int:
         """A request and an answer of ``size`` bytes; returns the client's port."""
@@ -137,6 +142,23 @@ class Demo:
                     port = client.getsockname()[1]
                     self.windows.append((port, int(closed), monotonic() - begun))
                     self._end(client, server)
+
+    def _echo(self, host: str) -> None:
+        from bpfkit.net.traffic.tcp import tcp
+
+        before = self._followed()
+        report = tcp(host, requests=_MESSAGES, up=100, down=100)
+        self.messages.append((2 * report.requests, self._followed() - before))
+        (connection,) = report.connections
+        client, server = connection.client_port, connection.server_port
+        self.infos.append((client, server, connection.client))
+        self.infos.append((server, client, connection.server))
+
+    def _followed(self) -> int:
+        """Messages that --where has followed to their acknowledgement."""
+        assert self._app.where is not None
+        found = self._app.where.histograms()
+        return sum(sum(counts.values()) for (_, stage), counts in found.items() if stage == "whole")
 
     def _end(self, client: socket, server: socket) -> None:
         """Close both ways, and keep the last TCP_INFO of both."""
@@ -194,6 +216,15 @@ class Demo:
         yield from self._verify_window(events)
         for host, cc in self.settings:
             yield cc == "reno", f"getsockopt(TCP_CONGESTION) to {host} is {cc}, set: reno"
+        for sent, followed in self.messages:
+            yield sent == followed, f"--where followed {followed} of {sent} messages"
+        if self._app.where is not None:
+            waits = [r["max_us"] for r in self._app.where.rows() if r["stage"] == "socket"]
+            longest = max(waits, default=0.0) / 1e3
+            yield (
+                longest >= 45,
+                f"--where: the reader slept 50 ms; longest wait in a socket {longest:.0f} ms",
+            )
 
     def _verify_losses(self, closes: list[Row], retransmits: list[Row]) -> Iterator[Verdict]:
         for what, cause, port in self.losses:

@@ -66,8 +66,8 @@ class Sockops(CgroupApp):
         add(
             "--where",
             action="store_true",
-            help="show where a message waits inside the host: in the socket and queue, in the "
-            "driver, for its acknowledgement (Linux 6.15)",
+            help="show where messages wait: in the socket, in the qdisc, in the network for their "
+            "acknowledgement (Linux 6.15)",
         )
         add(
             "--trace-pipe",
@@ -101,11 +101,7 @@ class Sockops(CgroupApp):
         )
         self.attach(program)
         self.live: Live = self._open_live()
-        self.where: Where | None = None
-        if options.where:
-            from bpfkit.sockops.where import Where
-
-            self.where = Where(self)
+        self.where = self._open_where()
         if demo:
             from bpfkit.sockops.demo import Demo
 
@@ -115,6 +111,22 @@ class Sockops(CgroupApp):
         from bpfkit.sockops.live import Live
 
         return self.keep(Live(self.object))
+
+    def _open_where(self) -> Where | None:
+        if not self.options.where and not self.options.check:
+            return None
+        from bpfkit.sockops.where import Where
+
+        try:
+            where = Where(self)
+        except UnsupportedError as error:
+            if self.options.where:
+                raise
+            self.note(f"--where is not verified: {error}")
+            return None
+        if self.options.where:
+            self.counters = ("messages",)
+        return where
 
     def load_options(self) -> dict[str, Any]:
         from os.path import isdir
@@ -129,20 +141,24 @@ class Sockops(CgroupApp):
     # -- figures
 
     def rows(self) -> list[Row]:
-        return self.where.rows() if self.where is not None else self.live.rows()
+        if self.options.where and self.where is not None:
+            return self.where.rows()
+        return self.live.rows()
 
     def lines(self, rows: list[Row]) -> Iterable[str]:
         if not rows:
             return []
-        if self.where is not None:
-            return self.where.lines(rows)
+        if self.options.where:
+            from bpfkit.sockops.where import where_lines
+
+            return where_lines(rows)
         from bpfkit.sockops.show import table_lines
 
         return table_lines(rows)
 
     def text_cells(self, row: Row) -> dict[str, str]:
-        if self.where is not None:
-            return super().text_cells(row)
+        if self.options.where:
+            return {name: str(row[name]) for name in ("peer", "stage", "p50_us", "p99_us")}
         from bpfkit.sockops.show import cells
 
         return cells(row)
@@ -207,11 +223,9 @@ class Sockops(CgroupApp):
 
 def _require_trace_pipe() -> None:
     """Raise UnsupportedError if there is no trace_pipe to read."""
-    from os.path import exists
+    from bpfkit.core.features.system import tracefs
 
-    if not any(
-        exists(f"{path}/trace_pipe") for path in ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
-    ):
+    if tracefs() is None:
         raise UnsupportedError(
             "cannot use --trace-pipe",
             why="tracefs is not mounted",

@@ -13,6 +13,7 @@ __all__ = [
     "CAUSES",
     "KINDS",
     "STATES",
+    "address_of",
     "cells",
     "connection",
     "event_line",
@@ -57,7 +58,8 @@ STATES = (
 _COUNTERS = ("bytes_sent", "bytes_received", "segs_out", "segs_in", "retransmits")
 
 
-def _address(words: Any) -> str:
+def address_of(words: Any) -> str:
+    """The text of an address of the C side; IPv4-mapped ones as IPv4."""
     from struct import pack
 
     from bpfkit.show.address import address_text
@@ -68,9 +70,9 @@ def _address(words: Any) -> str:
 
 def _ends(ends: Any) -> Row:
     return {
-        "src": _address(ends.local_addr),
+        "src": address_of(ends.local_addr),
         "sport": ends.local_port,
-        "dst": _address(ends.remote_addr),
+        "dst": address_of(ends.remote_addr),
         "dport": ends.remote_port,
     }
 
