@@ -38,7 +38,7 @@ LOAD_CONST(0, report, 0); /* kinds of events wanted: 1 << EVENT_... */
 LOAD_CONST(1, traced, 0); /* 1: a line in trace_pipe for each event, too */
 LOAD_CONST(2, has_rules, 0); /* 1: options by destination */
 
-#define RING_BYTES	   (8 << 20)
+#define RING_BYTES	   (16 << 20)
 #define SOL_SOCKET	   1
 #define SO_SNDBUF	   7
 #define SO_RCVBUF	   8
@@ -101,7 +101,7 @@ enum option {
 struct prefix {
 	u32 bits; /* of what follows */
 	u32 version; /* 4: the address is IPv4-mapped; 6 */
-	__be32 addr[4];
+	u8 addr[16] __aligned(4); /* network byte order */
 };
 
 struct rule {
@@ -528,9 +528,9 @@ static __always_inline void trace(const struct event *e)
 		__builtin_memcpy(word, "close", 6);
 	}
 	args[0] = (u64)word;
-	args[1] = (u64)(mapped ? &e->ends.local_addr[3] : e->ends.local_addr);
+	args[1] = (u64)(mapped ? &e->ends.local_addr[12] : e->ends.local_addr);
 	args[2] = e->ends.local_port;
-	args[3] = (u64)(mapped ? &e->ends.remote_addr[3] : e->ends.remote_addr);
+	args[3] = (u64)(mapped ? &e->ends.remote_addr[12] : e->ends.remote_addr);
 	args[4] = e->ends.remote_port;
 	args[5] = e->tcp.bytes_sent;
 	args[6] = e->tcp.bytes_received;
@@ -549,8 +549,8 @@ static __always_inline void send(struct bpf_sock_ops *ctx, const struct conn *c,
 
 	if (!(report() & 1 << news->kind))
 		return;
-	/* A flood of retransmissions leaves room for what comes once per connection. */
-	if ((news->kind == EVENT_RETRANSMIT || news->kind == EVENT_STATE) &&
+	/* Whatever floods the ring, it leaves room for the close events. */
+	if (news->kind != EVENT_CLOSE &&
 	    bpf_ringbuf_query(BPFKIT_MAP_REF(events), BPF_RB_AVAIL_DATA) > RING_BYTES / 2) {
 		add_one(LOST);
 		return;
@@ -665,6 +665,16 @@ struct live {
 
 EVENT_TYPE(live, struct live);
 
+static __always_inline void addr_of(u8 addr[16], struct sock *sk, const void *ipv6, const void *ipv4)
+{
+	if (sk->__sk_common.skc_family == FAMILY_IPV6) {
+		bpf_probe_read_kernel(addr, 16, ipv6);
+		return;
+	}
+	*(__be32 *)(addr + 8) = MAPPED;
+	bpf_probe_read_kernel(addr + 12, 4, ipv4);
+}
+
 SEC("iter/bpf_sk_storage_map")
 int live(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
@@ -685,15 +695,9 @@ int live(struct bpf_iter__bpf_sk_storage_map *ctx)
 	row.state = sk->__sk_common.skc_state;
 	row.ends.local_port = sk->__sk_common.skc_num;
 	row.ends.remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
-	if (sk->__sk_common.skc_family == FAMILY_IPV6) {
-		bpf_probe_read_kernel(row.ends.local_addr, sizeof(row.ends.local_addr), &sk->__sk_common.skc_v6_rcv_saddr);
-		bpf_probe_read_kernel(row.ends.remote_addr, sizeof(row.ends.remote_addr), &sk->__sk_common.skc_v6_daddr);
-	} else {
-		row.ends.local_addr[2] = MAPPED;
-		row.ends.local_addr[3] = sk->__sk_common.skc_rcv_saddr;
-		row.ends.remote_addr[2] = MAPPED;
-		row.ends.remote_addr[3] = sk->__sk_common.skc_daddr;
-	}
+	addr_of(row.ends.local_addr, sk, &sk->__sk_common.skc_v6_rcv_saddr,
+		&sk->__sk_common.skc_rcv_saddr);
+	addr_of(row.ends.remote_addr, sk, &sk->__sk_common.skc_v6_daddr, &sk->__sk_common.skc_daddr);
 	row.conn = *c;
 	read_counters(&row.tcp, tp);
 	bpf_seq_write(seq, &row, sizeof(row));

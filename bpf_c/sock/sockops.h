@@ -8,16 +8,18 @@
 #define FAMILY_IPV6 10 /* AF_INET6 */
 #define MAPPED	    bpf_htonl(0xffff) /* third word of an IPv4-mapped address */
 
-/* Addresses of 16 bytes, IPv4 as ::ffff:a.b.c.d; ports in host byte order. */
+/* Addresses in network byte order, IPv4 as ::ffff:a.b.c.d; ports in host byte order. */
 struct ends {
-	__be32 local_addr[4];
-	__be32 remote_addr[4];
+	u8 local_addr[16] __aligned(4);
+	u8 remote_addr[16] __aligned(4);
 	u16 local_port;
 	u16 remote_port;
 };
 
-static __always_inline bool is_mapped(const __be32 addr[4])
+static __always_inline bool is_mapped(const u8 address[16])
 {
+	const __be32 *addr = (const __be32 *)address;
+
 	return !addr[0] && !addr[1] && addr[2] == MAPPED;
 }
 
@@ -33,8 +35,10 @@ static __always_inline u32 read_now(volatile u32 *field)
 	return value;
 }
 
-static __always_inline void remote_addr_of(struct bpf_sock_ops *ctx, __be32 addr[4])
+static __always_inline void remote_addr_of(struct bpf_sock_ops *ctx, u8 address[16])
 {
+	__be32 *addr = (__be32 *)address;
+
 	addr[0] = 0;
 	addr[1] = 0;
 	addr[2] = MAPPED;
@@ -49,15 +53,17 @@ static __always_inline void remote_addr_of(struct bpf_sock_ops *ctx, __be32 addr
 
 static __always_inline void ends_of(struct bpf_sock_ops *ctx, struct ends *e)
 {
-	e->local_addr[0] = 0;
-	e->local_addr[1] = 0;
-	e->local_addr[2] = MAPPED;
-	e->local_addr[3] = read_now(&ctx->local_ip4);
+	__be32 *addr = (__be32 *)e->local_addr;
+
+	addr[0] = 0;
+	addr[1] = 0;
+	addr[2] = MAPPED;
+	addr[3] = read_now(&ctx->local_ip4);
 	if (ctx->family == FAMILY_IPV6) {
-		e->local_addr[0] = ctx->local_ip6[0];
-		e->local_addr[1] = ctx->local_ip6[1];
-		e->local_addr[2] = ctx->local_ip6[2];
-		e->local_addr[3] = ctx->local_ip6[3];
+		addr[0] = ctx->local_ip6[0];
+		addr[1] = ctx->local_ip6[1];
+		addr[2] = ctx->local_ip6[2];
+		addr[3] = ctx->local_ip6[3];
 	}
 	remote_addr_of(ctx, e->remote_addr);
 	e->local_port = ctx->local_port;

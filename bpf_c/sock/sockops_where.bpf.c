@@ -63,7 +63,7 @@ struct times { /* CLOCK_MONOTONIC, ns; 0: not yet */
 };
 
 struct step {
-	__be32 peer[4];
+	u8 peer[16] __aligned(4); /* network byte order */
 	u32 stage;
 	u32 bucket; /* lowest duration: see floor_of() in where.py */
 };
@@ -120,7 +120,7 @@ static __always_inline u32 bucket_of(u64 ns)
 	return (power - 2) * 8 + (ns >> (power - 3)) - 8;
 }
 
-static __always_inline void record(const __be32 peer[4], u32 stage, u64 begun, u64 ended)
+static __always_inline void record(const u8 peer[16], u32 stage, u64 begun, u64 ended)
 {
 	struct step step = { .stage = stage };
 	u64 zero = 0, *n;
@@ -156,7 +156,7 @@ static __always_inline u32 last_byte(struct bpf_sock_ops *ctx)
 static __always_inline void on_ack(struct bpf_sock_ops *ctx, struct message *message,
 				   struct times *times, u64 now)
 {
-	__be32 peer[4] = {};
+	u8 peer[16] __aligned(4) = {};
 
 	remote_addr_of(ctx, peer);
 	record(peer, SOCKET, times->send_ns, times->sched_ns);

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -55,24 +57,23 @@ STATES = (
     "NEW_SYN_RECV",
     "BOUND_INACTIVE",
 )
+_MAPPED = bytes(10) + b"\xff\xff"
 _COUNTERS = ("bytes_sent", "bytes_received", "segs_out", "segs_in", "retransmits")
 
 
-def address_of(words: Any) -> str:
-    """The text of an address of the C side; IPv4-mapped ones as IPv4."""
-    from struct import pack
-
+@lru_cache(4096)
+def address_of(raw: bytes) -> str:
+    """The text of an address of the C side: 16 bytes, IPv4 as IPv4-mapped."""
     from bpfkit.show.address import address_text
 
-    raw = pack(">4I", *words)
-    return address_text(raw[12:] if raw[:12] == bytes(10) + b"\xff\xff" else raw)
+    return address_text(raw[12:] if raw[:12] == _MAPPED else raw)
 
 
 def _ends(ends: Any) -> Row:
     return {
-        "src": address_of(ends.local_addr),
+        "src": address_of(bytes(ends.local_addr)),
         "sport": ends.local_port,
-        "dst": address_of(ends.remote_addr),
+        "dst": address_of(bytes(ends.remote_addr)),
         "dport": ends.remote_port,
     }
 

@@ -43,7 +43,7 @@ class Where:
 
         found: dict[tuple[str, str], dict[int, int]] = {}
         for step, count in self.object["steps"].items():
-            place = address_of(step.peer), STAGES[step.stage]
+            place = address_of(bytes(step.peer)), STAGES[step.stage]
             found.setdefault(place, {})[step.bucket] = count
         return found
 
