@@ -38,21 +38,21 @@ LOAD_CONST(0, report, 0); /* kinds of events wanted: 1 << EVENT_... */
 LOAD_CONST(1, traced, 0); /* 1: a line in trace_pipe for each event, too */
 LOAD_CONST(2, has_rules, 0); /* 1: options by destination */
 
-#define RING_BYTES	   (16 << 20)
-#define SOL_SOCKET	   1
-#define SO_SNDBUF	   7
-#define SO_RCVBUF	   8
+#define RING_BYTES         (16 << 20)
+#define SOL_SOCKET         1
+#define SO_SNDBUF          7
+#define SO_RCVBUF          8
 #define SO_MAX_PACING_RATE 47
-#define SOL_IP		   0
-#define IP_TOS		   1
-#define SOL_IPV6	   41
-#define IPV6_TCLASS	   67
-#define SOL_TCP		   6
-#define TCP_CONGESTION	   13
-#define CA_RECOVERY	   3 /* TCP_CA_Recovery */
-#define CA_LOSS		   4 /* TCP_CA_Loss */
-#define TCP_WINDOW	   14 /* offset of the window in struct tcphdr */
-#define REPEATED_US	   1000 /* a first SYN-ACK leaves earlier than that after its time stamp */
+#define SOL_IP             0
+#define IP_TOS             1
+#define SOL_IPV6           41
+#define IPV6_TCLASS        67
+#define SOL_TCP            6
+#define TCP_CONGESTION     13
+#define CA_RECOVERY        3 /* TCP_CA_Recovery */
+#define CA_LOSS            4 /* TCP_CA_Loss */
+#define TCP_WINDOW         14 /* offset of the window in struct tcphdr */
+#define REPEATED_US        1000 /* a first SYN-ACK leaves earlier than that after its time stamp */
 
 enum kind {
 	EVENT_ESTABLISHED,
@@ -167,8 +167,8 @@ BPF_TABLE("lru_hash", struct ends, u64, syn_ack, 8192);
 BPF_TABLE("percpu_array", u32, u64, count, COUNTS);
 BPFKIT_MAP(1, BPF_MAP_TYPE_RINGBUF, events, void, void, RING_BYTES, 0, 0);
 EVENT_TYPE(events, struct event);
-BPFKIT_MAP(0, BPF_MAP_TYPE_SK_STORAGE, conns, int, struct conn, 0,
-	   BPF_F_NO_PREALLOC | BPF_F_CLONE, 0);
+BPFKIT_MAP(0, BPF_MAP_TYPE_SK_STORAGE, conns, int, struct conn, 0, BPF_F_NO_PREALLOC | BPF_F_CLONE,
+	   0);
 
 static __always_inline void add_one(u32 which)
 {
@@ -193,7 +193,8 @@ static __always_inline void own(struct conn *c)
 	bpf_probe_read_kernel(&c->pid, sizeof(c->pid), task + offsetof(struct task_struct, tgid));
 	bpf_probe_read_kernel(&leader, sizeof(leader),
 			      task + offsetof(struct task_struct, group_leader));
-	bpf_probe_read_kernel(c->comm, sizeof(c->comm), leader + offsetof(struct task_struct, comm));
+	bpf_probe_read_kernel(c->comm, sizeof(c->comm),
+			      leader + offsetof(struct task_struct, comm));
 }
 
 static __always_inline struct rule *rule_of(struct bpf_sock_ops *ctx)
@@ -279,6 +280,7 @@ static __always_inline void remove_flags(struct bpf_sock_ops *ctx, u32 flags)
 
 /* What one callback has to report. */
 struct news {
+	u64 now_ns;
 	u32 kind;
 	u32 cause;
 	u32 segments;
@@ -318,7 +320,8 @@ static __always_inline void on_connect(struct bpf_sock_ops *ctx)
 	add_one(OPENED);
 }
 
-static __always_inline struct conn *on_established(struct bpf_sock_ops *ctx, struct tcp_sock *tp)
+static __always_inline struct conn *on_established(struct bpf_sock_ops *ctx, struct tcp_sock *tp,
+						   struct news *news)
 {
 	bool active = ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB;
 	struct conn *c = conn_of(ctx, active ? 0 : BPF_SK_STORAGE_GET_F_CREATE);
@@ -327,6 +330,7 @@ static __always_inline struct conn *on_established(struct bpf_sock_ops *ctx, str
 
 	if (!c)
 		return 0;
+	news->now_ns = now;
 	if (active) {
 		c->handshake_us = (now - c->begun_ns) / 1000;
 	} else {
@@ -376,6 +380,7 @@ static __always_inline bool on_syn_ack(struct bpf_sock_ops *ctx, struct news *ne
 		return false;
 	ends_of(ctx, &ends);
 	syn_ack.update(&ends, &first);
+	news->now_ns = now;
 	news->kind = EVENT_RETRANSMIT;
 	news->cause = CAUSE_SYN_ACK;
 	news->segments = 1;
@@ -416,6 +421,7 @@ static __always_inline bool on_window(struct bpf_sock_ops *ctx, struct conn *c, 
 	if (!window == !!c->zero_since_ns)
 		return false;
 	now = bpf_ktime_get_ns();
+	news->now_ns = now;
 	if (window) {
 		c->zero_ns += now - c->zero_since_ns;
 		c->zero_since_ns = 0;
@@ -560,7 +566,7 @@ static __always_inline void send(struct bpf_sock_ops *ctx, const struct conn *c,
 		add_one(LOST);
 		return;
 	}
-	e->time_ns = bpf_ktime_get_ns();
+	e->time_ns = news->now_ns ?: bpf_ktime_get_ns();
 	ends_of(ctx, &e->ends);
 	e->kind = news->kind;
 	e->cause = news->cause;
@@ -613,6 +619,18 @@ int sockops(struct bpf_sock_ops *ctx)
 			return 1;
 		send(ctx, 0, 0, &news);
 		return 1;
+	case BPF_SOCK_OPS_STATE_CB:
+		if (ctx->args[1] != BPF_TCP_CLOSE && !(report() & 1 << EVENT_STATE))
+			return 1;
+		break;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+	case BPF_SOCK_OPS_RETRANS_CB:
+	case BPF_SOCK_OPS_RTT_CB:
+	case BPF_SOCK_OPS_PARSE_HDR_OPT_CB:
+		break;
+	default: /* what the kernel asks about every socket */
+		return 1;
 	}
 	sk = ctx->sk;
 	if (!sk)
@@ -622,7 +640,7 @@ int sockops(struct bpf_sock_ops *ctx)
 		return 1;
 	if (ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB ||
 	    ctx->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
-		c = on_established(ctx, tp);
+		c = on_established(ctx, tp, &news);
 	else
 		c = conn_of(ctx, 0);
 	if (!c)
@@ -647,8 +665,6 @@ int sockops(struct bpf_sock_ops *ctx)
 		if (!on_state(ctx, c, tp, &news))
 			return 1;
 		break;
-	default:
-		return 1;
 	}
 	send(ctx, c, tp, &news);
 	return 1;
@@ -665,7 +681,8 @@ struct live {
 
 EVENT_TYPE(live, struct live);
 
-static __always_inline void addr_of(u8 addr[16], struct sock *sk, const void *ipv6, const void *ipv4)
+static __always_inline void addr_of(u8 addr[16], struct sock *sk, const void *ipv6,
+				    const void *ipv4)
 {
 	if (sk->__sk_common.skc_family == FAMILY_IPV6) {
 		bpf_probe_read_kernel(addr, 16, ipv6);
@@ -697,7 +714,8 @@ int live(struct bpf_iter__bpf_sk_storage_map *ctx)
 	row.ends.remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
 	addr_of(row.ends.local_addr, sk, &sk->__sk_common.skc_v6_rcv_saddr,
 		&sk->__sk_common.skc_rcv_saddr);
-	addr_of(row.ends.remote_addr, sk, &sk->__sk_common.skc_v6_daddr, &sk->__sk_common.skc_daddr);
+	addr_of(row.ends.remote_addr, sk, &sk->__sk_common.skc_v6_daddr,
+		&sk->__sk_common.skc_daddr);
 	row.conn = *c;
 	read_counters(&row.tcp, tp);
 	bpf_seq_write(seq, &row, sizeof(row));

@@ -6,7 +6,7 @@
 #define __SOCKOPS_H
 
 #define FAMILY_IPV6 10 /* AF_INET6 */
-#define MAPPED	    bpf_htonl(0xffff) /* third word of an IPv4-mapped address */
+#define MAPPED      bpf_htonl(0xffff) /* third word of an IPv4-mapped address */
 
 /* Addresses in network byte order, IPv4 as ::ffff:a.b.c.d; ports in host byte order. */
 struct ends {

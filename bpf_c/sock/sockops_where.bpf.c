@@ -31,14 +31,14 @@
 #include <bpfkit/maps.h>
 #include "sockops.h"
 
-#define SOL_SOCKET		 1
-#define SK_BPF_CB_FLAGS		 1009
+#define SOL_SOCKET                1
+#define SK_BPF_CB_FLAGS           1009
 #define SK_BPF_CB_TX_TIMESTAMPING 1
 
 /* uapi/linux/bpf.h of Linux 6.15; the headers here may be older. */
-#define TSTAMP_SCHED_CB	  16
+#define TSTAMP_SCHED_CB   16
 #define TSTAMP_SND_SW_CB  17
-#define TSTAMP_ACK_CB	  19
+#define TSTAMP_ACK_CB     19
 #define TSTAMP_SENDMSG_CB 20
 
 BPF_KFUNC(void *, bpf_cast_to_kern_ctx, void *ctx);

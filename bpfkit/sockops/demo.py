@@ -231,7 +231,7 @@ class Demo:
             found = [r["cause"] for r in retransmits if port in (r["sport"], r["dport"])]
             yield cause in found, f"{what} lost: causes {', '.join(found) or 'none'}"
             if cause == "syn":
-                took = [r["handshake_ms"] for r in closes if r["sport"] == port][0]
+                took = next(r["handshake_ms"] for r in closes if r["sport"] == port)
                 # HZ is 100 at least: a timer may be late by 10 ms, and by more on a busy machine.
                 yield 90 <= took < 900, f"initial_rto=100ms: the handshake took {took:.0f} ms"
         kernel = _retransmitted()

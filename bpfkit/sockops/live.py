@@ -30,7 +30,7 @@ class Live(Closing):
         found = btf.find("live", "struct")
         assert found is not None
         self._layout = btf.layout(found)
-        # union bpf_iter_link_info: the map's descriptor; the kernel is given its address and length.
+        # union bpf_iter_link_info, the map's descriptor: its address and length.
         target = create_string_buffer(pack("=I", loaded["conns"].fd), 16)
         extra = pack("=QI", addressof(target), 4)
         self._link = loaded.programs["live"].attach_iter(extra)

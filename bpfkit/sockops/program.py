@@ -14,7 +14,7 @@ rules.py: ``--set``; show.py: records to events and rows; where.py: ``--where``;
 from __future__ import annotations
 
 from bpfkit.app.cgroup import CgroupApp
-from bpfkit.core.errors import UnsupportedError, UsageError
+from bpfkit.core.errors import InputError, UnsupportedError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,9 +31,16 @@ if TYPE_CHECKING:
     from bpfkit.sockops.rules import Rule
     from bpfkit.sockops.where import Where
 
-#: Events without --states; see show.KINDS.
-_USUAL = 0b1101111
-_STATE = 0b0010000
+#: enum kind of the C side.
+_KINDS = (
+    "established",
+    "retransmit",
+    "zero_window",
+    "window_open",
+    "state",
+    "failed",
+    "close",
+)
 _OPENED, _CLOSED, _LOST = range(3)
 #: Seconds that connections have to close after the command has ended.
 _CLOSING_S = 2.0
@@ -62,7 +69,8 @@ class Sockops(CgroupApp):
         add = parser.add_argument
         text = "set options of the connections to a prefix (repeatable)"
         add("--set", metavar="RULE", action="append", default=[], help=text)
-        add("--states", action="store_true", help="show each change of state, too")
+        text = f"kinds of events, separated by commas: {', '.join(_KINDS)} (default: all but state)"
+        add("--events", metavar="KINDS", help=text)
         add(
             "--where",
             action="store_true",
@@ -77,6 +85,8 @@ class Sockops(CgroupApp):
 
     def check_options(self) -> None:
         super().check_options()
+        if self.options.events is not None and self.options.check:
+            raise UsageError("--events and --check do not go together", why="--check needs all")
         if self.options.where and self.options.check:
             raise UsageError("--where and --check do not go together", why="--check verifies both")
 
@@ -94,8 +104,9 @@ class Sockops(CgroupApp):
         if options.trace_pipe:
             _require_trace_pipe()
         self._told: set[str] = set()
+        self._causes: dict[str, int] = {}
         program = self.load_program(
-            report=_USUAL | (_STATE if options.states else 0),
+            report=self._wanted_kinds(),
             traced=int(options.trace_pipe),
             has_rules=int(bool(self.rules)),
         )
@@ -106,6 +117,17 @@ class Sockops(CgroupApp):
             from bpfkit.sockops.demo import Demo
 
             self.demo_traffic: Demo = Demo(self)
+
+    def _wanted_kinds(self) -> int:
+        """1 << enum kind for each kind of event that is shown."""
+        text = self.options.events
+        names = [kind for kind in _KINDS if kind != "state"] if text is None else text.split(",")
+        for name in names:
+            if name not in _KINDS:
+                raise InputError(
+                    f"no kind of event {name!r}", why=f"the kinds are {', '.join(_KINDS)}"
+                )
+        return sum({1 << _KINDS.index(name) for name in names})
 
     def _open_live(self) -> Live:
         from bpfkit.sockops.live import Live
@@ -186,7 +208,10 @@ class Sockops(CgroupApp):
     def _event(self, record: Any) -> Event:
         from bpfkit.sockops.show import event_of
 
-        event = event_of(record)
+        event = event_of(record, _KINDS[record.kind])
+        if event.kind == "retransmit":
+            cause = event.fields["cause"]
+            self._causes[cause] = self._causes.get(cause, 0) + event.fields["segments"]
         for name in event.fields.get("refused_options", ()):
             if name not in self._told:
                 self._told.add(name)
@@ -211,6 +236,8 @@ class Sockops(CgroupApp):
         from time import monotonic, sleep
 
         super().finish(signals)
+        if self.demo_runs:
+            self._conclude_demo()
         if self.command is None:
             return
         deadline = monotonic() + _CLOSING_S
@@ -219,6 +246,16 @@ class Sockops(CgroupApp):
         if left > 0:
             which = "a connection" if left == 1 else f"{left} connections"
             self.note(f"{which} of {self.command.argv[0]} did not close: no close event")
+
+    def _conclude_demo(self) -> None:
+        """Say what the events of the demo were."""
+        if self.channel is not None:
+            self.channel.read()
+        causes = [f"{n} {name.replace('_', '-')}" for name, n in self._causes.items() if n]
+        self.note(
+            f"seen: {self.closed()} connections ended; segments sent again: "
+            f"{', '.join(causes) or 'none'}"
+        )
 
 
 def _require_trace_pipe() -> None:

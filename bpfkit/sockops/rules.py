@@ -3,7 +3,9 @@
 
 ::
 
-    10.0.0.0/8:cc=reno,tos=16        2001:db8::/32:initial_rto=100ms,pacing=10M        0.0.0.0/0:iw=4
+    10.0.0.0/8:cc=reno,tos=16
+    2001:db8::/32:initial_rto=100ms,pacing=10M
+    0.0.0.0/0:iw=4
 
 A connection takes the rule with the longest prefix that its remote address is in, and only that.
 """
@@ -146,11 +148,12 @@ def _is_hex(text: str) -> bool:
 
 def _number(text: str, units: dict[str, Any]) -> float | None:
     """A decimal number with one of these units behind; None: it is none."""
-    digits = text.rstrip("abcdefghijklmnopqrstuvwxyzMGkK")
-    unit = units.get(text[len(digits) :])
-    if unit is None or not digits or set(digits) - set("0123456789.") or digits.count(".") > 1:
+    import re
+
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([A-Za-z]*)", text, re.ASCII)
+    if match is None or match[2] not in units:
         return None
-    return None if digits == "." else float(digits) * unit
+    return float(match[1]) * units[match[2]]
 
 
 def _congestion_control(name: str) -> str:

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CAUSES",
-    "KINDS",
     "STATES",
     "address_of",
     "cells",
@@ -25,19 +24,8 @@ __all__ = [
     "table_lines",
 ]
 
-#: enum kind.
-KINDS = (
-    "established",
-    "retransmit",
-    "zero_window",
-    "window_open",
-    "state",
-    "failed",
-    "close",
-)
 #: enum cause.
 CAUSES = ("rto", "fast", "syn", "syn_ack", "probe")
-_SYN_ACK = CAUSES.index("syn_ack")
 #: enum side.
 _SIDES = (None, "listener", "active", "passive")
 #: BPF_TCP_ESTABLISHED (1) to BPF_TCP_BOUND_INACTIVE.
@@ -105,12 +93,11 @@ def _options(mask: int) -> list[str]:
     return [name for bit, name in enumerate(OPTIONS) if mask >> bit & 1]
 
 
-def event_of(record: Any) -> Event:
+def event_of(record: Any, kind: str) -> Event:
     """An event of a struct event."""
     from bpfkit.app.events import unix_seconds
     from bpfkit.show.rows import Event
 
-    kind = KINDS[record.kind]
     conn, tcp = record.conn, record.tcp
     fields = _ends(record.ends)
     if kind == "close":
@@ -234,7 +221,9 @@ def _words(kind: str, row: Row) -> list[str]:
             again = f"retransmits {row['retransmits']} ({', '.join(causes)})"
         rtt = ""
         if row["rtt_samples"]:
-            rtt = f"rtt {row['rtt_min_ms']:.3f}/{row['srtt_ms'] or 0:.3f}/{row['rtt_max_ms']:.3f} ms"
+            rtt = (
+                f"rtt {row['rtt_min_ms']:.3f}/{row['srtt_ms'] or 0:.3f}/{row['rtt_max_ms']:.3f} ms"
+            )
         error = row["error"] or ("aborted" if row["aborted"] else "")
         return [f"{row['duration_s']:.3f} s", sizes, segments, again, rtt, error]
     return []

@@ -32,13 +32,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-import bpfkit  # noqa: E402
 from benchlib import table  # noqa: E402
+from tcp_destroy import DestroyedSockets, Key  # noqa: E402
+
+import bpfkit  # noqa: E402
 from bpfkit.core.cgroups import Cgroup  # noqa: E402
 from bpfkit.core.children import command as child_command  # noqa: E402
 from bpfkit.net.links.interfaces import Interface  # noqa: E402
 from bpfkit.net.links.netns import NetNS  # noqa: E402
-from tcp_destroy import DestroyedSockets, Key  # noqa: E402
 
 SAME = {
     "bytes_sent": "bytes_sent",
@@ -95,9 +96,11 @@ def without(program: str, count: int) -> float:
 
 def kernel_part(program: str, count: int) -> float:
     flags = ["-DHAS_MPTCP"] if os.path.isdir("/proc/sys/net/mptcp") else []
-    with Cgroup.new("bench") as group, bpfkit.load(
-        "sock/sockops.bpf.c", consts={"report": USUAL}, cflags=flags
-    ) as loaded, loaded.programs["sockops"].attach_cgroup(group.path):
+    with (
+        Cgroup.new("bench") as group,
+        bpfkit.load("sock/sockops.bpf.c", consts={"report": USUAL}, cflags=flags) as loaded,
+        loaded.programs["sockops"].attach_cgroup(group.path),
+    ):
         rate = connections(program, group, count, 1, 1)
         if loaded["count"].sum(1) != 2 * count:
             raise SystemExit(f"{loaded['count'].sum(1)} sockets closed, not {2 * count}")

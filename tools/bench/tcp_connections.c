@@ -20,7 +20,7 @@
 #include <unistd.h>
 
 #define PER_ADDRESS 10000
-#define MOST	    65536
+#define MOST        65536
 
 static char data[MOST];
 
@@ -116,7 +116,7 @@ int main(int argc, char **argv)
 	while (wait(&status) > 0)
 		failed |= status;
 	clock_gettime(CLOCK_MONOTONIC, &ended);
-	printf("%.0f\n", connections / (ended.tv_sec - begun.tv_sec +
-					(ended.tv_nsec - begun.tv_nsec) / 1e9));
+	printf("%.0f\n",
+	       connections / (ended.tv_sec - begun.tv_sec + (ended.tv_nsec - begun.tv_nsec) / 1e9));
 	return failed != 0;
 }
