@@ -54,7 +54,7 @@ class Sockops(CgroupApp):
     name = "sockops"
     source = "sock/sockops.bpf.c"
     entry = "sockops"
-    counters = ("bytes_sent", "bytes_received")
+    counters: tuple[str, ...] = ("bytes_sent", "bytes_received")
     check_rounds = 1
     epilog = (
         "A rule is PREFIX:OPTION=VALUE,… with initial_rto (100ms), cc (congestion control), tos, "

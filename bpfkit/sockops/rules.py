@@ -153,7 +153,7 @@ def _number(text: str, units: dict[str, Any]) -> float | None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([A-Za-z]*)", text, re.ASCII)
     if match is None or match[2] not in units:
         return None
-    return float(match[1]) * units[match[2]]
+    return float(match[1]) * float(units[match[2]])
 
 
 def _congestion_control(name: str) -> str:

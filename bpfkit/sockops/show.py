@@ -198,7 +198,9 @@ def _words(kind: str, row: Row) -> list[str]:
 
     if kind == "established":
         handshake = row["handshake_ms"]
-        return [f"{row['side']}", "" if handshake is None else f"handshake {handshake:.3f} ms"] + [
+        return [
+            row["side"],
+            "" if handshake is None else f"handshake {handshake:.3f} ms",
             f"set {', '.join(row['options'])}" if row.get("options") else "",
             f"refused {', '.join(row['refused_options'])}" if row.get("refused_options") else "",
         ]

@@ -8,7 +8,7 @@
 
 Rate: short connections on loopback in a namespace of their own (tcp_connections.c), measured in
 turns: without sockops; with its program attached and its events left in the ring buffer; with the
-whole program, which writes all events as JSON.  Ratios are of the same round, the median is printed.
+whole program, which writes its events as JSON.  Ratios are of one round; the median is printed.
 
 Equality: every close event against TCP_INFO that the kernel itself sends when it frees the socket
 (tcp_destroy.py), with and without loss.
@@ -161,7 +161,7 @@ def equality(program: str, count: int, every: int) -> bool:
         judge.close()
         if loss is not None:
             loss.close()
-        events = [json.loads(line) for line in open(out)]
+        events = [json.loads(line) for line in Path(out).read_text().splitlines()]
     return compare(events, [entry for entry in truth if entry[1].state != 10], count, every)
 
 

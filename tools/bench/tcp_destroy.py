@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """TCP_INFO of every TCP socket of a network namespace at the moment the kernel frees it.
 
-What ``ss -E`` shows: sock_diag's multicast groups (Linux 4.3, CONFIG_INET_DIAG).  It is the judge of
-sockops' close events: another mechanism, and no program in between.
+What ``ss -E`` shows: sock_diag's multicast groups (Linux 4.3, CONFIG_INET_DIAG).  It is the judge
+of sockops' close events: another mechanism, and no program in between.
 """
 
 from __future__ import annotations
