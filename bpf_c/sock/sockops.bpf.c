@@ -133,6 +133,7 @@ struct conn {
 	u8 side;
 	u8 open; /* counted in OPENED, no close event yet */
 	u8 header_flag; /* the listener's flag for header options is ours */
+	u8 watched; /* each segment is looked at, for its window */
 };
 
 /* What TCP_INFO shows, by the kernel's names. */
@@ -426,15 +427,30 @@ static __always_inline bool on_window(struct bpf_sock_ops *ctx, struct conn *c, 
 		c->zero_ns += now - c->zero_since_ns;
 		c->zero_since_ns = 0;
 		news->kind = EVENT_WINDOW_OPEN;
-		remove_flags(ctx, BPF_SOCK_OPS_PARSE_ALL_HDR_OPT_CB_FLAG);
 		return true;
 	}
 	c->zero_since_ns = now;
 	c->zero_windows++;
 	news->kind = EVENT_ZERO_WINDOW;
-	/* The segment that opens the window brings no RTT sample, so each segment is looked at. */
-	add_flags(ctx, BPF_SOCK_OPS_PARSE_ALL_HDR_OPT_CB_FLAG);
 	return true;
+}
+
+/*
+ * A segment that closes or opens the window need not bring an RTT sample: while the window is smaller
+ * than a segment, each segment is looked at.
+ */
+static __always_inline void watch_window(struct bpf_sock_ops *ctx, struct conn *c,
+					 struct tcp_sock *tp)
+{
+	bool small = tp->snd_wnd < tp->mss_cache;
+
+	if (small == c->watched)
+		return;
+	c->watched = small;
+	if (small)
+		add_flags(ctx, BPF_SOCK_OPS_PARSE_ALL_HDR_OPT_CB_FLAG);
+	else
+		remove_flags(ctx, BPF_SOCK_OPS_PARSE_ALL_HDR_OPT_CB_FLAG);
 }
 
 /* args: measured RTT in us, smoothed RTT in us << 3; both 0 in kernels that have no arguments here */
@@ -654,6 +670,7 @@ int sockops(struct bpf_sock_ops *ctx)
 		break;
 	case BPF_SOCK_OPS_RTT_CB:
 		on_rtt(ctx, c, tp);
+		watch_window(ctx, c, tp);
 		if (!on_window(ctx, c, tp->snd_wnd, &news))
 			return 1;
 		break;
