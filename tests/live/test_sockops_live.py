@@ -343,7 +343,8 @@ def test_a_connection_that_stays_open_is_named_at_the_end(ns: NetNS) -> None:
 import os, socket, time
 client = socket.create_connection(("127.0.0.1", {listener.getsockname()[1]}))
 if os.fork() == 0:
-    time.sleep(20)
+    os.closerange(0, 3)
+    time.sleep(5)
 """
     done = run("sockops", "--json", "--", *python(code))
     listener.close()
@@ -394,7 +395,8 @@ server.recv(1)
     (close,) = [e for e in of(events, "close") if e["side"] == "active"]
     first = of(events, "zero_window")[0]
     opened = next(e for e in of(events, "window_open") if e["ts"] > first["ts"])
-    assert opened["zero_window_s"] == pytest.approx(took, abs=0.05)
+    # The script sees the window closed a moment later than the kernel.
+    assert took - 0.02 < opened["zero_window_s"] < took + 0.5
     assert close["zero_windows"] == len(of(events, "zero_window"))
     assert close["zero_window_s"] >= opened["zero_window_s"]
 
