@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
-__all__ = ["Cgroup", "cgroup_root", "own_cgroup", "undo_cgroup"]
+__all__ = ["Cgroup", "cgroup_of", "cgroup_root", "own_cgroup", "undo_cgroup"]
 
 _REMOVE_S = 2.0
 _count = 0
@@ -54,8 +54,17 @@ def own_cgroup() -> str:
 
     :raises UnsupportedError: the hierarchy is not mounted.
     """
+    return cgroup_of("self")
+
+
+def cgroup_of(pid: int | str) -> str:
+    """The directory of a process's cgroup in the v2 hierarchy.
+
+    :raises UnsupportedError: the hierarchy is not mounted.
+    :raises OSError: there is no such process.
+    """
     root = cgroup_root()
-    with open("/proc/self/cgroup", errors="surrogateescape") as groups:
+    with open(f"/proc/{pid}/cgroup", errors="surrogateescape") as groups:
         for line in groups:
             if line.startswith("0::"):
                 path = root + line[3:].rstrip("\n").rstrip("/")
