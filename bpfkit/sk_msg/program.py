@@ -61,6 +61,11 @@ class SkMsg(CgroupApp):
     def check_options(self) -> None:
         super().check_options()
         options = self.options
+        if options.deny_prefix and (options.cork or options.apply):
+            raise UsageError(
+                "--deny-prefix goes with neither --cork nor --apply",
+                why="these judge several messages by the first",
+            )
         if options.cgroup is not None and options.ports is None:
             raise UsageError(
                 "--cgroup needs --ports",
@@ -73,7 +78,7 @@ class SkMsg(CgroupApp):
     def setup(self) -> None:
         options = self.options
         demo = options.cgroup is None and not options.command
-        if demo and options.deny_prefix is None and not options.cork:
+        if demo and options.deny_prefix is None and not (options.cork or options.apply):
             options.deny_prefix = DEMO_DENIES
         if options.ports is None:
             options.ports = [range(5201, 5202)] if demo else [ALL_PORTS]
