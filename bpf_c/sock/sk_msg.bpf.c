@@ -262,6 +262,14 @@ static __always_inline int put_in(struct bpf_sock_ops *ctx, struct end_state *s)
 	return err == -E2BIG || err == -ENOMEM ? PLAIN_FULL : PLAIN_REFUSED;
 }
 
+/* The active end leaves again, before anything can have been redirected to it; 0 if it was there. */
+static __always_inline int take_out(struct end *active)
+{
+	if (cork_size())
+		return -EBUSY; /* what is held back would be lost */
+	return socks.delete(active);
+}
+
 static __always_inline void enter_active(struct bpf_sock_ops *ctx)
 {
 	struct end_state s = { .is_active = 1 };
@@ -298,7 +306,7 @@ static __always_inline void enter_passive(struct bpf_sock_ops *ctx)
 	s.port = s.self.tuple.local_port;
 	state = opened.lookup(&s.peer);
 	if (!state) {
-		count_plain(PLAIN_ELSEWHERE);
+		count_plain(take_out(&s.peer) ? PLAIN_ELSEWHERE : PLAIN_EARLY);
 		return;
 	}
 	if (*state == OPENED_OUT) {
@@ -307,13 +315,13 @@ static __always_inline void enter_passive(struct bpf_sock_ops *ctx)
 	}
 	reason = put_in(ctx, &s);
 	if (opened.delete(&s.peer)) {
-		/* The active end has sent by TCP; or its entry was the oldest of too many. */
+		/* The active end has just sent by TCP; or its entry was the oldest of too many. */
 		if (!reason)
 			socks.delete(&s.self);
 		reason = PLAIN_EARLY;
 	}
 	if (reason) {
-		socks.delete(&s.peer);
+		take_out(&s.peer);
 		count_plain(reason);
 		return;
 	}

@@ -78,9 +78,9 @@ def _key_tuple(key: Any) -> Tuple:
     end = key.tuple
     return (
         end.netns,
-        pack("=4I", *end.local_addr),
+        pack("!4I", *end.local_addr),
         end.local_port,
-        pack("=4I", *end.remote_addr),
+        pack("!4I", *end.remote_addr),
         end.remote_port,
     )
 
