@@ -248,13 +248,16 @@ static __always_inline void fill_state(struct end_state *s, struct bpf_sock_ops 
 static __always_inline int put_in(struct bpf_sock_ops *ctx, struct end_state *s)
 {
 	struct bpf_sock *sk = ctx->sk;
+	struct end_state *state;
 	long err;
 
 	if (!sk)
 		return PLAIN_REFUSED;
 	/* The state first: a socket that is in the map may send. */
-	if (!ends.sk_storage_get(sk, s, BPF_SK_STORAGE_GET_F_CREATE))
+	state = ends.sk_storage_get(sk, s, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!state)
 		return PLAIN_FULL;
+	*state = *s; /* a socket may connect a second time */
 	err = socks.sock_hash_update(ctx, &s->self, BPF_NOEXIST);
 	if (!err)
 		return 0;
@@ -306,6 +309,8 @@ static __always_inline void enter_passive(struct bpf_sock_ops *ctx)
 	s.port = s.self.tuple.local_port;
 	state = opened.lookup(&s.peer);
 	if (!state) {
+		/* A server established by the SYN itself (TCP Fast Open) is before its client. */
+		announced.delete(&s.self.tuple);
 		count_plain(take_out(&s.peer) ? PLAIN_ELSEWHERE : PLAIN_EARLY);
 		return;
 	}

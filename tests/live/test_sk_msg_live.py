@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -15,6 +16,7 @@ import termios
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -263,6 +265,79 @@ def test_what_was_sent_before_the_server_had_a_socket_keeps_its_order(place: Pla
                 assert read_all(server) == expected
         found = summary_of(program.rows())
     assert (found["plain_early"], found["sockets"]) == (1, 0)
+
+
+def test_fast_open_goes_by_tcp(place: Place) -> None:
+    """Its server is established by the SYN, and has data before the client is."""
+    with place.ns.entered():
+        Path("/proc/sys/net/ipv4/tcp_fastopen").write_text("1027")  # both sides, no cookie needed
+    with place.run() as program:
+        with place.ns.entered(), place.group.entered():
+            listener = socket.create_server(("127.0.0.1", PORT))
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 5)
+            client = socket.socket()
+            client.sendto(b"in the SYN;", socket.MSG_FASTOPEN, ("127.0.0.1", PORT))
+        with listener, client:
+            server, _ = listener.accept()
+            with server:
+                client.sendall(b"after it")
+                client.shutdown(socket.SHUT_WR)
+                assert read_all(server) == b"in the SYN;after it"
+                assert summary_of(program.rows())["sockets"] == 0
+
+
+def test_a_socket_that_connects_again_is_redirected_again(place: Place) -> None:
+    with place.run():
+        client, server = place.pair()
+        with client:
+            with server:
+                client.sendall(b"first")
+                assert server.recv(100) == b"first"
+            assert client.recv(100) == b""
+            disconnect = struct.pack("=H14x", socket.AF_UNSPEC)
+            libc = ctypes.CDLL(None, use_errno=True)
+            assert libc.connect(client.fileno(), disconnect, len(disconnect)) == 0
+            with place.ns.entered(), place.group.entered():
+                listener = socket.create_server(("127.0.0.1", PORT + 1))
+            with listener:
+                client.connect(("127.0.0.1", PORT + 1))
+                server, _ = listener.accept()
+            with server:
+                client.sendall(b"second")
+                server.settimeout(5)
+                assert server.recv(100) == b"second"
+
+
+def test_waitall_returns_what_one_message_had(place: Place) -> None:
+    """The limit that --help names: a program that asks for more must go on asking."""
+    with place.run():
+        client, server = place.pair()
+        with client, server:
+            client.sendall(b"x" * 50)
+            threading.Timer(0.1, client.sendall, [b"y" * 50]).start()
+            got = server.recv(100, socket.MSG_WAITALL)
+            assert got == (b"x" * 50 + b"y" * 50)[: len(got)]
+            while len(got) < 100:
+                got += server.recv(100)
+            assert got == b"x" * 50 + b"y" * 50
+
+
+def test_thousands_of_connections_leave_the_map_empty(place: Place) -> None:
+    with place.run() as program:
+        with place.ns.entered(), place.group.entered():
+            listener = socket.create_server(("127.0.0.1", PORT), backlog=100)
+            with listener:
+                for number in range(2000):
+                    with socket.create_connection(("127.0.0.1", PORT), 10) as client:
+                        server, _ = listener.accept()
+                        with server:
+                            client.sendall(number.to_bytes(4, "big"))
+                            assert server.recv(10) == number.to_bytes(4, "big")
+                            server.sendall(b"ok")
+                            assert client.recv(10) == b"ok"
+        rows = program.rows()
+    assert (port_row(rows)["connections"], port_row(rows)["redirected"]) == (2000, 4000)
+    assert summary_of(rows)["sockets"] == 0
 
 
 def test_a_peer_outside_the_cgroup_is_left_alone(place: Place) -> None:
