@@ -53,6 +53,7 @@
 LOAD_CONST(0, deny_size, 0); /* bytes of settings.deny; 0: no message is refused */
 LOAD_CONST(1, cork_size, 0); /* hold bytes back until there are as many */
 LOAD_CONST(2, apply_size, 0); /* judge as many bytes at once */
+LOAD_CONST(3, write_seq, 0); /* offset of tcp_sock.write_seq */
 
 #define DENY_MAX    64
 #define AF_INET6    10
@@ -80,7 +81,7 @@ struct end_state {
 	u32 port; /* the listener's */
 	u32 is_active; /* this end did the connect(2) */
 	u32 is_plain; /* nothing that it sends is redirected any more */
-	u32 padding;
+	u32 has_sent; /* its first message was judged */
 };
 
 struct settings {
@@ -287,6 +288,10 @@ static __always_inline void enter_active(struct bpf_sock_ops *ctx)
 		count_plain(PLAIN_ELSEWHERE);
 		return;
 	}
+	if (ctx->snd_una != ctx->snd_nxt) { /* data was in the SYN */
+		count_plain(PLAIN_EARLY);
+		return;
+	}
 	opened.update(&s.self, &waits);
 	reason = put_in(ctx, &s);
 	if (reason) {
@@ -413,6 +418,20 @@ static __always_inline bool redirect_to_peer(struct sk_msg_md *msg, struct end_s
 	return false;
 }
 
+/* The helper is not in every BCC's list (kernel 5.9). */
+static void *(*skc_to_tcp_sock)(void *sk) = (void *)BPF_FUNC_skc_to_tcp_sock;
+
+/*
+ * Has TCP bytes of this socket from before it entered the map?  A sendmsg(2) that began before the
+ * handshake, or in it (TCP Fast Open), goes to its end without this program.
+ */
+static __always_inline bool has_tcp_bytes(const struct sk_msg_md *msg, const struct end_state *s)
+{
+	void *tp = skc_to_tcp_sock(msg->sk);
+
+	return !tp || *(u32 *)(tp + write_seq()) != s->self.local_seq;
+}
+
 /* After shutdown(SHUT_WR) or a reset the kernel redirects all the same; TCP has the errno for it. */
 static __always_inline bool may_send(const struct sk_msg_md *msg)
 {
@@ -444,6 +463,13 @@ int redirect(struct sk_msg_md *msg)
 	if (cork_size() > size && !stops()) {
 		bpf_msg_cork_bytes(msg, cork_size());
 		return SK_PASS; /* asked again when the bytes are there */
+	}
+	if (!s->has_sent) {
+		s->has_sent = 1;
+		if (has_tcp_bytes(msg, s)) {
+			s->is_plain = 1;
+			count_plain(PLAIN_EARLY);
+		}
 	}
 	if (covered)
 		bpf_msg_apply_bytes(msg, covered);

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bpfkit.app.cgroup import CgroupApp
 from bpfkit.app.lifecycle import main
-from bpfkit.core.errors import UsageError
+from bpfkit.core.errors import UnsupportedError, UsageError
 from bpfkit.sk_msg.options import ALL_PORTS, EPILOG, add_options
 
 TYPE_CHECKING = False
@@ -88,6 +88,7 @@ class SkMsg(CgroupApp):
             deny_size=len(options.deny_prefix or b""),
             cork_size=options.cork or 0,
             apply_size=options.apply or 0,
+            write_seq=self._write_seq(),
         )
         self.prepare(self.object)
         programs = self.object.programs
@@ -96,6 +97,18 @@ class SkMsg(CgroupApp):
         self.attach(programs["no_ktls"])
         self.attach(programs["enter"])
         self.demo_part: Demo | None = None
+
+    @staticmethod
+    def _write_seq() -> int:
+        """Offset of ``tcp_sock.write_seq`` in this kernel."""
+        from bpfkit.core.types.btf import vmlinux
+
+        btf = vmlinux()
+        if btf is None:
+            raise UnsupportedError(
+                "cannot find struct tcp_sock", why="this kernel has no BTF (CONFIG_DEBUG_INFO_BTF)"
+            )
+        return btf.offset("tcp_sock", "write_seq")
 
     def load_options(self) -> dict[str, Any]:
         limit = self.options.max

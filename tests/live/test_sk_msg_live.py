@@ -283,7 +283,37 @@ def test_fast_open_goes_by_tcp(place: Place) -> None:
                 client.sendall(b"after it")
                 client.shutdown(socket.SHUT_WR)
                 assert read_all(server) == b"in the SYN;after it"
-                assert summary_of(program.rows())["sockets"] == 0
+            rows = program.rows()
+    assert [row["redirected"] for row in rows if row.get("port")] in ([], [0])
+    assert summary_of(rows)["plain_early"] + summary_of(rows)["plain_elsewhere"] >= 1
+
+
+def test_a_send_that_waits_for_the_handshake_keeps_its_order(place: Place) -> None:
+    """It has gone to TCP before the socket enters the map."""
+    with place.run() as program:
+        with place.ns.entered(), place.group.entered():
+            listener = socket.socket()
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", PORT))
+            listener.listen(0)
+            first = socket.create_connection(("127.0.0.1", PORT), 10)  # the queue is full
+            client = socket.socket()
+        with listener, first, client:
+            client.setblocking(False)
+            assert client.connect_ex(("127.0.0.1", PORT)) == errno.EINPROGRESS
+            client.setblocking(True)
+            sender = threading.Thread(target=client.sendall, args=(b"waits;",))
+            sender.start()
+            time.sleep(0.1)
+            assert sender.is_alive()
+            listener.accept()[0].close()
+            sender.join(10)  # the SYN is sent again after a second
+            client.sendall(b"does not wait")
+            server, _ = listener.accept()
+            with server:
+                client.shutdown(socket.SHUT_WR)
+                assert read_all(server) == b"waits;does not wait"
+        assert summary_of(program.rows())["plain_early"] == 1
 
 
 def test_a_socket_that_connects_again_is_redirected_again(place: Place) -> None:
