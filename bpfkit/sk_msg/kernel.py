@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What redirection does to programs on this kernel: the answers of ``doctor sockmap``."""
+"""What redirection does to programs on this kernel: the answers that ``doctor sockmap`` prints.
+
+As both ends of a connection are in the map or none, a socket of sk_msg reads redirected data only:
+of the probes' answers those for redirected data count.
+"""
 
 from __future__ import annotations
+
+from bpfkit.core.errors import UnsupportedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -9,11 +15,13 @@ if TYPE_CHECKING:
 
     from bpfkit.core.features.answer import Feature
 
-__all__ = ["warnings"]
+__all__ = ["check_kernel"]
+
+_DOCTOR = "python -m bpfkit doctor sockmap shows what this kernel does"
 
 
-def _answer(probe: str) -> Feature | None:
-    """The answer of a probe of :mod:`bpfkit.core.features.sockmap`; None: it is not there."""
+def _redirected(probe: str) -> Feature | None:
+    """A probe's answer for redirected data; None: there is no such probe."""
     from importlib import import_module
 
     try:
@@ -21,19 +29,28 @@ def _answer(probe: str) -> Feature | None:
     except (ImportError, AttributeError):
         return None
     found: Feature = function()
-    return found
+    return next((part for part in found.parts if part.name == "redirected"), found)
 
 
-def warnings(all_ports: bool) -> Iterator[str]:
-    """What a user should know before processes of his are redirected.
+def check_kernel(all_ports: bool) -> Iterator[str]:
+    """What a user should know before processes of his are redirected, line by line.
 
-    :param all_ports: every port is in scope, those of programs that splice, too.
+    :param all_ports: every port is in scope, so those of programs that would stall or lose data.
+    :raises UnsupportedError: programs would stall, and no port is named as that of another.
     """
     from bpfkit.core.features.answer import NOT_SUPPORTED
 
-    splice = _answer("probe_splice")
+    fionread = _redirected("probe_fionread")
+    if fionread is not None and fionread.state == NOT_SUPPORTED:
+        why = "on this kernel FIONREAD does not count redirected data: nginx, Java and .NET stall"
+        if all_ports:
+            raise UnsupportedError(
+                "cannot redirect all ports", why=why, hint="name the ports of others with --ports"
+            )
+        yield f"{why}; {_DOCTOR}"
+    splice = _redirected("probe_splice")
     if all_ports and (splice is None or splice.state == NOT_SUPPORTED):
         yield (
             "all ports are redirected: programs that splice(2) from sockets lose data; "
-            "--ports leaves them out"
+            "leave theirs out by --ports"
         )

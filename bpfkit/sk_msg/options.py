@@ -18,13 +18,14 @@ CORK_MAX = 65536
 ALL_PORTS = range(1, 65536)
 
 EPILOG = (
-    "Redirected data is not in TCP's receive queue. Programs that splice(2) from a socket "
-    "(HAProxy, docker-proxy, Go's io.Copy between sockets) do not find it: leave their ports out "
-    "of --ports. recv(MSG_WAITALL) may return less than asked for, SO_RCVLOWAT is not heeded, no "
-    "receive window holds a sender back, and a peer that closes with unread data does not send a "
-    "reset. After a denied message the kernel refuses whatever that socket sends later. "
-    "--cork holds bytes back until there are BYTES of them: a program that waits for an answer to "
-    "less waits for ever, and what is still held when a socket is closed is lost."
+    "Connections that exist already stay as they are. Redirected data is not in TCP's receive "
+    "queue. Programs that splice(2) from a socket (HAProxy, docker-proxy, Go's io.Copy between "
+    "sockets) do not find it: leave their ports out of --ports. recv(MSG_WAITALL) may return less "
+    "than asked for, SO_RCVLOWAT is not heeded, no receive window holds a sender back, and a peer "
+    "that closes with unread data does not send a reset. After a denied message the kernel refuses "
+    "whatever that socket sends later. --cork holds bytes back until there are BYTES of them: a "
+    "program that waits for an answer to less waits for ever, and what is still held when a socket "
+    "is closed is lost."
 )
 
 

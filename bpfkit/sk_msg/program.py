@@ -43,6 +43,7 @@ class SkMsg(CgroupApp):
 
     name = "sk_msg"
     source = "sock/sk_msg.bpf.c"
+    needs = ("BPF", "NET_ADMIN", "PERFMON", "SYS_ADMIN")
     counters = (
         "redirected",
         "redirected_bytes",
@@ -129,9 +130,9 @@ class SkMsg(CgroupApp):
 
     def _note_kernel(self) -> None:
         """Say what redirection does to some programs on this kernel, found by doing."""
-        from bpfkit.sk_msg.kernel import warnings
+        from bpfkit.sk_msg.kernel import check_kernel
 
-        for text in warnings(self.options.ports == [ALL_PORTS]):
+        for text in check_kernel(self.options.ports == [ALL_PORTS]):
             self.note(text)
 
     # ---------------------------------------------------------------- figures

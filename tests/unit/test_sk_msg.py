@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentTypeError
+from types import ModuleType
 
 import pytest
 
 from bpfkit.app.options import parser_of
-from bpfkit.core.errors import UsageError
+from bpfkit.core.errors import UnsupportedError, UsageError
+from bpfkit.core.features.answer import NOT_SUPPORTED, WORKS, Feature
+from bpfkit.sk_msg.kernel import check_kernel
 from bpfkit.sk_msg.options import parse_ports
 from bpfkit.sk_msg.program import SkMsg
 
@@ -70,3 +74,30 @@ def test_bad_values_are_refused_in_two_lines(
         parser_of(SkMsg).parse_args(words)
     assert caught.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, fionread: str, splice: str) -> None:
+    """A kernel whose probes say this of redirected data, and that all else works."""
+    module = ModuleType("sockmap")
+    for name, state in (("fionread", fionread), ("splice", splice)):
+        parts = [Feature("in a map", WORKS), Feature("redirected", state)]
+        answer = Feature(name, WORKS, parts=parts)
+        setattr(module, f"probe_{name}", lambda answer=answer: answer)
+    monkeypatch.setitem(sys.modules, "bpfkit.core.features.sockmap", module)
+
+
+def test_all_ports_are_refused_where_programs_would_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(monkeypatch, fionread=NOT_SUPPORTED, splice=NOT_SUPPORTED)
+    with pytest.raises(UnsupportedError, match="FIONREAD"):
+        list(check_kernel(all_ports=True))
+    assert len(list(check_kernel(all_ports=False))) == 1
+
+
+def test_all_ports_are_warned_of_where_data_cannot_be_spliced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers(monkeypatch, fionread=WORKS, splice=NOT_SUPPORTED)
+    assert ["splice" in text for text in check_kernel(all_ports=True)] == [True]
+    assert list(check_kernel(all_ports=False)) == []
+    answers(monkeypatch, fionread=WORKS, splice=WORKS)
+    assert list(check_kernel(all_ports=True)) == []
