@@ -202,18 +202,20 @@ class Demo:
 
     def _exchange(self, address: str) -> None:
         """The same messages over a port in scope and over another."""
-        size = self._app.options.apply or _SIZE
-        size = _SIZE if size > _SIZE else size
-        self._say(f"{2 * _MESSAGES} messages of {size} bytes over {address}, with a capture on lo")
+        size = min(self._app.options.apply or _SIZE, _SIZE)
+        self._say(
+            f"{2 * _MESSAGES} messages of {size} bytes over {address}; those to port {self.port} go "
+            "past TCP: a capture on lo is to show the handshake and no payload"
+        )
         ports = [(self.port, True)]
         if self.other is not None:
             ports.append((self.other, False))
         for port, redirected in ports:
             scene = Scene(address, port, redirected)
             scene.run(size)
-            how = "redirected" if redirected else "not in --ports"
+            how = "in" if redirected else "not in"
             self._say(
-                f"  {scene.where} ({how}): {len(scene.packets)} packets, "
+                f"  {scene.where} ({how} --ports): {len(scene.packets)} packets, "
                 f"{scene.payload} bytes of payload on lo"
             )
             self._verdicts += scene.verify()
@@ -247,6 +249,7 @@ class Demo:
     def _cork(self, address: str, cork: int) -> None:
         """Messages of a quarter of the size that cork waits for."""
         size = -(-cork // 4)
+        self._say(f"16 messages of {size} bytes over {address}, held back until {cork} are there")
         client, server = connect(address, self.port)
         reads: list[int] = []
         with client, server:
@@ -259,7 +262,7 @@ class Demo:
                     continue
         sizes = ", ".join(map(str, reads))
         said = f"{address}: 16 messages of {size} bytes arrived as {len(reads)}: {sizes} bytes"
-        self._say(said)
+        self._say(f"  they arrived as {len(reads)}: {sizes} bytes")
         self._verdicts.append((reads == [4 * size] * 4, said))
 
     def _half_close(self) -> None:

@@ -16,6 +16,7 @@ DENY_MAX = 64
 #: Bytes that --cork may hold back: what fits into one message of the kernel's (16 pages).
 CORK_MAX = 65536
 ALL_PORTS = range(1, 65536)
+MAX_SOCKETS = 1 << 20
 
 EPILOG = (
     "Connections that exist already stay as they are. Redirected data is not in TCP's receive "
@@ -63,6 +64,12 @@ def _cork(text: str) -> int:
     raise ArgumentTypeError(f"{text!r} is not a number of bytes (2 to {CORK_MAX})")
 
 
+def _sockets(text: str) -> int:
+    if text.isascii() and text.isdigit() and 2 <= int(text) <= MAX_SOCKETS:
+        return int(text)
+    raise ArgumentTypeError(f"{text!r} is not a number of sockets (2 to {MAX_SOCKETS})")
+
+
 def add_options(parser: ArgumentParser) -> None:
     """The options that only sk_msg has."""
     from bpfkit.app.options import positive, seconds
@@ -70,13 +77,13 @@ def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     text = "redirect only connections to these ports, 80,8000-8099 or all"
     add("--ports", metavar="P[,P-P]", type=parse_ports, help=text)
-    text = "refuse messages that begin with this text (EACCES)"
+    text = "of redirected messages, refuse those that begin with this text (EACCES)"
     add("--deny-prefix", metavar="TEXT", type=_prefix, help=text)
     text = "hold bytes back until there are as many; see below"
     add("--cork", metavar="BYTES", type=_cork, help=text)
     text = "judge as many bytes at once, whatever the number of messages"
     add("--apply", metavar="BYTES", type=positive, help=text)
     text = "sockets that may be redirected at the same time (default: 65536)"
-    add("--max", metavar="N", type=positive, help=text)
+    add("--max", metavar="N", type=_sockets, help=text)
     text = "at the end, wait so long for redirected data to be read (default: 5)"
     add("--drain", metavar="S", type=seconds, default=5.0, help=text)
