@@ -31,6 +31,11 @@
  * waits, and from `queue_limit` bytes on it passes. The process does not read then, the receive window
  * closes, and the sender waits, as in every proxy.
  *
+ * With a stream parser nothing may be passed: of data that is passed while earlier data was not read, the
+ * kernel counts a part twice (tcp_bpf_strp_read_sock() sets copied_seq as if none had been left unread),
+ * and the socket stalls. There sockets start redirecting when they enter, and a reader for whom more than
+ * queue_limit bytes wait loses its connection (may_pass = 0).
+ *
  * The target's progress is read from its struct tcp_sock, whose layout differs between kernels: this
  * source is compiled against the running kernel's own types (BTF).
  *
@@ -46,6 +51,7 @@
 #include <bpfkit/maps.h>
 
 LOAD_CONST(0, queue_limit, 4 << 20); /* bytes that may wait in the kernel for a target */
+LOAD_CONST(1, may_pass, 1); /* from there on pass; 0: the connection is reset */
 
 #define CONNECTIONS 4096
 
@@ -148,6 +154,11 @@ static __always_inline int forward(struct __sk_buff *skb)
 	}
 	if (left > (s64)queue_limit() && !dir->never_pass) {
 		dir->full++;
+		if (!may_pass()) {
+			dir->dropped += skb->len;
+			notices.ringbuf_output(key, sizeof(*key), 0);
+			return SK_DROP;
+		}
 		dir->passed += skb->len;
 		notices.ringbuf_output(key, sizeof(*key), 0);
 		return SK_PASS;

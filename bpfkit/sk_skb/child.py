@@ -58,7 +58,8 @@ class ProxyChild(Closing):
     :param after: pieces that the process forwards before the kernel takes over.
     :param pieces: report every piece that the process forwards.
     :param grace: seconds that connections have to end after :meth:`stop`.
-    :param inside: called in the child before it starts.
+    :param room: connections that may be in the map.
+    :param passes: the program in the kernel may leave data to the proxy.
     :ivar pid: its process id.
     :ivar control: readable when it has something to say, or has ended.
     :ivar lost: reports that were lost because this process did not read.
@@ -74,6 +75,7 @@ class ProxyChild(Closing):
         pieces: bool,
         grace: float,
         room: int,
+        passes: bool,
     ) -> None:
         import ctypes
         import json
@@ -102,6 +104,7 @@ class ProxyChild(Closing):
             "pieces": pieces,
             "grace": grace,
             "room": room,
+            "passes": passes,
         }
         prctl = ctypes.CDLL(None).prctl
         try:

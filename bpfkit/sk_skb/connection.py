@@ -8,7 +8,7 @@
 
 A direction in the map is in one of two states, which the program in the kernel changes, too:
 
-- redirecting: what arrives goes on in the kernel.  The process only waits for the end of the stream.
+- redirecting (with a stream parser always): what arrives goes on in the kernel.  The process only waits for the end of the stream.
 - passing: what arrives is left to the process.  It reads, waits until everything that was
   redirected before is in the target's send buffer, and writes.  When nothing is left to read, it
   allows redirects again.
@@ -30,6 +30,7 @@ A socket in the map that closes, or leaves, loses what was passed to it and not 
 
 from __future__ import annotations
 
+import errno
 from time import monotonic
 
 from bpfkit.sk_skb.side import Side, TcpInfo, text_of
@@ -157,6 +158,7 @@ class Connection:
             return
         if self.may_enter and self.mode == "user" and self.pieces >= self.proxy.after:
             self.enter()
+            wait |= self.may_enter
             for direction in self.directions:
                 wait |= self._pump(direction)
         self._watch()
@@ -178,11 +180,13 @@ class Connection:
         if one.done:
             return False
         if one.redirects:
-            if not (one.source.fin or self.draining):
+            if not one.source.fin:
                 return False
-            if one.state is not None and one.source.fin:
-                # No more will come.  What the program has not seen is for the process.
-                one.state.pass_everything()
+            if not self.proxy.passes:
+                return self._await_parser(one)
+            assert one.state is not None
+            # No more will come.  What the program has not seen is for the process.
+            one.state.pass_everything()
         for _ in range(_TURN):
             if one.buffer:
                 if one.queued():
@@ -204,6 +208,25 @@ class Connection:
             if self.proxy.shows_pieces:
                 self.proxy.piece(self, one, piece)
         return bool(one.queued()) or not one.write()
+
+    def _await_parser(self, one: Direction) -> bool:
+        """Wait until the stream parser has redirected all that is in the receive queue.
+
+        It looks there when a segment arrives, and when a process reads: that is what the call of
+        recv is for, which is given nothing.
+        """
+        try:
+            if one.source.sock.recv(_PIECE):
+                # Kernels before 6.4 give a process what their parser has not seen.
+                raise OSError(errno.EPROTO, "data that the stream parser left")
+        except BlockingIOError:
+            pass
+        if one.left():
+            return True
+        if not one.source.fin:
+            return False
+        one.ended = True
+        return self._finish(one)
 
     def _nothing_to_read(self, one: Direction) -> bool:
         state = one.state
@@ -227,6 +250,8 @@ class Connection:
 
     def enter(self) -> None:
         """Put both sockets into the map; what they have received by now is read as before."""
+        if not self.proxy.passes and any(one.buffer or one.left() for one in self.directions):
+            return  # the kernel's queue must not get ahead of what the process has
         self.may_enter = False
         table = self.proxy.table
         if not (TcpInfo(self.near.sock).established and TcpInfo(self.far.sock).established):
@@ -239,9 +264,10 @@ class Connection:
             return
         keys = (2 * number, 2 * number + 1)
         entered = []
+        passes = self.proxy.passes
         try:
             for key, one in zip(keys, self.directions, strict=True):
-                table.state(key).clear(one.target.written)
+                table.state(key).clear(one.target.written, not passes)
                 self.flows.append(table.name(key, one.source))
             for key, one in zip(keys, self.directions, strict=True):
                 table.enter(key, one.source)
@@ -249,16 +275,21 @@ class Connection:
                 one.state = table.state(key)
         except Refused as error:
             self.proxy.stays(self, str(error))
-            if entered:  # it stays in the map, passing: to leave it could lose data
+            if entered and passes:  # it stays in the map: to leave it could lose data
                 self.number = number
                 self.draining = True
                 return
+            if entered:
+                raise OSError(errno.EPIPE, "") from None
             self._forget()
             table.release(number)
             return
         self.number = number
         self.mode = "kernel"
         self.proxy.entered(self)
+        if not passes:
+            for one in self.directions:
+                self._await_parser(one)
 
     def _forget(self) -> None:
         for flow in self.flows:
@@ -275,7 +306,7 @@ class Connection:
         self.draining = True
         self.mode = "draining"
         for one in self.directions:
-            if one.state is not None:
+            if one.state is not None and self.proxy.passes:
                 one.state.pass_everything()
 
     def drained(self) -> bool:

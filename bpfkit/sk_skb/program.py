@@ -14,7 +14,6 @@ Every byte is delivered, or both connections are reset: connection.py says how.
 from __future__ import annotations
 
 from bpfkit.app.options import positive, seconds
-
 from bpfkit.app.sockets import SocketsApp
 from bpfkit.core.errors import InputError, UsageError
 
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from bpfkit.sk_skb.child import ProxyChild
 
 PORT, BACKEND = 5201, 5202
+DEFAULT_QUEUE = 4 << 20
+PARSER_QUEUE = 256 << 20
 ROOM = 4096  # CONNECTIONS of the C side
 #: Pieces that the proxy of the demo forwards: three messages and their answers.
 DEMO_AFTER = 6
@@ -77,8 +78,11 @@ class SkSkb(SocketsApp):
         add("--how", choices=_HOWS, default="verdict", help=text)
         text = "pieces of data that the proxy process forwards first (default: 0; the demo: 6)"
         add("--after", metavar="N", type=int, help=text)
-        text = "bytes that may wait in the kernel for a slow reader (default: 4194304)"
-        add("--queue", metavar="BYTES", type=positive, default=4 << 20, help=text)
+        text = (
+            "bytes that may wait in the kernel for a slow reader: then the sender waits, with "
+            "--how parser the connection is reset (default: 4194304, parser: 268435456)"
+        )
+        add("--queue", metavar="BYTES", type=positive, help=text)
         text = f"connections that the kernel forwards at once (default, and most: {ROOM})"
         add("--connections", metavar="N", type=positive, default=ROOM, help=text)
         text = "seconds that connections have to end after a signal (default: 2)"
@@ -149,7 +153,9 @@ class SkSkb(SocketsApp):
         from bpfkit.sk_skb.child import ProxyChild
 
         options = self.options
-        loaded = self.load(queue_limit=more.pop("queue", options.queue))
+        passes = how == "verdict"
+        queue = options.queue or (DEFAULT_QUEUE if passes else PARSER_QUEUE)
+        loaded = self.load(queue_limit=queue, may_pass=int(passes))
         names = ("verdict",) if how == "verdict" else ("parser", "stream_verdict")
         for name in names:
             # Sockets take the programs that the map has when they enter.
@@ -159,6 +165,7 @@ class SkSkb(SocketsApp):
             "pieces": options.pieces,
             "grace": options.grace,
             "room": options.connections,
+            "passes": passes,
         }
         child = self.keep(ProxyChild(loaded, listener, to, **{**given, **more}))
         self.check_regularly(child.check)

@@ -45,11 +45,13 @@ class Proxy:
 
     :ivar after: pieces that the process forwards before the kernel takes over.
     :ivar room: connections that the map has room for.
+    :ivar passes: the program in the kernel may leave data to this process.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.after = int(config["after"])
         self.room = int(config["room"])
+        self.passes = bool(config["passes"])
         self.shows_pieces = bool(config["pieces"])
         self.grace = float(config["grace"])
         self.target = tuple(config["to"])
@@ -271,7 +273,8 @@ class Proxy:
                 continue
             state = self.table.state(number)
             if state.dropped:
-                self.reset(connection, f"{state.dropped} bytes had no target")
+                why = "the reader is too slow (--queue)" if state.full else "a target is missing"
+                self.reset(connection, why)
             else:
                 self.work(connection)
 

@@ -44,9 +44,9 @@ class DirectionState:
         self._words = words
         self._at = key * (DIRECTION_SIZE // 8)
 
-    def clear(self, written: int) -> None:
-        """Of a new connection: nothing is redirected."""
-        self._words[self._at + _RESUME_AT] = NEVER
+    def clear(self, written: int, redirects: bool) -> None:
+        """Of a new connection: everything is redirected, or nothing yet."""
+        self._words[self._at + _RESUME_AT] = 0 if redirects else NEVER
         for word in range(_WRITTEN, _DROPPED + 1):
             self._words[self._at + word] = 0
         self._words[self._at + _WRITTEN] = written
