@@ -56,15 +56,23 @@ class SkLookup(SocketsApp):
         "Addresses of a prefix must be local: ip route add local 192.0.2.0/24 dev lo. "
         "Live: python -m bpfkit.sk_lookup add|del RULE, list. "
         "Established connections are never touched. A listener that closes leaves misses until "
-        "a server listens on its port again, which is noticed within half a second (with --pid, a "
-        "server of the same user). UDP: the server answers from its own port, which clients do "
-        "not accept, and no cgroup hook can write a source port: so a cgroup sendmsg hook chooses "
-        "the source address, and a program at tc egress of every interface the source port, of "
-        "what the client sent to last. Connected and unconnected clients, fragments included."
+        "a server listens on its port again, which is noticed at once in the old one's cgroup, "
+        "else within half a second (with --pid: a server of the same user). UDP: the server "
+        "answers from its own port, which clients do not accept, and no cgroup hook can write a "
+        "source port: so a cgroup sendmsg hook chooses the source address, and a program at tc "
+        "egress of every interface the source port, of what the client sent to last. For "
+        "connected and unconnected clients, fragments included; not for servers that connect(2) "
+        "a socket to each client (iperf3 -u, DTLS)."
     )
     steering: Steering
     watcher: Watcher
     traffic: Demo | None = None
+
+    @classmethod
+    def types(cls) -> list[str]:
+        """With those of the programs that rewrite UDP replies and watch bind(2)."""
+        more = ("CGROUP_SOCK_ADDR", "SCHED_CLS", "CGROUP_SOCK")
+        return [*super().types(), *(f"BPF_PROG_TYPE_{name}" for name in more)]
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:

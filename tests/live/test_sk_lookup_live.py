@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -234,6 +236,57 @@ def test_an_interface_that_comes_later_rewrites_replies_too(lab: Lab) -> None:
         while ask(lab["client"], "udp", "10.88.0.2", 5202) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert ask(lab["client"], "udp", "10.88.0.2", 5202) == ""
+
+
+def test_replies_leave_by_a_device_without_a_link_header(lab: Lab) -> None:
+    """A tun device: its packets start with the IP header."""
+    from scapy.layers.inet import IP, UDP
+    from scapy.packet import Raw
+
+    def make() -> int:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", b"t0", 0x1001))  # IFF_TUN | IFF_NO_PI
+        return fd
+
+    ns = lab["server"]
+    try:
+        tun = ns.run(make)
+    except OSError as error:
+        pytest.skip(f"no tun devices here (CONFIG_TUN): {error}")
+    try:
+        ns.check_output(["ip", "addr", "add", "10.99.0.2/24", "dev", "t0"])
+        ns.check_output(["ip", "link", "set", "t0", "up"])
+        with Echo(ns), steer(lab, "--steer", "5202:5201"):
+            request = IP(src="10.99.0.1", dst="10.99.0.2") / UDP(sport=4000, dport=5202) / Raw(b"?")
+            os.write(tun, bytes(request))
+            while (answer := IP(os.read(tun, 2000))).version != 4:
+                pass  # IPv6's own packets
+    finally:
+        os.close(tun)
+    assert (answer.dst, answer[UDP].sport, answer[UDP].dport) == ("10.99.0.1", 5202, 4000)
+    checksum = answer[UDP].chksum
+    del answer[UDP].chksum
+    assert IP(bytes(answer))[UDP].chksum == checksum
+
+
+def test_a_multipath_tcp_listener_is_steered_to_or_refused_with_the_reason(lab: Lab) -> None:
+    code = (
+        "import socket; s = socket.socket(10, 1, 262); s.bind(('::', 5201)); s.listen(); "
+        "print('up', flush=True); s.accept(); s.accept()"
+    )
+    argv = [sys.executable, "-c", code]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with lab["server"].popen(argv, text=True, **pipes) as server:
+        assert server.stdout is not None
+        if server.stdout.readline() != "up\n":
+            pytest.skip("this kernel has no MPTCP (CONFIG_MPTCP)")
+        done = run(
+            *("sk_lookup", "--netns", path_of(lab["server"]), "-c", "1", "-t", "0.1"),
+            *("--steer", "5202:5201"),
+        )
+        server.kill()
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "MPTCP" in done.stderr
 
 
 def test_a_reuseport_group_shares_the_connections_and_loses_none_when_one_closes(lab: Lab) -> None:
