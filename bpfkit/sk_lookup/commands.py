@@ -95,10 +95,16 @@ def _work(options: Namespace, rules: list[Rule]) -> None:
             steering.delete(rules)
             say(f"{NAME}: {_count(len(rules))} deleted")
         else:
+            from bpfkit.sk_lookup.rules import PROTOS
             from bpfkit.sk_lookup.sockets import Sockets
 
             steering.add(wanted_rules(rules, options))
             Sockets(steering.maps["sockets"]).refresh(steering.targets())
+            if (
+                any(rule.protos & PROTOS["udp"] for rule in rules)
+                and not steering.wait_until_seen()
+            ):
+                say(f"{NAME}: the running program is busy: UDP replies are not rewritten yet")
             say(f"{NAME}: {_count(len(rules))} added")
 
 

@@ -47,7 +47,7 @@ MAPS = (
 ERRORS = ("esocktnosupport", "eprototype", "eafnosupport", "eexist", "other")
 COUNTS = ("lookups", "assigned", "misses", *ERRORS, "replies")
 
-_GENERATION, _EDITING, _UDP_RULES, _SERIAL = range(4)  # enum word
+_GENERATION, _EDITING, _UDP_RULES, _SERIAL, _CAUGHT_UP = range(5)  # enum word
 _RULE = struct.Struct("=IBBBBHHI16s")
 _TARGET = struct.Struct("=IiIHBB16s")
 _PLACE = struct.Struct("=IBBH16s")
@@ -109,6 +109,22 @@ class Steering(Closing):
     def unfinished(self) -> bool:
         """Whether an editor has begun and not ended."""
         return bool(self._state(_EDITING))
+
+    def caught_up(self, generation: int) -> None:
+        """The running program has seen this edit: what rewrites UDP replies is attached."""
+        if self._state(_CAUGHT_UP) != generation:
+            self.maps["state"][_CAUGHT_UP] = generation
+
+    def wait_until_seen(self, timeout: float = 3.0) -> bool:
+        """Wait until the running program has seen the last edit; False: it did not."""
+        from time import monotonic, sleep
+
+        wanted, deadline = self.generation, monotonic() + timeout
+        while self._state(_CAUGHT_UP) < wanted:
+            if monotonic() > deadline:
+                return False
+            sleep(0.005)
+        return True
 
     def entries(self) -> list[Entry]:
         """The rules, in the order they were added."""

@@ -132,7 +132,7 @@ class SkLookup(SocketsApp):
         from bpfkit.sk_lookup.binds import Binds
         from bpfkit.sk_lookup.control import MAPS, Steering
         from bpfkit.sk_lookup.replies import Replies
-        from bpfkit.sk_lookup.watcher import Watcher, check
+        from bpfkit.sk_lookup.watcher import Watcher
 
         program = self.load_program()
         self.steering = Steering({name: self.object[name] for name in MAPS})
@@ -144,7 +144,6 @@ class SkLookup(SocketsApp):
         self.watcher = self.keep(Watcher(self.steering, replies, binds, self.note))
         self._say_neighbours()
         self.keep(program.attach_netns())
-        self.check_regularly(lambda: check(self.watcher))
 
     def load_options(self) -> dict[str, Any]:
         from bpfkit.sk_lookup.control import port_table

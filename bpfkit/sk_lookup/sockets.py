@@ -219,7 +219,7 @@ def _nobody(target: Target, protos: int, found: list[Listener]) -> tuple[str, st
     if target.pid:
         return (
             f"process {target.pid} does not listen on {what} port {target.port}",
-            "it has no such socket in this network namespace",
+            _elsewhere(target.pid) or "it has no such socket in this network namespace",
         )
     if target.address and found:
         return (
@@ -227,6 +227,16 @@ def _nobody(target: Target, protos: int, found: list[Listener]) -> tuple[str, st
             "the port's sockets are bound to " + ", ".join(sorted({str(one) for one in found})),
         )
     return f"nothing listens on {what} port {target.port}", "start the server first"
+
+
+def _elsewhere(pid: int) -> str:
+    """That a process is in another network namespace; "": it is in this one."""
+    try:
+        if os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat("/proc/thread-self/ns/net").st_ino:
+            return ""
+    except OSError:
+        return ""
+    return f"it is in another network namespace: --netns {pid}"
 
 
 def _state_of(target: Target) -> str:

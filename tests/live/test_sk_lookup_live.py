@@ -420,6 +420,24 @@ def test_rules_are_edited_from_another_terminal_while_connections_are_made(lab: 
         assert max(map(len, text.splitlines())) <= 80
 
 
+def test_a_udp_rule_is_in_force_with_its_replies_when_add_returns(lab: Lab) -> None:
+    """The first rule for UDP: nothing that rewrites replies was attached before."""
+    with Echo(lab["server"]), steer(lab, "--steer", "tcp/5202:5201", "--take"):
+        edit(lab, "del", "tcp/5202:5201")
+        assert edit(lab, "list") == "no rules\n"
+        edit(lab, "add", "udp/5203:5201")
+        assert ask(lab["client"], "udp", SERVER[4], 5203) == ""
+        assert ask(lab["client"], "connected", SERVER[6], 5203) == ""
+
+
+def test_it_starts_without_rules_and_gets_them_later(lab: Lab) -> None:
+    with Echo(lab["server"]), steer(lab, "-v", ready="attached to"):
+        assert ask(lab["client"], "tcp", SERVER[4], 5202) == "ECONNREFUSED"
+        edit(lab, "add", "5202:5201")
+        for kind in ("tcp", "connected"):
+            assert ask(lab["client"], kind, SERVER[4], 5202) == ""
+
+
 def test_no_connection_is_lost_while_other_rules_are_edited(lab: Lab) -> None:
     with Echo(lab["server"]), steer(lab, "--steer", "5202:5201"):
         editor = subprocess.Popen(
@@ -522,7 +540,7 @@ def test_bad_input_is_two_lines_that_say_what_to_do(lab: Lab) -> None:
             (["--steer", "5555:5201"], f"(process {other.pid}) listens on tcp [::]:5555"),
             (["--steer", "1-65535:5201"], "is in use"),
             (["--steer", "5202:5201", "--pid", str(dead.pid)], f"no process {dead.pid}"),
-            (["--steer", "5202:5201", "--pid", str(os.getpid())], "does not listen on TCP or UDP"),
+            (["--steer", "5202:5201", "--pid", str(os.getpid())], f"--netns {os.getpid()}"),
             (["--steer", "5202:5201", "--pid", str(other.pid)], "does not listen on TCP or UDP"),
             (["--steer", "5202:5201", "--pid", str(server.pid), "--fd", "99"], "no descriptor 99"),
             (["--steer", "5202:5201", "--pid", str(server.pid), "--fd", "1"], "is not a socket"),
