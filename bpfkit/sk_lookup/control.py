@@ -33,6 +33,7 @@ from bpfkit.sk_lookup.rules import Place, Rule, tables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket as socket_module
     from collections.abc import Iterable
     from typing import Any
 
@@ -115,10 +116,29 @@ class Steering(Closing):
         if self._state(_CAUGHT_UP) != generation:
             self.maps["state"][_CAUGHT_UP] = generation
 
+    def bell(self) -> socket_module.socket:
+        """A socket that is readable when an editor wants to be seen; abstract names are per
+        network namespace."""
+        import socket
+
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        sock.bind(self._bell_name)
+        return sock
+
+    @property
+    def _bell_name(self) -> str:
+        return f"\0bpfkit.{PROGRAM}.{self.maps['state'].id}"
+
     def wait_until_seen(self, timeout: float = 3.0) -> bool:
         """Wait until the running program has seen the last edit; False: it did not."""
+        import socket
         from time import monotonic, sleep
 
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+            try:
+                sock.sendto(b"!", self._bell_name)
+            except OSError:
+                pass  # it looks twice a second anyway
         wanted, deadline = self.generation, monotonic() + timeout
         while self._state(_CAUGHT_UP) < wanted:
             if monotonic() > deadline:

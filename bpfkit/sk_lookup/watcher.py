@@ -70,6 +70,7 @@ class Watcher(Closing):
         self.look()
         self._first = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._bell = steering.bell()
         self._thread = Thread(target=self._run, name="watcher", daemon=True)
         self._thread.start()
 
@@ -83,6 +84,7 @@ class Watcher(Closing):
         self.wake()
         self._thread.join(5.0)
         os.close(self._wake)
+        self._bell.close()
 
     def _run(self) -> None:
         from select import POLLIN, poll
@@ -90,6 +92,7 @@ class Watcher(Closing):
         poller = poll()
         poller.register(self._wake, POLLIN)
         poller.register(self._binds.fileno(), POLLIN)
+        poller.register(self._bell, POLLIN)
         while True:
             poller.poll(int(self._pause() * 1000) + 1)
             if self._ended:
@@ -98,6 +101,11 @@ class Watcher(Closing):
                 os.eventfd_read(self._wake)
             except BlockingIOError:
                 pass
+            try:
+                while self._bell.recv(1):
+                    pass
+            except OSError:
+                pass  # no more of them
             try:
                 if self._binds.drain():
                     self._soon_until = monotonic() + _SOON_FOR
