@@ -47,7 +47,7 @@ class SkLookup(SocketsApp):
     name = "sk_lookup"
     source = "sock/sk_lookup.bpf.c"
     needs = (*SocketsApp.needs, "SYS_PTRACE")  # pidfd_getfd(2)
-    counters = ("lookups", "assigned", "misses", "errors", "replies")
+    counters = ("assigned",)  # each takes two columns of the live view
     protects = True
     epilog = (
         "RULE is [tcp/|udp/][PREFIX:]PORTS:PORT: 5202:5201 | 6000-6999:5201 | "
@@ -185,17 +185,12 @@ class SkLookup(SocketsApp):
         return rule_lines(rows, _SHOWN)
 
     def text_cells(self, row: Row) -> dict[str, str]:
-        return {"rule": row["rule"], "listening": "yes" if row["listening"] else "nobody"}
+        return {name: str(row[name]) for name in ("rule", "misses", "errors", "replies")}
 
     def notes(self, rows: list[Row]) -> list[str]:
-        from bpfkit.sk_lookup.control import ERRORS
+        from bpfkit.sk_lookup.commands import rule_notes
 
-        return [
-            f"{row['rule']}: {row[name]} {name.upper()}"
-            for row in rows
-            for name in ERRORS
-            if row[name]
-        ]
+        return rule_notes(rows)
 
     # -- lookups that found no socket, or one that does not fit
 
@@ -230,6 +225,12 @@ class SkLookup(SocketsApp):
         }
         kind = "refused" if record.error else "miss"
         return Event(kind, unix_seconds(record.time_ns), fields)
+
+    def event_row(self, event: Event, round_: int) -> Row:
+        from bpfkit.show.rows import stamp
+
+        first = {"ts": round(event.time, 6), "event": event.kind}
+        return {**stamp(round_), **first, **event.fields}
 
     # -- the demo
 

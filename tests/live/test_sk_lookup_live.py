@@ -446,7 +446,7 @@ def test_no_connection_is_lost_while_other_rules_are_edited(lab: Lab) -> None:
                 "-c",
                 "import sys; from bpfkit.sk_lookup.program import main\n"
                 f"where = ['--netns', {path_of(lab['server'])!r}]\n"
-                "for i in range(40):\n"
+                "for i in range(12):\n"
                 "    assert main(['add', f'{7000 + i}:5201', *where]) == 0\n"
                 "    assert main(['add', '192.0.2.0/24:5202:5201', *where]) == 0\n"
                 "    assert main(['del', '192.0.2.0/24:5202:5201', *where]) == 0\n",
@@ -460,9 +460,9 @@ def test_no_connection_is_lost_while_other_rules_are_edited(lab: Lab) -> None:
                 assert ask(lab["client"], "tcp", host, 5202) == ""
                 count += 1
         assert editor.returncode == 0
-        assert count > 30
+        assert count > 9
         found = rules(lab)
-        assert len(found) == 41
+        assert len(found) == 13
         assert sum(row["misses"] + row["errors"] for row in found.values()) == 0
 
 
