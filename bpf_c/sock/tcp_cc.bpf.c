@@ -35,8 +35,8 @@ LOAD_CONST(0, increase, 1); /* segments per round trip */
 LOAD_CONST(1, keep, 512); /* of 1024 parts of cwnd, those left after a loss */
 
 #define LEAST_CWND 2
-#define LOSS	   4 /* TCP_CA_Loss */
-#define INET6	   10 /* AF_INET6 */
+#define LOSS       4 /* TCP_CA_Loss */
+#define INET6      10 /* AF_INET6 */
 
 /* In icsk_ca_priv, which the kernel clears before init. */
 struct aimd {
