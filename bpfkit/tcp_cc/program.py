@@ -219,19 +219,19 @@ class TcpCc(CgroupApp):
         self.channel.read(1 << 20)
         for name, transfer in self._last.items():
             cwnds = [sample.cwnd for sample in transfer.samples]
-            falls = len(list(self._falls(transfer)))
+            falls = len(transfer.falls())
             text = (
                 f"{name}: {transfer.mbit:.1f} Mbit/s over IPv{transfer.family}, cwnd {min(cwnds)} "
                 f"to {max(cwnds)} segments, {falls} falls after slow start"
             )
-            series = self._series_from(transfer.port) if name == self.options.name else None
+            series = self.series_from(transfer.port) if name == self.options.name else None
             if series is not None:
                 count = len(transfer.samples)
                 same = count - len(series.missing(transfer.samples))
                 text += f"; {same} of {count} samples of TCP_INFO agree"
             self.note(text)
 
-    def _series_from(self, port: int) -> Series | None:
+    def series_from(self, port: int) -> Series | None:
         """The changes of the newest connection from a port."""
         numbers = [row["connection"] for row in self.rows() if row["sport"] == port]
         return self.series.get(numbers[-1]) if numbers else None
@@ -353,77 +353,9 @@ class TcpCc(CgroupApp):
     # -- --check
 
     def verify(self) -> Iterable[Verdict]:
-        from bpfkit.tcp_cc.transfer import goodput_share
+        from bpfkit.tcp_cc.verify import verify
 
-        name = self.options.name
-        with open(AVAILABLE) as file:
-            yield name in file.read().split(), f"the kernel lists {name} in {AVAILABLE}"
-        yield self._refuses_twice(), f"a second {name} is refused with EEXIST"
         assert self.channel is not None
-        self.channel.read(1 << 20)
         while self.channel.read(1 << 20):
             pass
-        yield not self.channel.lost, f"{self.channel.lost} changes of cwnd were lost"
-        by_port = {row["sport"]: row for row in self.rows()}
-        for transfer in self.transfers:
-            yield from self._verify_transfer(transfer, by_port.get(transfer.port))
-            share = transfer.mbit / (MBIT * goodput_share(transfer.family))
-            text = (
-                f"IPv{transfer.family}: {transfer.mbit:.1f} Mbit/s arrived, {share:.0%} of the link"
-            )
-            yield 0.7 < share < 1.05, text
-        for other in self.others:
-            free = other.algorithm != name and other.port not in by_port
-            text = f"IPv{other.family}: a connection that did not ask for it has {other.algorithm}"
-            yield free, text
-        for transfer, lost in zip(self.transfers, self.dropped, strict=True):
-            # An ACK of the handshake or of the end may be among those dropped; TCP may also send
-            # again what was only late.
-            text = (
-                f"the router dropped {lost} packets, TCP_INFO has {transfer.retransmitted} resent"
-            )
-            yield 0 < lost <= transfer.retransmitted + 1, f"IPv{transfer.family}: {text}"
-
-    def _verify_transfer(self, transfer: Transfer, row: Row | None) -> Iterable[Verdict]:
-        label = f"IPv{transfer.family}"
-        yield transfer.algorithm == self.options.name, f"{label}: getsockopt: {transfer.algorithm}"
-        text = f"{label}: {transfer.received} of {transfer.sent} bytes arrived"
-        yield transfer.received == transfer.sent, text
-        yield row is not None, f"{label}: the program knows the connection from {transfer.port}"
-        if row is None:
-            return
-        series = self.series.get(row["connection"], Series())
-        missing = series.missing(transfer.samples)
-        count = len(transfer.samples)
-        text = f"{label}: cwnd and ssthresh are TCP_INFO's in {count - len(missing)} of {count} samples"
-        yield count > 100 and not missing, text
-        falls = list(self._falls(transfer))
-        right = sum(self._kept(before, after) for before, after in falls)
-        text = (
-            f"{label}: {right} of {len(falls)} losses left {100 - self.options.decrease} % of cwnd"
-        )
-        yield 1 <= len(falls) == right, f"{text} (TCP_INFO)"
-
-    @staticmethod
-    def _falls(transfer: Transfer) -> Iterable[tuple[int, int]]:
-        """(cwnd before, ssthresh after) of the losses after slow start, by TCP_INFO alone."""
-        for before, after in zip(transfer.samples, transfer.samples[1:], strict=False):
-            if INFINITE > before.ssthresh != after.ssthresh:
-                yield before.cwnd, after.ssthresh
-
-    def _kept(self, cwnd: int, ssthresh: int) -> bool:
-        # cwnd may have grown by one round trip's increase since the sample.
-        least = max(2, cwnd * self.kept >> 10)
-        most = max(2, (cwnd + 1 + self.options.increase) * self.kept >> 10)
-        return least <= ssthresh <= most
-
-    def _refuses_twice(self) -> bool:
-        import errno
-
-        from bpfkit.core.errors import AttachError
-
-        try:
-            self.object.attach_struct_ops("tcp_congestion_ops", name=self.options.name).close()
-        except AttachError as error:
-            return error.errno == errno.EEXIST
-        return False
+        return verify(self)

@@ -7,14 +7,14 @@ import socket
 from time import monotonic, monotonic_ns
 
 from bpfkit.core.errors import BpfkitError
-from bpfkit.tcp_cc.series import Sample
+from bpfkit.tcp_cc.series import INFINITE, Sample
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bpfkit.net.links.lab import Lab
     from bpfkit.net.links.netns import NetNS
 
-__all__ = ["HOSTS", "Transfer", "bottleneck_lab", "dropped", "goodput_share"]
+__all__ = ["HOSTS", "Fall", "Transfer", "bottleneck_lab", "dropped", "goodput_share"]
 
 #: The server's addresses, by IP version.
 HOSTS = {4: "10.77.2.1", 6: "fd77:2::1"}
@@ -94,6 +94,20 @@ def goodput_share(family: int) -> float:
     return (1500 - (40 if family == 6 else 20) - 32) / MTU_FRAME
 
 
+class Fall:
+    """A loss, by TCP_INFO alone.
+
+    :ivar cwnd: in the last sample before.
+    :ivar ssthresh: in the first sample after it.
+    :ivar passed_ns: between the two.
+    """
+
+    def __init__(self, before: Sample, after: Sample) -> None:
+        self.cwnd = before.cwnd
+        self.ssthresh = after.ssthresh
+        self.passed_ns = after.after_ns - before.before_ns
+
+
 class Transfer:
     """As much as goes through in ``seconds``, over one connection, and what TCP_INFO said.
 
@@ -147,6 +161,15 @@ class Transfer:
                 reader.join(10)
         if self._error is not None:
             raise BpfkitError("the transfer's server failed", why=str(self._error))
+
+    def falls(self) -> list[Fall]:
+        """The losses after slow start."""
+        pairs = zip(self.samples, self.samples[1:], strict=False)
+        return [
+            Fall(before, after)
+            for before, after in pairs
+            if INFINITE > before.ssthresh != after.ssthresh
+        ]
 
     @property
     def mbit(self) -> float:

@@ -49,7 +49,7 @@ def attach(
     if not members:
         raise InputError(what, why=f'no program has SEC("struct_ops/{struct}.member")')
     btf, wrapper = _wrapper(what, struct)
-    value = _value(btf, struct, members, values)
+    value = _value(btf, wrapper, struct, members, values)
     program = next(iter(members.values()))
     text = values.get("name", struct)
     name = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
@@ -76,11 +76,15 @@ def _wrapper(what: str, struct: str) -> tuple[Btf, int]:
 
 
 def _value(
-    btf: Btf, struct: str, members: Mapping[str, Program], values: Mapping[str, int | str | bytes]
-) -> bytearray:
+    btf: Btf,
+    wrapper: int,
+    struct: str,
+    members: Mapping[str, Program],
+    values: Mapping[str, int | str | bytes],
+) -> bytes:
     """The map's element: program fds in the place of function pointers, and the plain members."""
-    wrapper, table = btf.find(f"bpf_struct_ops_{struct}", "struct"), btf.find(struct, "struct")
-    assert wrapper is not None and table is not None  # the programs were loaded by it
+    table = btf.find(struct, "struct")
+    assert table is not None  # the programs were loaded by it
     value = bytearray(btf.sizeof(wrapper))
     start = btf.offset(f"bpf_struct_ops_{struct}", "data")
     known = {member.name: member for member in btf.members(table)}
@@ -101,7 +105,7 @@ def _value(
                 why=f"it must have 1 to {size - 1} bytes",
             )
         value[at : at + len(data)] = data
-    return value
+    return bytes(value)
 
 
 def _create(program: Program, name: str, wrapper: int, size: int) -> tuple[int, bool]:
@@ -144,7 +148,7 @@ def _register(
     if with_link:
         number = ATTACH_TYPES.index("STRUCT_OPS")
         try:
-            syscall.map_update(fd, _KEY, bytes(value))
+            syscall.map_update(fd, _KEY, value)
             link = syscall.link_create(fd, 0, number)
         except OSError as error:
             raise _error(program, name, error) from None
@@ -155,7 +159,7 @@ def _register(
     data = {"struct": struct, "name": name, "map": syscall.map_info(fd)["id"]}
     record = Record("struct_ops", data)
     try:
-        syscall.map_update(fd, _KEY, bytes(value))
+        syscall.map_update(fd, _KEY, value)
     except OSError as error:
         os.close(own)
         record.done()
