@@ -42,7 +42,7 @@ static __always_inline void count_hit(u32 rule, u32 what)
 	struct count *count = counts.lookup(&rule);
 
 	if (count && what < WHATS)
-		count->hits[what]++;
+		__sync_fetch_and_add(&count->hits[what], 1); /* the process may be preempted */
 }
 
 static __always_inline void count_lost(u32 what)

@@ -3,15 +3,18 @@
  * cgroup_sock_addr_unix: the same for UNIX sockets
  * ================================================
  *
- * hooks     connect(2) and sendmsg(2) of UNIX sockets: the path that the process gave; recvmsg(2) and
- *           getpeername(2): the path that the kernel answers (CGROUP_SOCK_ADDR, kernel 6.7). Both of
- *           the former are needed: a datagram socket sends without connect.
+ * hooks     connect(2) and sendmsg(2) of UNIX sockets: the path that the process gave; both, because a
+ *           datagram socket sends without connect. recvmsg(2): the path that the kernel answers
+ *           (CGROUP_SOCK_ADDR, kernel 6.7)
  * context   struct bpf_sock_addr has no path: it is read from the kernel's own context, struct
  *           bpf_sock_addr_kern, and written by bpf_sock_addr_set_sun_path() (kfunc)
  * may       rewrite the path; connect and sendmsg also refuse, with any errno
  *
- *   connect(A), sendmsg(to A) -> rules[A] -> B, and the rule is remembered with the socket
- *   getpeername(), recvmsg()  -> B? -> A
+ *   connect(A), sendmsg(to A) -> rules[A] -> B, and both are remembered with the socket
+ *   recvmsg()                 -> from B? -> A
+ *
+ * getpeername() says B: the kernel runs that hook for the socket at the other end, in the cgroup of
+ * the server, where nothing tells which clients were redirected.
  *
  * A rule is for the path as the process writes it. Abstract names start with a zero byte.
  *
@@ -19,7 +22,7 @@
  *   rules   hash        struct path -> struct unix_rule
  *   used    sk storage  the socket -> struct used: the last redirection
  *   counts, lost        shared with cgroup_sock_addr
- *   unix_events  ringbuf     struct unix_event
+ *   unix_events  ringbuf  struct unix_event
  */
 #include <bpfkit/bpfkit.h>
 #include <bpfkit/maps.h>
@@ -172,7 +175,8 @@ int sendmsg_unix(struct bpf_sock_addr *ctx)
 	return on_send(ctx, WHAT_SENDMSG);
 }
 
-static __always_inline int on_answer(struct bpf_sock_addr *ctx)
+SEC("cgroup/recvmsg_unix")
+int recvmsg_unix(struct bpf_sock_addr *ctx)
 {
 	struct path path = {};
 	struct used *used_by;
@@ -183,16 +187,4 @@ static __always_inline int on_answer(struct bpf_sock_addr *ctx)
 	path = used_by->asked;
 	write_path(ctx, &path, used_by->asked_len);
 	return 1;
-}
-
-SEC("cgroup/recvmsg_unix")
-int recvmsg_unix(struct bpf_sock_addr *ctx)
-{
-	return on_answer(ctx);
-}
-
-SEC("cgroup/getpeername_unix")
-int getpeername_unix(struct bpf_sock_addr *ctx)
-{
-	return on_answer(ctx);
 }
