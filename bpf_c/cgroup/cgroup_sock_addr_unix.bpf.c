@@ -41,6 +41,11 @@ struct path {
 	char text[PATH_LEN]; /* padded with zeros */
 };
 
+struct path_buffer {
+	struct path path;
+	char terminator[4]; /* bpf_probe_read_kernel_str() writes one zero byte */
+};
+
 struct unix_rule {
 	u32 number;
 	u32 action; /* enum action */
@@ -75,12 +80,16 @@ EVENT_TYPE(unix_events, struct unix_event);
 BPF_KFUNC(void *, bpf_cast_to_kern_ctx, void *ctx);
 BPF_KFUNC(int, bpf_sock_addr_set_sun_path, void *kern, const void *path, u64 len);
 
-/* The path in the context; false: there is none (an unnamed socket). */
-static __always_inline bool read_path(struct bpf_sock_addr *ctx, struct path *path)
+/*
+ * The path in the context; false: there is none (an unnamed socket). What stands behind the zero byte
+ * of a path does not count, in an abstract name every byte does.
+ */
+static __always_inline bool read_path(struct bpf_sock_addr *ctx, struct path_buffer *to)
 {
 	void *kern = ctx;
 	u64 uaddr = 0, size;
 	u32 len = 0;
+	u8 first = 0;
 
 	bpf_probe_read_kernel(&uaddr, sizeof(uaddr), kern + uaddr_offset());
 	bpf_probe_read_kernel(&len, sizeof(len), kern + uaddrlen_offset());
@@ -90,7 +99,11 @@ static __always_inline bool read_path(struct bpf_sock_addr *ctx, struct path *pa
 	asm volatile("" : "+r"(size)); /* two comparisons, which the verifier understands */
 	if (size > PATH_LEN)
 		return false;
-	return !bpf_probe_read_kernel(path, size, (void *)(uaddr + PATH_OFFSET));
+	uaddr += PATH_OFFSET;
+	bpf_probe_read_kernel(&first, sizeof(first), (void *)uaddr);
+	if (first)
+		return bpf_probe_read_kernel_str(to, size + 1, (void *)uaddr) > 0;
+	return !bpf_probe_read_kernel(to, size, (void *)uaddr);
 }
 
 static __always_inline bool write_path(struct bpf_sock_addr *ctx, const struct path *path, u64 len)
@@ -136,13 +149,13 @@ static __always_inline void report(const struct unix_rule *rule, u32 what)
 
 static __always_inline int on_send(struct bpf_sock_addr *ctx, u32 what)
 {
-	struct path path = {};
+	struct path_buffer buffer = {};
 	struct unix_rule *rule;
 	struct used *used_by;
 
-	if (!read_path(ctx, &path))
+	if (!read_path(ctx, &buffer))
 		return 1;
-	rule = rules.lookup(&path);
+	rule = rules.lookup(&buffer.path);
 	if (!rule)
 		return 1;
 	count_hit(rule->number, what);
@@ -159,8 +172,8 @@ static __always_inline int on_send(struct bpf_sock_addr *ctx, u32 what)
 	used_by->asked = rule->from;
 	used_by->asked_len = rule->from_len;
 	used_by->given = rule->to;
-	path = rule->to;
-	return write_path(ctx, &path, rule->to_len) ? 1 : refuse(EINVAL);
+	buffer.path = rule->to;
+	return write_path(ctx, &buffer.path, rule->to_len) ? 1 : refuse(EINVAL);
 }
 
 SEC("cgroup/connect_unix")
@@ -178,13 +191,13 @@ int sendmsg_unix(struct bpf_sock_addr *ctx)
 SEC("cgroup/recvmsg_unix")
 int recvmsg_unix(struct bpf_sock_addr *ctx)
 {
-	struct path path = {};
+	struct path_buffer buffer = {};
 	struct used *used_by;
 
 	used_by = bpf_sk_storage_get(BPFKIT_MAP_REF(used), ctx->sk, 0, 0);
-	if (!used_by || !read_path(ctx, &path) || !same_path(&path, &used_by->given))
+	if (!used_by || !read_path(ctx, &buffer) || !same_path(&buffer.path, &used_by->given))
 		return 1;
-	path = used_by->asked;
-	write_path(ctx, &path, used_by->asked_len);
+	buffer.path = used_by->asked;
+	write_path(ctx, &buffer.path, used_by->asked_len);
 	return 1;
 }

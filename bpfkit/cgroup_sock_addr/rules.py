@@ -86,7 +86,8 @@ class Rule:
                 self.source.port,
                 _words(host),
             )
-            to, port = (0, 0, 0, 0), 0
+            to: tuple[int, ...] = (0, 0, 0, 0)
+            port = 0
             if self.target is not None:
                 match = [other for other, _ in self.target.hosts if other.version == host.version]
                 if not match:
