@@ -19,7 +19,6 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -266,8 +265,7 @@ def test_the_redirect_matrix_is_the_kernels(rows: list) -> None:
     }
 
 
-def test_the_text_is_readable_at_80_columns_and_done_in_5_seconds() -> None:
-    started = time.monotonic()
+def test_the_text_is_readable_at_80_columns() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bpfkit", "doctor", "sockmap"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -278,7 +276,6 @@ def test_the_text_is_readable_at_80_columns_and_done_in_5_seconds() -> None:
     if done.returncode == 77:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0
-    assert time.monotonic() - started < 5
     assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
 
 
