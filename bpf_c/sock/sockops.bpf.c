@@ -52,7 +52,6 @@ LOAD_CONST(2, has_rules, 0); /* 1: options by destination */
 #define CA_RECOVERY        3 /* TCP_CA_Recovery */
 #define CA_LOSS            4 /* TCP_CA_Loss */
 #define TCP_WINDOW         14 /* offset of the window in struct tcphdr */
-#define REPEATED_US        1000 /* a first SYN-ACK leaves earlier than that after its time stamp */
 
 enum kind {
 	EVENT_ESTABLISHED,
@@ -365,23 +364,29 @@ static __always_inline struct conn *on_established(struct bpf_sock_ops *ctx, str
 	return c;
 }
 
-/* A SYN-ACK is being made for a request socket: is it a repeated one? */
+/*
+ * A SYN-ACK is being made for a request socket. Is it a repeated one? Only the first answers a SYN that
+ * the kernel has at hand.
+ */
 static __always_inline bool on_syn_ack(struct bpf_sock_ops *ctx, struct news *news)
 {
-	struct tcp_request_sock *request = 0;
-	u64 now = bpf_ktime_get_ns(), first_us = 0, first;
+	void *request = 0, *syn = 0;
 	struct ends ends = {};
+	u64 first = 0;
 
+	bpf_probe_read_kernel(&syn, sizeof(syn),
+			      (void *)ctx + offsetof(struct bpf_sock_ops_kern, syn_skb));
+	if (syn)
+		return false;
 	bpf_probe_read_kernel(&request, sizeof(request),
 			      (void *)ctx + offsetof(struct bpf_sock_ops_kern, sk));
-	bpf_probe_read_kernel(&first_us, sizeof(first_us),
-			      (void *)request + offsetof(struct tcp_request_sock, snt_synack));
-	first = first_us * 1000;
-	if (!first || now < first + REPEATED_US * 1000)
-		return false;
-	ends_of(ctx, &ends);
-	syn_ack.update(&ends, &first);
-	news->now_ns = now;
+	bpf_probe_read_kernel(&first, sizeof(first),
+			      request + offsetof(struct tcp_request_sock, snt_synack));
+	if (first) { /* us */
+		first *= 1000;
+		ends_of(ctx, &ends);
+		syn_ack.update(&ends, &first);
+	}
 	news->kind = EVENT_RETRANSMIT;
 	news->cause = CAUSE_SYN_ACK;
 	news->segments = 1;

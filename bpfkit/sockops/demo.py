@@ -26,10 +26,10 @@ _PASS_ALL = (0, 0)
 _MESSAGES = 100
 #: (what is lost, kind of segment, (pass, drop), payload of the answer, cause that must be seen).
 _LOSSES = (
-    ("the SYN", _SYN, (0, 1), 1_000, "syn"),
-    ("the SYN-ACK", _SYN_ACK, (0, 1), 1_000, "syn_ack"),
-    ("a segment of an answer", _DATA, (3, 1), 2_000_000, "fast"),
-    ("a request and its probe", _DATA, (0, 2), 1_000, "rto"),
+    ("the SYN is", _SYN, (0, 1), 1_000, "syn"),
+    ("the SYN-ACK is", _SYN_ACK, (0, 1), 1_000, "syn_ack"),
+    ("a segment of an answer is", _DATA, (3, 1), 2_000_000, "fast"),
+    ("a request and its probe are", _DATA, (0, 2), 1_000, "rto"),
 )
 #: Counters of a close event, and their names in TCP_INFO.
 _SAME = {
@@ -75,7 +75,8 @@ class Demo:
                 self._transfer(host, 1_000)
             if self._loss is not None:
                 for index, (what, kind, plan, size, cause) in enumerate(_LOSSES):
-                    app.note(f"{what} is lost: a retransmission follows, cause {cause}")
+                    word = cause.replace("_", "-")
+                    app.note(f"{what} lost: a retransmission follows, cause {word}")
                     self._loss["plans"][kind] = plan
                     port = self._transfer(_HOSTS[index % 2], size)
                     self._loss["plans"][kind] = _PASS_ALL

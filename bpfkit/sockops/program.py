@@ -44,6 +44,8 @@ _KINDS = (
 _OPENED, _CLOSED, _LOST = range(3)
 #: Seconds that connections have to close after the command has ended.
 _CLOSING_S = 2.0
+#: Seconds that reading the last events may take.
+_READING_S = 20.0
 #: The rules of the demo.
 _DEMO_RULES = ["127.0.0.0/8:initial_rto=100ms,cc=reno", "::1:initial_rto=100ms,cc=reno"]
 
@@ -236,21 +238,23 @@ class Sockops(CgroupApp):
         from time import monotonic, sleep
 
         super().finish(signals)
+        deadline = monotonic() + _CLOSING_S
+        left = 0
+        if self.command is not None:
+            while (left := self.opened() - self.closed()) > 0 and monotonic() < deadline:
+                sleep(0.01)
+        # A burst of events may take longer to read than the life cycle waits at the end.
+        deadline = monotonic() + _READING_S
+        while self.channel is not None and self.channel.read() and monotonic() < deadline:
+            pass
         if self.demo_runs:
             self._conclude_demo()
-        if self.command is None:
-            return
-        deadline = monotonic() + _CLOSING_S
-        while (left := self.opened() - self.closed()) > 0 and monotonic() < deadline:
-            sleep(0.01)
-        if left > 0:
+        if self.command is not None and left > 0:
             which = "a connection" if left == 1 else f"{left} connections"
             self.note(f"{which} of {self.command.argv[0]} did not close: no close event")
 
     def _conclude_demo(self) -> None:
         """Say what the events of the demo were."""
-        if self.channel is not None:
-            self.channel.read()
         causes = [f"{n} {name.replace('_', '-')}" for name, n in self._causes.items() if n]
         self.note(
             f"seen: {self.closed()} connections ended; segments sent again: "
