@@ -56,7 +56,6 @@ class Sockops(CgroupApp):
     name = "sockops"
     source = "sock/sockops.bpf.c"
     entry = "sockops"
-    counters: tuple[str, ...] = ("bytes_sent", "bytes_received")
     check_rounds = 1
     epilog = (
         "A rule is PREFIX:OPTION=VALUE,… with initial_rto (100ms), cc (congestion control), tos, "
@@ -118,7 +117,7 @@ class Sockops(CgroupApp):
         if demo:
             from bpfkit.sockops.demo import Demo
 
-            self.demo_traffic: Demo = Demo(self)
+            self.demo_traffic: Demo = self.keep(Demo(self))
 
     def _wanted_kinds(self) -> int:
         """1 << enum kind for each kind of event that is shown."""
@@ -148,8 +147,6 @@ class Sockops(CgroupApp):
                 raise
             self.note(f"--where is not verified: {error}")
             return None
-        if self.options.where:
-            self.counters = ("messages",)
         return where
 
     def load_options(self) -> dict[str, Any]:
@@ -182,7 +179,9 @@ class Sockops(CgroupApp):
 
     def text_cells(self, row: Row) -> dict[str, str]:
         if self.options.where:
-            return {name: str(row[name]) for name in ("peer", "stage", "p50_us", "p99_us")}
+            from bpfkit.sockops.where import where_cells
+
+            return where_cells(row)
         from bpfkit.sockops.show import cells
 
         return cells(row)

@@ -232,32 +232,25 @@ def _words(kind: str, row: Row) -> list[str]:
 
 
 def cells(row: Row) -> dict[str, str]:
-    """The live view's columns left of the bytes."""
+    """A connection's columns."""
+    from bpfkit.show.text import human
+
+    state = row["state"].replace("ESTABLISHED", "ESTAB")
     return {
         "connection": connection(row),
-        "state": row["state"] + (" win 0" if row["zero_window"] else ""),
+        "state": state + (" win 0" if row["zero_window"] else ""),
+        "sent": human(row["bytes_sent"], "B"),
+        "recv": human(row["bytes_received"], "B"),
         "retr": str(row["retransmits"] or ""),
-        "srtt ms": "" if row["srtt_ms"] is None else f"{row['srtt_ms']:.3f}",
+        "rtt ms": "" if row["srtt_ms"] is None else f"{row['srtt_ms']:.3f}",
         "process": process(row),
     }
 
 
 def table_lines(rows: list[Row]) -> list[str]:
     """The open connections as a table."""
-    from bpfkit.show.text import human, table
+    from bpfkit.show.text import table
 
-    titles = ["connection", "state", "sent", "recv", "retr", "srtt ms", "process"]
-    body = [
-        [
-            connection(row),
-            row["state"] + (" win 0" if row["zero_window"] else ""),
-            human(row["bytes_sent"], "B"),
-            human(row["bytes_received"], "B"),
-            str(row["retransmits"]),
-            "" if row["srtt_ms"] is None else f"{row['srtt_ms']:.3f}",
-            process(row),
-        ]
-        for row in rows
-    ]
+    body = [cells(row) for row in rows]
     right = [False, False, True, True, True, True, False]
-    return list(table(titles, body, right=right))
+    return list(table(list(body[0]), [list(row.values()) for row in body], right=right))
