@@ -62,6 +62,7 @@ enum word {
 	EDITING, /* an edit has begun and is not complete */
 	UDP_RULES, /* there are rules for UDP */
 	SERIAL, /* of the last rule */
+	CAUGHT_UP, /* the edit that the running program has seen */
 	WORDS,
 };
 

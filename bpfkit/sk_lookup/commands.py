@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from bpfkit.sk_lookup.control import Steering
     from bpfkit.sk_lookup.rules import Rule
 
-__all__ = ["add_listener_options", "command", "rule_lines", "rule_rows", "wanted_rules"]
+__all__ = [
+    "add_listener_options",
+    "command",
+    "rule_lines",
+    "rule_notes",
+    "rule_rows",
+    "wanted_rules",
+]
 
 NAME = "sk_lookup"
 
@@ -95,10 +102,16 @@ def _work(options: Namespace, rules: list[Rule]) -> None:
             steering.delete(rules)
             say(f"{NAME}: {_count(len(rules))} deleted")
         else:
+            from bpfkit.sk_lookup.rules import PROTOS
             from bpfkit.sk_lookup.sockets import Sockets
 
             steering.add(wanted_rules(rules, options))
             Sockets(steering.maps["sockets"]).refresh(steering.targets())
+            if (
+                any(rule.protos & PROTOS["udp"] for rule in rules)
+                and not steering.wait_until_seen()
+            ):
+                say(f"{NAME}: the running program is busy: UDP replies are not rewritten yet")
             say(f"{NAME}: {_count(len(rules))} added")
 
 
@@ -208,7 +221,6 @@ def rule_lines(rows: list[Row], most: int = 0) -> list[str]:
     :param most: so many rules, those with the most lookups; 0: all.
     """
     from bpfkit.show.text import table
-    from bpfkit.sk_lookup.control import ERRORS
 
     if not rows:
         return ["no rules"]
@@ -218,15 +230,24 @@ def rule_lines(rows: list[Row], most: int = 0) -> list[str]:
     body = [[str(row[name]) for name in _SHOWN] for row in shown]
     right = [name != "rule" for name in _SHOWN]
     lines = list(table(list(_SHOWN), body, right=right))
-    for row in shown:
-        kinds = [f"{row[name]} {name.upper()}" for name in ERRORS if row[name]]
-        if kinds:
-            lines.append(f"{row['rule']}: {', '.join(kinds)}")
-        if not row["listening"]:
-            lines.append(f"{row['rule']}: nobody listens on port {row['port']}")
+    lines += rule_notes(shown)
     if len(shown) < len(rows):
         lines.append(f"… and {len(rows) - len(shown)} rules more ('list' shows all)")
     return lines
+
+
+def rule_notes(rows: Iterable[Row]) -> list[str]:
+    """What the table has no room for: errors by kind, and listeners that have closed."""
+    from bpfkit.sk_lookup.control import ERRORS
+
+    notes = []
+    for row in rows:
+        kinds = [f"{row[name]} {name.upper()}" for name in ERRORS if row[name]]
+        if kinds:
+            notes.append(f"{row['rule']}: {', '.join(kinds)}")
+        if not row["listening"]:
+            notes.append(f"{row['rule']}: nobody listens on port {row['port']}")
+    return notes
 
 
 def _list(steering: Steering, options: Namespace) -> None:

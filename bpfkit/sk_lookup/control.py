@@ -33,6 +33,7 @@ from bpfkit.sk_lookup.rules import Place, Rule, tables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket as socket_module
     from collections.abc import Iterable
     from typing import Any
 
@@ -47,7 +48,7 @@ MAPS = (
 ERRORS = ("esocktnosupport", "eprototype", "eafnosupport", "eexist", "other")
 COUNTS = ("lookups", "assigned", "misses", *ERRORS, "replies")
 
-_GENERATION, _EDITING, _UDP_RULES, _SERIAL = range(4)  # enum word
+_GENERATION, _EDITING, _UDP_RULES, _SERIAL, _CAUGHT_UP = range(5)  # enum word
 _RULE = struct.Struct("=IBBBBHHI16s")
 _TARGET = struct.Struct("=IiIHBB16s")
 _PLACE = struct.Struct("=IBBH16s")
@@ -109,6 +110,41 @@ class Steering(Closing):
     def unfinished(self) -> bool:
         """Whether an editor has begun and not ended."""
         return bool(self._state(_EDITING))
+
+    def caught_up(self, generation: int) -> None:
+        """The running program has seen this edit: what rewrites UDP replies is attached."""
+        if self._state(_CAUGHT_UP) != generation:
+            self.maps["state"][_CAUGHT_UP] = generation
+
+    def bell(self) -> socket_module.socket:
+        """A socket that is readable when an editor wants to be seen; abstract names are per
+        network namespace."""
+        import socket
+
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        sock.bind(self._bell_name)
+        return sock
+
+    @property
+    def _bell_name(self) -> str:
+        return f"\0bpfkit.{PROGRAM}.{self.maps['state'].id}"
+
+    def wait_until_seen(self, timeout: float = 3.0) -> bool:
+        """Wait until the running program has seen the last edit; False: it did not."""
+        import socket
+        from time import monotonic, sleep
+
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+            try:
+                sock.sendto(b"!", self._bell_name)
+            except OSError:
+                pass  # it looks twice a second anyway
+        wanted, deadline = self.generation, monotonic() + timeout
+        while self._state(_CAUGHT_UP) < wanted:
+            if monotonic() > deadline:
+                return False
+            sleep(0.005)
+        return True
 
     def entries(self) -> list[Entry]:
         """The rules, in the order they were added."""
