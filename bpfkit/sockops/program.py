@@ -8,8 +8,8 @@
     sockops_where.bpf.c      TX timestamping callbacks (--where)        ─▶ histograms ─▶ rows
     sockops_loss.bpf.c       the demo's loss
 
-rules.py: ``--set``; owners.py: listeners from before; live.py: open connections; show.py: records to
-events and rows; where.py: ``--where``; demo.py: traffic.
+rules.py: ``--set``; owners.py: listeners from before; live.py: open connections; show.py: records
+to events and rows; where.py: ``--where``; demo.py: traffic.
 """
 
 from __future__ import annotations

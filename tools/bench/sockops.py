@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import signal
 import statistics
 import subprocess
@@ -61,12 +62,27 @@ def build(directory: str) -> str:
     return program
 
 
-def connections(program: str, group: Cgroup, count: int, size: int, clients: int) -> float:
-    """Connections per second of one run in the cgroup."""
+class Run:
+    """What one run was like.
+
+    :ivar rate: connections per second.
+    :ivar cpu_us: CPU time of client and server per connection.
+    """
+
+    def __init__(self, rate: float, cpu_us: float) -> None:
+        self.rate = rate
+        self.cpu_us = cpu_us
+
+
+def connections(program: str, group: Cgroup, count: int, size: int, clients: int) -> Run:
+    """One run in the cgroup."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = group.run([program, str(count), str(size), str(clients)], timeout=120)
     if done.returncode:
         raise SystemExit(f"tcp_connections: {done.stderr}")
-    return float(done.stdout)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Run(float(done.stdout), seconds / count * 1e6)
 
 
 class Program:
@@ -90,25 +106,25 @@ class Program:
 # -- the rate
 
 
-def without(program: str, count: int) -> float:
+def without(program: str, count: int) -> Run:
     with Cgroup.new("bench") as group:
         return connections(program, group, count, 1, 1)
 
 
-def kernel_part(program: str, count: int) -> float:
+def kernel_part(program: str, count: int) -> Run:
     flags = ["-DHAS_MPTCP"] if os.path.isdir("/proc/sys/net/mptcp") else []
     with (
         Cgroup.new("bench") as group,
         bpfkit.load("sock/sockops.bpf.c", consts={"report": USUAL}, cflags=flags) as loaded,
         loaded.programs["sockops"].attach_cgroup(group.path),
     ):
-        rate = connections(program, group, count, 1, 1)
+        run = connections(program, group, count, 1, 1)
         if loaded["count"].sum(1) != 2 * count:
             raise SystemExit(f"{loaded['count'].sum(1)} sockets closed, not {2 * count}")
-        return rate
+        return run
 
 
-def whole(program: str, count: int) -> float:
+def whole(program: str, count: int) -> Run:
     with Cgroup.new("bench") as group:
         running = Program(group, os.devnull)
         try:
@@ -118,23 +134,38 @@ def whole(program: str, count: int) -> float:
 
 
 def rates(program: str, rounds: int, count: int, markdown: bool) -> None:
-    ways: dict[str, Callable[[str, int], float]] = {
+    ways: dict[str, Callable[[str, int], Run]] = {
         "without sockops": without,
         "attached, events not read": kernel_part,
         "python -m bpfkit.sockops --json": whole,
     }
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[Run]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
             with NetNS.new("bench") as namespace, namespace.entered():
                 found[name].append(way(program, count))
     base = found["without sockops"]
     rows = []
-    for name, values in found.items():
-        ratio = statistics.median(a / b for a, b in zip(values, base, strict=True))
-        rows.append([name, f"{statistics.median(values):.0f}", f"{ratio:.3f}"])
+    middle = statistics.median
+    for name, runs in found.items():
+        pairs = list(zip(runs, base, strict=True))
+        rows.append(
+            [
+                name,
+                f"{middle(run.rate for run in runs):.0f}",
+                f"{middle(run.rate / other.rate for run, other in pairs):.3f}",
+                f"{middle(run.cpu_us for run in runs):.1f}",
+                f"{middle(run.cpu_us / other.cpu_us for run, other in pairs):.3f}",
+            ]
+        )
     print(f"{count} connections a run, {rounds} rounds, one client")
-    print(table(["short connections", "connections/s", "ratio"], rows, markdown=markdown))
+    print(
+        table(
+            ["short connections", "connections/s", "ratio", "CPU us each", "ratio"],
+            rows,
+            markdown=markdown,
+        )
+    )
 
 
 # -- equality
