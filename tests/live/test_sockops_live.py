@@ -826,3 +826,18 @@ def test_the_check_verifies_itself() -> None:
     assert " verified" in done.stderr.splitlines()[-1]
     rows = list(map(json.loads, done.stdout.splitlines()))
     assert {row["event"] for row in rows} >= {"established", "retransmit", "failed", "close"}
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="cc")
+def test_the_benchmark_compares_every_connection() -> None:
+    bench = ROOT / "tools" / "bench" / "sockops.py"
+    done = subprocess.run(
+        ["/usr/bin/python3", str(bench), "--connections", "800", "--rounds", "0"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    plain, lossy = done.stdout.splitlines()
+    assert "1600 close events, 1600 equal TCP_INFO" in plain
+    assert "400 close events, 400 equal TCP_INFO" in lossy
