@@ -32,136 +32,16 @@
 #include <linux/filter.h>
 #include <bpfkit/bpfkit.h>
 #include <bpfkit/maps.h>
-#include "sockops.h"
+#include "sockops_records.h"
 
 LOAD_CONST(0, report, 0); /* kinds of events wanted: 1 << EVENT_... */
 LOAD_CONST(1, traced, 0); /* 1: a line in trace_pipe for each event, too */
 LOAD_CONST(2, has_rules, 0); /* 1: options by destination */
 
-#define RING_BYTES         (16 << 20)
-#define SOL_SOCKET         1
-#define SO_SNDBUF          7
-#define SO_RCVBUF          8
-#define SO_MAX_PACING_RATE 47
-#define SOL_IP             0
-#define IP_TOS             1
-#define SOL_IPV6           41
-#define IPV6_TCLASS        67
-#define SOL_TCP            6
-#define TCP_CONGESTION     13
-#define CA_RECOVERY        3 /* TCP_CA_Recovery */
-#define CA_LOSS            4 /* TCP_CA_Loss */
-#define TCP_WINDOW         14 /* offset of the window in struct tcphdr */
-#define REPEATED_US        1000 /* a first SYN-ACK leaves earlier than that after its time stamp */
-
-enum kind {
-	EVENT_ESTABLISHED,
-	EVENT_RETRANSMIT,
-	EVENT_ZERO_WINDOW, /* the peer closed its window */
-	EVENT_WINDOW_OPEN,
-	EVENT_STATE,
-	EVENT_FAILED, /* connect(2) did */
-	EVENT_CLOSE,
-};
-
-enum cause {
-	CAUSE_RTO,
-	CAUSE_FAST,
-	CAUSE_SYN,
-	CAUSE_SYN_ACK,
-	CAUSE_PROBE, /* tail loss probe */
-	CAUSES,
-};
-
-enum side {
-	SIDE_NONE,
-	SIDE_LISTENER,
-	SIDE_ACTIVE,
-	SIDE_PASSIVE,
-};
-
-enum count {
-	OPENED,
-	CLOSED,
-	LOST,
-	COUNTS,
-};
-
-/* Options of struct rule: 1 << OPTION_... */
-enum option {
-	OPTION_INITIAL_RTO,
-	OPTION_CC,
-	OPTION_TOS,
-	OPTION_SNDBUF,
-	OPTION_RCVBUF,
-	OPTION_IW,
-	OPTION_PACING,
-};
-
-struct prefix {
-	u32 bits; /* of what follows */
-	u32 version; /* 4: the address is IPv4-mapped; 6 */
-	u8 addr[16] __aligned(4); /* network byte order */
-};
-
-struct rule {
-	u32 options; /* those that are set */
-	u32 initial_rto; /* jiffies */
-	u32 tos;
-	u32 sndbuf; /* bytes, as setsockopt(2) takes them */
-	u32 rcvbuf;
-	u32 iw; /* segments */
-	u32 pacing; /* bytes per second */
-	char cc[16];
-};
-
-struct conn {
-	u64 begun_ns; /* connect(2), or the listener's listen(2) */
-	u64 established_ns; /* 0: not yet */
-	u64 zero_since_ns; /* 0: the peer's window is open */
-	u64 zero_ns; /* sum of earlier closed times */
-	u32 handshake_us; /* 0: not known */
-	u32 rtt_min_us;
-	u32 rtt_max_us;
-	u32 rtt_samples;
-	u32 retransmits[CAUSES];
-	u32 zero_windows;
-	u32 applied; /* 1 << OPTION_... */
-	u32 refused;
-	u32 pid; /* 0: not known */
-	char comm[TASK_COMM_LEN];
-	u8 side;
-	u8 open; /* counted in OPENED, no close event yet */
-	u8 header_flag; /* the listener's flag for header options is ours */
-	u8 watched; /* each segment is looked at, for its window */
-};
-
-/* What TCP_INFO shows, by the kernel's names. */
-struct counters {
-	u64 bytes_sent;
-	u64 bytes_received;
-	u64 bytes_acked;
-	u64 bytes_retrans;
-	u32 segs_out;
-	u32 segs_in;
-	u32 retransmits; /* total_retrans */
-	u32 srtt_us;
-};
-
-struct event {
-	u64 time_ns; /* CLOCK_MONOTONIC */
-	struct ends ends;
-	u32 kind;
-	struct conn conn;
-	struct counters tcp;
-	u32 cause; /* of a retransmission */
-	u32 segments; /* retransmitted */
-	u32 error; /* errno of the socket: 0, or why it closed */
-	u8 old_state;
-	u8 new_state;
-	u8 mptcp;
-	u8 aborted; /* a RST of this socket ended it */
-};
+#define RING_BYTES  (16 << 20)
+#define CA_RECOVERY 3 /* TCP_CA_Recovery */
+#define CA_LOSS     4 /* TCP_CA_Loss */
+#define TCP_WINDOW  14 /* offset of the window in struct tcphdr */
 
 BPF_F_TABLE("lpm_trie", struct prefix, struct rule, rules, 4096, BPF_F_NO_PREALLOC);
 BPF_TABLE("lru_hash", struct ends, u64, syn_ack, 8192);
@@ -171,12 +51,13 @@ EVENT_TYPE(events, struct event);
 BPFKIT_MAP(0, BPF_MAP_TYPE_SK_STORAGE, conns, int, struct conn, 0, BPF_F_NO_PREALLOC | BPF_F_CLONE,
 	   0);
 
+/* Atomic on a CPU's own value, too: a callback in softirq interrupts one in a system call. */
 static __always_inline void add_one(u32 which)
 {
 	u64 *n = count.lookup(&which);
 
 	if (n)
-		*n += 1;
+		__sync_fetch_and_add(n, 1);
 }
 
 static __always_inline struct conn *conn_of(struct bpf_sock_ops *ctx, u64 flags)
@@ -198,73 +79,8 @@ static __always_inline void own(struct conn *c)
 			      leader + offsetof(struct task_struct, comm));
 }
 
-static __always_inline struct rule *rule_of(struct bpf_sock_ops *ctx)
-{
-	struct prefix key = { .bits = 160 };
-
-	if (!has_rules())
-		return 0;
-	remote_addr_of(ctx, key.addr);
-	key.version = is_mapped(key.addr) ? 4 : 6;
-	return rules.lookup(&key);
-}
-
-static __always_inline void result(struct conn *c, u32 option, long error)
-{
-	*(error ? &c->refused : &c->applied) |= 1 << option;
-}
-
-/* What must be set before the SYN leaves; for an accepted socket, before its first data does. */
-static __always_inline void set_options(struct bpf_sock_ops *ctx, struct conn *c)
-{
-	struct rule *rule = rule_of(ctx);
-	u32 value;
-	long error;
-
-	if (!rule)
-		return;
-	if (rule->options & 1 << OPTION_INITIAL_RTO)
-		c->applied |= 1 << OPTION_INITIAL_RTO; /* by TIMEOUT_INIT */
-	if (rule->options & 1 << OPTION_SNDBUF) {
-		value = rule->sndbuf;
-		error = bpf_setsockopt(ctx, SOL_SOCKET, SO_SNDBUF, &value, sizeof(value));
-		result(c, OPTION_SNDBUF, error);
-	}
-	if (rule->options & 1 << OPTION_RCVBUF) {
-		value = rule->rcvbuf;
-		error = bpf_setsockopt(ctx, SOL_SOCKET, SO_RCVBUF, &value, sizeof(value));
-		result(c, OPTION_RCVBUF, error);
-	}
-	if (rule->options & 1 << OPTION_PACING) {
-		value = rule->pacing;
-		error = bpf_setsockopt(ctx, SOL_SOCKET, SO_MAX_PACING_RATE, &value, sizeof(value));
-		result(c, OPTION_PACING, error);
-	}
-	if (rule->options & 1 << OPTION_TOS) {
-		value = rule->tos;
-		if (ctx->family == FAMILY_IPV6)
-			error = bpf_setsockopt(ctx, SOL_IPV6, IPV6_TCLASS, &value, sizeof(value));
-		else
-			error = bpf_setsockopt(ctx, SOL_IP, IP_TOS, &value, sizeof(value));
-		result(c, OPTION_TOS, error);
-	}
-	if (rule->options & 1 << OPTION_CC) {
-		error = bpf_setsockopt(ctx, SOL_TCP, TCP_CONGESTION, rule->cc, sizeof(rule->cc));
-		result(c, OPTION_CC, error);
-	}
-}
-
-/* The handshake has just set the congestion window; nothing was sent yet. */
-static __always_inline void set_window(struct bpf_sock_ops *ctx, struct conn *c)
-{
-	struct rule *rule = rule_of(ctx);
-	u32 value;
-
-	if (!rule || !(rule->options & 1 << OPTION_IW))
-		return;
-	value = rule->iw;
-	result(c, OPTION_IW, bpf_setsockopt(ctx, SOL_TCP, TCP_BPF_IW, &value, sizeof(value)));
-}
+#include "sockops_options.h"
+#include "sockops_trace.h"
 
 /* Flags that other programs set stay set; a kernel that lacks one ignores it. */
 static __always_inline void add_flags(struct bpf_sock_ops *ctx, u32 flags)
@@ -278,17 +94,6 @@ static __always_inline void remove_flags(struct bpf_sock_ops *ctx, u32 flags)
 }
 
 #define LIFE_FLAGS (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RETRANS_CB_FLAG)
-
-/* What one callback has to report. */
-struct news {
-	u64 now_ns;
-	u32 kind;
-	u32 cause;
-	u32 segments;
-	u8 old_state;
-	u8 new_state;
-	u8 aborted;
-};
 
 static __always_inline void on_listen(struct bpf_sock_ops *ctx)
 {
@@ -365,23 +170,29 @@ static __always_inline struct conn *on_established(struct bpf_sock_ops *ctx, str
 	return c;
 }
 
-/* A SYN-ACK is being made for a request socket: is it a repeated one? */
+/*
+ * A SYN-ACK is being made for a request socket. Is it a repeated one? Only the first answers a SYN that
+ * the kernel has at hand.
+ */
 static __always_inline bool on_syn_ack(struct bpf_sock_ops *ctx, struct news *news)
 {
-	struct tcp_request_sock *request = 0;
-	u64 now = bpf_ktime_get_ns(), first_us = 0, first;
+	void *request = 0, *syn = 0;
 	struct ends ends = {};
+	u64 first = 0;
 
+	bpf_probe_read_kernel(&syn, sizeof(syn),
+			      (void *)ctx + offsetof(struct bpf_sock_ops_kern, syn_skb));
+	if (syn)
+		return false;
 	bpf_probe_read_kernel(&request, sizeof(request),
 			      (void *)ctx + offsetof(struct bpf_sock_ops_kern, sk));
-	bpf_probe_read_kernel(&first_us, sizeof(first_us),
-			      (void *)request + offsetof(struct tcp_request_sock, snt_synack));
-	first = first_us * 1000;
-	if (!first || now < first + REPEATED_US * 1000)
-		return false;
-	ends_of(ctx, &ends);
-	syn_ack.update(&ends, &first);
-	news->now_ns = now;
+	bpf_probe_read_kernel(&first, sizeof(first),
+			      request + offsetof(struct tcp_request_sock, snt_synack));
+	if (first) { /* us */
+		first *= 1000;
+		ends_of(ctx, &ends);
+		syn_ack.update(&ends, &first);
+	}
 	news->kind = EVENT_RETRANSMIT;
 	news->cause = CAUSE_SYN_ACK;
 	news->segments = 1;
@@ -519,50 +330,6 @@ static __always_inline void read_counters(struct counters *to, struct tcp_sock *
 	to->srtt_us = tp->srtt_us >> 3;
 }
 
-static __always_inline void trace(const struct event *e)
-{
-	char ipv4[] = "sockops: %s %pI4:%u > %pI4:%u sent %llu received %llu retransmits %u";
-	char ipv6[] = "sockops: %s [%pI6]:%u > [%pI6]:%u sent %llu received %llu retransmits %u";
-	bool mapped = is_mapped(e->ends.local_addr);
-	char word[16];
-	u64 args[8];
-
-	switch (e->kind) {
-	case EVENT_ESTABLISHED:
-		__builtin_memcpy(word, "established", 12);
-		break;
-	case EVENT_RETRANSMIT:
-		__builtin_memcpy(word, "retransmit", 11);
-		break;
-	case EVENT_ZERO_WINDOW:
-		__builtin_memcpy(word, "zero_window", 12);
-		break;
-	case EVENT_WINDOW_OPEN:
-		__builtin_memcpy(word, "window_open", 12);
-		break;
-	case EVENT_STATE:
-		__builtin_memcpy(word, "state", 6);
-		break;
-	case EVENT_FAILED:
-		__builtin_memcpy(word, "failed", 7);
-		break;
-	default:
-		__builtin_memcpy(word, "close", 6);
-	}
-	args[0] = (u64)word;
-	args[1] = (u64)(mapped ? &e->ends.local_addr[12] : e->ends.local_addr);
-	args[2] = e->ends.local_port;
-	args[3] = (u64)(mapped ? &e->ends.remote_addr[12] : e->ends.remote_addr);
-	args[4] = e->ends.remote_port;
-	args[5] = e->tcp.bytes_sent;
-	args[6] = e->tcp.bytes_received;
-	args[7] = e->tcp.retransmits;
-	if (mapped)
-		bpf_trace_vprintk(ipv4, sizeof(ipv4), args, sizeof(args));
-	else
-		bpf_trace_vprintk(ipv6, sizeof(ipv6), args, sizeof(args));
-}
-
 /* c and tp are NULL for a request socket, which has neither. */
 static __always_inline void send(struct bpf_sock_ops *ctx, const struct conn *c,
 				 struct tcp_sock *tp, const struct news *news)
@@ -686,15 +453,6 @@ int sockops(struct bpf_sock_ops *ctx)
 	send(ctx, c, tp, &news);
 	return 1;
 }
-
-/* A connection as the iterator writes it. */
-struct live {
-	u64 now_ns;
-	struct ends ends;
-	u32 state; /* BPF_TCP_... */
-	struct conn conn;
-	struct counters tcp;
-};
 
 EVENT_TYPE(live, struct live);
 

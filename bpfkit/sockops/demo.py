@@ -26,10 +26,10 @@ _PASS_ALL = (0, 0)
 _MESSAGES = 100
 #: (what is lost, kind of segment, (pass, drop), payload of the answer, cause that must be seen).
 _LOSSES = (
-    ("the SYN", _SYN, (0, 1), 1_000, "syn"),
-    ("the SYN-ACK", _SYN_ACK, (0, 1), 1_000, "syn_ack"),
-    ("a segment of an answer", _DATA, (3, 1), 2_000_000, "fast"),
-    ("a request and its probe", _DATA, (0, 2), 1_000, "rto"),
+    ("the SYN is", _SYN, (0, 1), 1_000, "syn"),
+    ("the SYN-ACK is", _SYN_ACK, (0, 1), 1_000, "syn_ack"),
+    ("a segment of an answer is", _DATA, (3, 1), 2_000_000, "fast"),
+    ("a request and its probe are", _DATA, (0, 2), 1_000, "rto"),
 )
 #: Counters of a close event, and their names in TCP_INFO.
 _SAME = {
@@ -56,6 +56,8 @@ class Demo:
         self.settings: list[tuple[str, str]] = app.for_check([])
         self.messages: list[tuple[int, int]] = app.for_check([])
         self._loss: Object | None = None
+        #: Two ends of a connection that stays open from round to round, and its listener.
+        self._kept: list[socket] = []
         try:
             from bpfkit import load
 
@@ -70,12 +72,15 @@ class Demo:
         """One round of everything."""
         app = self._app
         with app.group.entered():
+            if not app.options.check:
+                self._keep_one()
             app.note("two connections, IPv4 and IPv6: nothing is lost")
             for host in _HOSTS:
                 self._transfer(host, 1_000)
             if self._loss is not None:
                 for index, (what, kind, plan, size, cause) in enumerate(_LOSSES):
-                    app.note(f"{what} is lost: a retransmission follows, cause {cause}")
+                    word = cause.replace("_", "-")
+                    app.note(f"{what} lost: a retransmission follows, cause {word}")
                     self._loss["plans"][kind] = plan
                     port = self._transfer(_HOSTS[index % 2], size)
                     self._loss["plans"][kind] = _PASS_ALL
@@ -88,6 +93,27 @@ class Demo:
             if app.where is not None:
                 app.note(f"{_MESSAGES} messages and their echoes, each followed through the host")
                 self._echo(_HOSTS[1])
+
+    def _keep_one(self) -> None:
+        """A connection that stays open, so that the table has a row; a message each round."""
+        from socket import create_connection, create_server
+
+        if not self._kept:
+            self._app.note("a connection that stays open: it is in the table of each round")
+            listener = create_server((_HOSTS[0], 0))
+            client = create_connection(listener.getsockname())
+            self._kept = [client, listener.accept()[0], listener]
+        client, server, _ = self._kept
+        client.sendall(bytes(10_000))
+        left = 10_000
+        while left:
+            left -= len(server.recv(left))
+
+    def close(self) -> None:
+        """Close the connection that stayed open."""
+        for sock in self._kept:
+            sock.close()
+        self._kept.clear()
 
     def _transfer(self, host: str, size: int) -> int:
         """A request and an answer of ``size`` bytes; returns the client's port."""

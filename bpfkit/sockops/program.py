@@ -8,7 +8,8 @@
     sockops_where.bpf.c      TX timestamping callbacks (--where)        ─▶ histograms ─▶ rows
     sockops_loss.bpf.c       the demo's loss
 
-rules.py: ``--set``; show.py: records to events and rows; where.py: ``--where``; demo.py: traffic.
+rules.py: ``--set``; owners.py: listeners from before; live.py: open connections; show.py: records
+to events and rows; where.py: ``--where``; demo.py: traffic.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ _KINDS = (
 _OPENED, _CLOSED, _LOST = range(3)
 #: Seconds that connections have to close after the command has ended.
 _CLOSING_S = 2.0
+#: Seconds that reading the last events may take.
+_READING_S = 20.0
 #: The rules of the demo.
 _DEMO_RULES = ["127.0.0.0/8:initial_rto=100ms,cc=reno", "::1:initial_rto=100ms,cc=reno"]
 
@@ -54,13 +57,12 @@ class Sockops(CgroupApp):
     name = "sockops"
     source = "sock/sockops.bpf.c"
     entry = "sockops"
-    counters: tuple[str, ...] = ("bytes_sent", "bytes_received")
     check_rounds = 1
     epilog = (
         "A rule is PREFIX:OPTION=VALUE,… with initial_rto (100ms), cc (congestion control), tos, "
         "sndbuf, rcvbuf (bytes), iw (initial window, segments) and pacing (bytes per second, or "
         "80mbit). A socket belongs to the cgroup of the process that made it, for good: --cgroup "
-        "shows the sockets made from now on. An accepted socket has its listener's pid."
+        "shows the connections made from now on. An accepted socket has its listener's pid."
     )
 
     @classmethod
@@ -111,12 +113,16 @@ class Sockops(CgroupApp):
             has_rules=int(bool(self.rules)),
         )
         self.attach(program)
+        if options.cgroup is not None:
+            from bpfkit.sockops.owners import name_listeners
+
+            name_listeners(self.object, self.group)
         self.live: Live = self._open_live()
         self.where = self._open_where()
         if demo:
             from bpfkit.sockops.demo import Demo
 
-            self.demo_traffic: Demo = Demo(self)
+            self.demo_traffic: Demo = self.keep(Demo(self))
 
     def _wanted_kinds(self) -> int:
         """1 << enum kind for each kind of event that is shown."""
@@ -146,8 +152,6 @@ class Sockops(CgroupApp):
                 raise
             self.note(f"--where is not verified: {error}")
             return None
-        if self.options.where:
-            self.counters = ("messages",)
         return where
 
     def load_options(self) -> dict[str, Any]:
@@ -180,7 +184,9 @@ class Sockops(CgroupApp):
 
     def text_cells(self, row: Row) -> dict[str, str]:
         if self.options.where:
-            return {name: str(row[name]) for name in ("peer", "stage", "p50_us", "p99_us")}
+            from bpfkit.sockops.where import where_cells
+
+            return where_cells(row)
         from bpfkit.sockops.show import cells
 
         return cells(row)
@@ -236,21 +242,23 @@ class Sockops(CgroupApp):
         from time import monotonic, sleep
 
         super().finish(signals)
+        deadline = monotonic() + _CLOSING_S
+        left = 0
+        if self.command is not None:
+            while (left := self.opened() - self.closed()) > 0 and monotonic() < deadline:
+                sleep(0.01)
+        # A burst of events may take longer to read than the life cycle waits at the end.
+        deadline = monotonic() + _READING_S
+        while self.channel is not None and self.channel.read() and monotonic() < deadline:
+            pass
         if self.demo_runs:
             self._conclude_demo()
-        if self.command is None:
-            return
-        deadline = monotonic() + _CLOSING_S
-        while (left := self.opened() - self.closed()) > 0 and monotonic() < deadline:
-            sleep(0.01)
-        if left > 0:
+        if self.command is not None and left > 0:
             which = "a connection" if left == 1 else f"{left} connections"
             self.note(f"{which} of {self.command.argv[0]} did not close: no close event")
 
     def _conclude_demo(self) -> None:
         """Say what the events of the demo were."""
-        if self.channel is not None:
-            self.channel.read()
         causes = [f"{n} {name.replace('_', '-')}" for name, n in self._causes.items() if n]
         self.note(
             f"seen: {self.closed()} connections ended; segments sent again: "

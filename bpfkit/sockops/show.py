@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from bpfkit.app.events import unix_seconds
+from bpfkit.show.rows import Event
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from bpfkit.show.rows import Event, Row
+    from bpfkit.show.rows import Row
 
 __all__ = [
     "CAUSES",
@@ -95,49 +98,90 @@ def _options(mask: int) -> list[str]:
 
 def event_of(record: Any, kind: str) -> Event:
     """An event of a struct event."""
-    from bpfkit.app.events import unix_seconds
-    from bpfkit.show.rows import Event
-
-    conn, tcp = record.conn, record.tcp
-    fields = _ends(record.ends)
+    conn, ends = record.conn, record.ends
+    pid = conn.pid
+    fields: Row = {
+        "src": address_of(bytes(ends.local_addr)),
+        "sport": ends.local_port,
+        "dst": address_of(bytes(ends.remote_addr)),
+        "dport": ends.remote_port,
+    }
     if kind == "close":
-        fields.update((name, getattr(tcp, name)) for name in _COUNTERS)
-        fields["duration_s"] = (record.time_ns - conn.established_ns) / 1e9
-    elif kind == "retransmit":
-        fields["cause"] = CAUSES[record.cause]
-        fields["segments"] = record.segments
-        fields["state"] = STATES[record.old_state] if record.old_state else None
-    elif kind == "state":
-        fields["old"] = STATES[record.old_state]
-        fields["new"] = STATES[record.new_state]
-    elif kind == "failed":
-        fields["error"] = _error(record.error)
-        fields["retransmits"] = tcp.retransmits
-        fields["duration_s"] = (record.time_ns - conn.begun_ns) / 1e9
-    elif kind == "window_open":
-        fields["zero_window_s"] = conn.zero_ns / 1e9
-    fields.update(_owner(conn))
+        _add_counters(fields, record)
+    elif kind != "established":
+        _ADD[kind](fields, record)
+    fields["pid"] = pid or None
+    fields["comm"] = conn.comm if pid else None
     # A request socket has no storage yet: only a repeated SYN-ACK comes from one.
     fields["side"] = _SIDES[conn.side] or "passive"
-    if kind in ("established", "close"):
-        fields["handshake_ms"] = _ms(conn.handshake_us)
+    if kind == "established" or kind == "close":
+        fields["handshake_ms"] = conn.handshake_us / 1000 if conn.handshake_us else None
         if conn.applied or conn.refused:
             fields["options"] = _options(conn.applied)
             fields["refused_options"] = _options(conn.refused)
-    if kind == "close":
-        fields.update(_rtt(conn, tcp))
-        fields["causes"] = dict(zip(CAUSES, conn.retransmits, strict=True))
-        fields["bytes_acked"] = tcp.bytes_acked
-        fields["bytes_retrans"] = tcp.bytes_retrans
-        closed_ns = record.time_ns - conn.zero_since_ns if conn.zero_since_ns else 0
-        fields["zero_windows"] = conn.zero_windows
-        fields["zero_window_s"] = (conn.zero_ns + closed_ns) / 1e9
-        fields["state"] = STATES[record.old_state]
-        fields["error"] = _error(record.error)
-        fields["aborted"] = bool(record.aborted)
+        if kind == "close":
+            _add_rest(fields, record)
     if record.mptcp:
         fields["mptcp"] = True
     return Event(kind, unix_seconds(record.time_ns), fields)
+
+
+def _add_counters(fields: Row, record: Any) -> None:
+    """What scripts rely on, first."""
+    tcp = record.tcp
+    fields["bytes_sent"] = tcp.bytes_sent
+    fields["bytes_received"] = tcp.bytes_received
+    fields["segs_out"] = tcp.segs_out
+    fields["segs_in"] = tcp.segs_in
+    fields["retransmits"] = tcp.retransmits
+    fields["duration_s"] = (record.time_ns - record.conn.established_ns) / 1e9
+
+
+def _add_rest(fields: Row, record: Any) -> None:
+    """The rest of a close event."""
+    conn, tcp = record.conn, record.tcp
+    fields.update(_rtt(conn, tcp))
+    rto, fast, syn, syn_ack, probe = conn.retransmits
+    fields["causes"] = {"rto": rto, "fast": fast, "syn": syn, "syn_ack": syn_ack, "probe": probe}
+    fields["bytes_acked"] = tcp.bytes_acked
+    fields["bytes_retrans"] = tcp.bytes_retrans
+    closed_ns = record.time_ns - conn.zero_since_ns if conn.zero_since_ns else 0
+    fields["zero_windows"] = conn.zero_windows
+    fields["zero_window_s"] = (conn.zero_ns + closed_ns) / 1e9
+    fields["state"] = STATES[record.old_state]
+    fields["error"] = _error(record.error) if record.error else None
+    fields["aborted"] = record.aborted != 0
+
+
+def _add_retransmit(fields: Row, record: Any) -> None:
+    fields["cause"] = CAUSES[record.cause]
+    fields["segments"] = record.segments
+    fields["state"] = STATES[record.old_state] if record.old_state else None
+
+
+def _add_states(fields: Row, record: Any) -> None:
+    fields["old"] = STATES[record.old_state]
+    fields["new"] = STATES[record.new_state]
+
+
+def _add_failure(fields: Row, record: Any) -> None:
+    fields["error"] = _error(record.error)
+    fields["retransmits"] = record.tcp.retransmits
+    fields["duration_s"] = (record.time_ns - record.conn.begun_ns) / 1e9
+
+
+def _add_window(fields: Row, record: Any) -> None:
+    fields["zero_windows"] = record.conn.zero_windows
+    fields["zero_window_s"] = record.conn.zero_ns / 1e9
+
+
+_ADD = {
+    "retransmit": _add_retransmit,
+    "state": _add_states,
+    "failed": _add_failure,
+    "zero_window": _add_window,
+    "window_open": _add_window,
+}
 
 
 def _error(number: int) -> str | None:
@@ -232,32 +276,25 @@ def _words(kind: str, row: Row) -> list[str]:
 
 
 def cells(row: Row) -> dict[str, str]:
-    """The live view's columns left of the bytes."""
+    """A connection's columns."""
+    from bpfkit.show.text import human
+
+    state = row["state"].replace("ESTABLISHED", "ESTAB")
     return {
         "connection": connection(row),
-        "state": row["state"] + (" win 0" if row["zero_window"] else ""),
+        "state": state + (" win 0" if row["zero_window"] else ""),
+        "sent": human(row["bytes_sent"], "B"),
+        "recv": human(row["bytes_received"], "B"),
         "retr": str(row["retransmits"] or ""),
-        "srtt ms": "" if row["srtt_ms"] is None else f"{row['srtt_ms']:.3f}",
+        "rtt ms": "" if row["srtt_ms"] is None else f"{row['srtt_ms']:.3f}",
         "process": process(row),
     }
 
 
 def table_lines(rows: list[Row]) -> list[str]:
     """The open connections as a table."""
-    from bpfkit.show.text import human, table
+    from bpfkit.show.text import table
 
-    titles = ["connection", "state", "sent", "recv", "retr", "srtt ms", "process"]
-    body = [
-        [
-            connection(row),
-            row["state"] + (" win 0" if row["zero_window"] else ""),
-            human(row["bytes_sent"], "B"),
-            human(row["bytes_received"], "B"),
-            str(row["retransmits"]),
-            "" if row["srtt_ms"] is None else f"{row['srtt_ms']:.3f}",
-            process(row),
-        ]
-        for row in rows
-    ]
+    body = [cells(row) for row in rows]
     right = [False, False, True, True, True, True, False]
-    return list(table(titles, body, right=right))
+    return list(table(list(body[0]), [list(row.values()) for row in body], right=right))

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from bpfkit.show.rows import Row
     from bpfkit.sockops.program import Sockops
 
-__all__ = ["STAGES", "Where", "middle_of", "quantile", "where_lines"]
+__all__ = ["STAGES", "Where", "middle_of", "quantile", "where_cells", "where_lines"]
 
 #: enum stage.
 STAGES = ("socket", "qdisc", "network", "whole")
@@ -90,18 +90,22 @@ def quantile(buckets: dict[int, int], share: float) -> float:
     return 0.0
 
 
+def where_cells(row: Row) -> dict[str, str]:
+    """The columns of a row."""
+    return {
+        "peer": row["peer"],
+        "stage": row["stage"],
+        "messages": str(row["messages"]),
+        "p50 us": f"{row['p50_us']:.1f}",
+        "p99 us": f"{row['p99_us']:.1f}",
+        "max us": f"{row['max_us']:.1f}",
+    }
+
+
 def where_lines(rows: list[Row]) -> list[str]:
     """The rows as a table."""
     from bpfkit.show.text import table
 
-    titles = ["peer", "stage", "messages", "p50 us", "p99 us", "max us"]
-    body = [
-        [
-            row["peer"],
-            row["stage"],
-            str(row["messages"]),
-            *[f"{row[name]:.1f}" for name in ("p50_us", "p99_us", "max_us")],
-        ]
-        for row in rows
-    ]
-    return list(table(titles, body, right=[False, False, True, True, True, True]))
+    body = [where_cells(row) for row in rows]
+    right = [False, False, True, True, True, True]
+    return list(table(list(body[0]), [list(row.values()) for row in body], right=right))

@@ -621,20 +621,23 @@ def test_curl_and_nginx(ns: NetNS, tmp_path: Path) -> None:
         server.wait()
 
 
-def test_a_listener_from_before_has_no_pid_and_its_connections_are_seen(
-    ns: NetNS, group: Cgroup
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_listener_from_before_is_known_by_its_process(
+    ns: NetNS, group: Cgroup, host: str
 ) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with group.entered():
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = socket.create_server((host, 0), family=family)
     with Running("sockops", "-v", "--json", "--cgroup", group.path, ready="attached to") as program:
-        client = socket.create_connection(listener.getsockname())
+        client = socket.create_connection(listener.getsockname()[:2])
         server, _ = listener.accept()
         server.close()
         client.close()
         event = program.row(lambda row: row.get("event") == "close")
         status, _, said = program.end()
     listener.close()
-    assert (event["pid"], event["comm"], event["side"]) == (None, None, "passive")
+    comm = Path("/proc/self/comm").read_text().rstrip()
+    assert (event["pid"], event["comm"], event["side"]) == (os.getpid(), comm, "passive")
     assert status == 0, said
 
 
@@ -823,3 +826,18 @@ def test_the_check_verifies_itself() -> None:
     assert " verified" in done.stderr.splitlines()[-1]
     rows = list(map(json.loads, done.stdout.splitlines()))
     assert {row["event"] for row in rows} >= {"established", "retransmit", "failed", "close"}
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="cc")
+def test_the_benchmark_compares_every_connection() -> None:
+    bench = ROOT / "tools" / "bench" / "sockops.py"
+    done = subprocess.run(
+        ["/usr/bin/python3", str(bench), "--connections", "800", "--rounds", "0"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    plain, lossy = done.stdout.splitlines()
+    assert "1600 close events, 1600 equal TCP_INFO" in plain
+    assert "400 close events, 400 equal TCP_INFO" in lossy
