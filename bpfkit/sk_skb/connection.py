@@ -88,9 +88,14 @@ class Direction:
 
     def left(self) -> int:
         """Bytes that the source received and that were neither read nor redirected."""
+        redirected = self.redirected  # first: what is redirected meanwhile counts as left
         info = TcpInfo(self.source.sock)  # takes the lock that the program runs under
         self.source.fin |= info.fin
-        return info.received - self.redirected - self.read
+        left = info.received - redirected - self.read
+        if left < 0:
+            self.source.check()  # the connection was reset, and has no FIN
+            raise OSError(errno.EPROTO, "bytes were forwarded twice")
+        return left
 
     def queued(self) -> int:
         """Bytes that were redirected and are not in the target's send buffer yet.
@@ -249,9 +254,12 @@ class Connection:
     # -- into the map
 
     def enter(self) -> None:
-        """Put both sockets into the map; what they have received by now is read as before."""
-        if not self.proxy.passes and any(one.buffer or one.left() for one in self.directions):
-            return  # the kernel's queue must not get ahead of what the process has
+        """Put both sockets into the map, unless data has been read in part: then later."""
+        for one in self.directions:
+            # Data that waits is taken into the map as it came, in whole segments: of one that was
+            # read in part, the part would be forwarded again.
+            if one.buffer or (one.read and one.left()):
+                return
         self.may_enter = False
         table = self.proxy.table
         if not (TcpInfo(self.near.sock).established and TcpInfo(self.far.sock).established):

@@ -51,7 +51,7 @@ from bpfkit.net.links.netns import NetNS  # noqa: E402
 PEERS = os.path.join(ROOT, "tools", "peers")
 FRONT, BACK = 5201, 5202
 MB = 1 << 20
-WAIT = 600
+WAIT = 120
 
 
 def build(name: str, into: str) -> str:
@@ -335,6 +335,7 @@ def endings(bench: Bench) -> int:
     for how in ("verdict", "parser"):
         for ending in ("full", "half", "slow", "client resets", "backend resets", "stop", "kill -9"):
             port += 2
+            print(f"\r{how}, {ending:20}", end="", file=sys.stderr, flush=True)
             process = start_sk_skb(bench, how, port)
             _discard(process)
             words = {"half": ["half"], "slow": ["slow"], "backend resets": [str(size // 2)]}
@@ -358,6 +359,7 @@ def endings(bench: Bench) -> int:
             outcome = "all of it" if whole else f"reset after {got['got']} bytes, both ends see it"
             text = outcome if good else f"FAILED: {sent} {got}"
             rows.append([how, ending, str(got["got"]), text])
+    print(f"\r{'':40}\r", end="", file=sys.stderr)
     print(benchlib.table(["way", "ending", "bytes", "outcome"], rows, 2, options.markdown))
     print(f"\n{len(rows) - bad} of {len(rows)} as they should be; {size} bytes sent in each")
     return 1 if bad else 0
