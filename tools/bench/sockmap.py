@@ -342,6 +342,8 @@ def endings(bench: Bench) -> int:
             sink = bench.server("sink", str(port + 1), *words.get(ending, []))
             send = {"half": "half", "client resets": "reset"}.get(ending, "full")
             client = bench.start([bench.traffic, "send", f"127.0.0.1:{port}", str(size), send])
+            assert sink.stdout is not None
+            sink.stdout.readline()  # it is connected
             if ending in ("stop", "kill -9"):
                 time.sleep(0.15)
                 process.send_signal(signal.SIGTERM if ending == "stop" else signal.SIGKILL)
