@@ -33,14 +33,16 @@
  *
  * With a stream parser nothing may be passed: of data that is passed while earlier data was not read, the
  * kernel counts a part twice (tcp_bpf_strp_read_sock() sets copied_seq as if none had been left unread),
- * and the socket stalls. There sockets start redirecting when they enter, and a reader for whom more than
- * queue_limit bytes wait loses its connection (may_pass = 0).
+ * and the socket stalls. There (may_pass = 0) sockets redirect from the moment they enter until they leave.
+ * When too much waits for a slow reader, the process is asked to take the source out of `sockets`; until
+ * it has, data is redirected. From HARD_LIMIT on it is dropped, and the process resets the connection.
  *
  * The target's progress is read from its struct tcp_sock, whose layout differs between kernels: this
  * source is compiled against the running kernel's own types (BTF).
  *
  * Maps
- *   sockets     sockhash  key of a socket -> the socket
+ *   sockets     sockhash  key of a socket -> the socket; has the programs: its sockets are sources
+ *   targets     sockhash  the same, without programs: a socket that leaves `sockets` stays a target
  *   flows       hash      struct flow, as the socket sees itself -> key of the socket
  *   directions  array     key of the receiving socket -> struct direction; the process maps its memory
  *   notices     ringbuf   key of a socket whose data is no longer redirected: the process has to act
@@ -51,9 +53,10 @@
 #include <bpfkit/maps.h>
 
 LOAD_CONST(0, queue_limit, 4 << 20); /* bytes that may wait in the kernel for a target */
-LOAD_CONST(1, may_pass, 1); /* from there on pass; 0: the connection is reset */
+LOAD_CONST(1, may_pass, 1); /* from there on pass; 0: ask the process to take over */
 
 #define CONNECTIONS 4096
+#define HARD_LIMIT  (256LL << 20)
 
 struct flow {
 	__be32 local[4]; /* IPv4 as ::ffff:a.b.c.d */
@@ -67,13 +70,14 @@ struct direction {
 	u64 written; /* by the process: bytes that it wrote to the socket of the other end */
 	u64 never_pass; /* by the process: 1 while the receiving socket leaves the map */
 	u64 redirected; /* bytes that went to the other end without the process */
-	u64 redirects; /* in so many pieces */
+	u64 asked; /* 1: more than queue_limit waits, and the process has been told; see may_pass */
 	u64 passed; /* bytes that were left to the process */
 	u64 full; /* how often queue_limit was reached */
 	u64 dropped; /* bytes that were lost because there was no target */
 };
 
 BPFKIT_MAP(0, BPF_MAP_TYPE_SOCKHASH, sockets, u32, u64, 2 * CONNECTIONS, 0, 0);
+BPFKIT_MAP(1, BPF_MAP_TYPE_SOCKHASH, targets, u32, u64, 2 * CONNECTIONS, 0, 0);
 BPF_HASH(flows, struct flow, u32, 2 * CONNECTIONS);
 BPF_F_TABLE("array", u32, struct direction, directions, 2 * CONNECTIONS, BPF_F_MMAPABLE);
 BPF_RINGBUF_OUTPUT(notices, 64);
@@ -117,7 +121,7 @@ static __always_inline bool queued(u32 *to, const struct direction *dir, s64 *le
 	struct tcp_sock *tp;
 	struct bpf_sock *sk;
 
-	sk = bpf_map_lookup_elem(BPFKIT_MAP_REF(sockets), to);
+	sk = bpf_map_lookup_elem(BPFKIT_MAP_REF(targets), to);
 	if (!sk)
 		return false;
 	tp = (struct tcp_sock *)bpf_skc_to_tcp_sock(sk);
@@ -153,19 +157,25 @@ static __always_inline int forward(struct __sk_buff *skb)
 		return SK_DROP;
 	}
 	if (left > (s64)queue_limit() && !dir->never_pass) {
-		dir->full++;
-		if (!may_pass()) {
+		if (may_pass()) {
+			dir->full++;
+			dir->passed += skb->len;
+			notices.ringbuf_output(key, sizeof(*key), 0);
+			return SK_PASS;
+		}
+		if (left > HARD_LIMIT) {
+			dir->full++;
 			dir->dropped += skb->len;
 			notices.ringbuf_output(key, sizeof(*key), 0);
 			return SK_DROP;
 		}
-		dir->passed += skb->len;
-		notices.ringbuf_output(key, sizeof(*key), 0);
-		return SK_PASS;
+		if (!dir->asked) {
+			dir->asked = 1;
+			notices.ringbuf_output(key, sizeof(*key), 0);
+		}
 	}
 	dir->redirected += skb->len;
-	dir->redirects++;
-	return bpf_sk_redirect_hash(skb, BPFKIT_MAP_REF(sockets), &to, 0);
+	return bpf_sk_redirect_hash(skb, BPFKIT_MAP_REF(targets), &to, 0);
 }
 
 SEC("sk_skb/verdict")

@@ -92,7 +92,8 @@ class ProxyChild(Closing):
         self._ended = False
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         theirs.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)
-        maps = {name: loaded[name].fd for name in ("sockets", "flows", "directions", "notices")}
+        names = ("sockets", "targets", "flows", "directions", "notices")
+        maps = {name: loaded[name].fd for name in names}
         config = {
             "listener": listener.fileno(),
             "control": theirs.fileno(),

@@ -352,13 +352,23 @@ class Connection:
         if not state.redirects:
             state.set_never_pass(False)
             return False
+        self._take_out(one, "one end has ended its stream")
+        return True
+
+    def take_over(self, one: Direction) -> None:
+        """Forward in user space from now on: too much waits for the reader behind a parser."""
+        if one.state is not None and self.number is not None:
+            self._take_out(one, "the sender is faster than the reader")
+
+    def _take_out(self, one: Direction, why: str) -> None:
+        """Of a direction that redirects: what arrives later stays in the receive queue."""
+        assert one.state is not None and self.number is not None
         self.proxy.table.leave(2 * self.number + (one is self.down))
-        one.left()  # nor does one run any more
-        one.redirected_before = state.redirected
+        one.left()  # no run of the program is under way any more
+        one.redirected_before = one.state.redirected
         one.state = None
         self.mode = "user"
-        self.proxy.left(self)
-        return True
+        self.proxy.left(self, why)
 
     def close(self, reset: bool) -> None:
         """Close both sockets."""

@@ -60,7 +60,8 @@ class Proxy:
         self.control.setblocking(False)
         self.listener: socket.socket | None = socket.socket(fileno=config["listener"])
         self.listener.setblocking(False)
-        self.table = Table(config["sockets"], config["flows"], config["directions"], self.room)
+        maps = (config[name] for name in ("sockets", "targets", "flows", "directions"))
+        self.table = Table(*maps, self.room)
         self.notices = Map.from_fd(config["notices"]).open()  # type: ignore[attr-defined]
         self.poller = select.epoll()
         self.poller.register(self.control.fileno(), select.EPOLLIN)
@@ -113,9 +114,9 @@ class Proxy:
         """The process goes on forwarding."""
         self._event("user", connection, why=why)
 
-    def left(self, connection: Connection) -> None:
-        """One half has ended; the process forwards the other one."""
-        self._event("drained", connection, why="one end has ended its stream")
+    def left(self, connection: Connection, why: str) -> None:
+        """The process forwards a direction that the kernel forwarded."""
+        self._event("drained", connection, why=why)
 
     # -- connections
 
@@ -273,10 +274,12 @@ class Proxy:
                 continue
             state = self.table.state(number)
             if state.dropped:
-                why = "the reader is too slow (--queue)" if state.full else "a target is missing"
+                why = "the reader is too slow" if state.full else "a target is missing"
                 self.reset(connection, why)
-            else:
-                self.work(connection)
+                continue
+            if state.asked:
+                connection.take_over(connection.directions[number % 2])
+            self.work(connection)
 
     def _commands(self) -> None:
         try:

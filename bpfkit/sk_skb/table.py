@@ -23,7 +23,7 @@ __all__ = ["DIRECTION_SIZE", "NEVER", "DirectionState", "Full", "Refused", "Tabl
 NEVER = (1 << 64) - 1
 #: struct direction: eight u64.
 DIRECTION_SIZE = 64
-_RESUME_AT, _WRITTEN, _NEVER_PASS, _REDIRECTED, _REDIRECTS, _PASSED, _FULL, _DROPPED = range(8)
+_RESUME_AT, _WRITTEN, _NEVER_PASS, _REDIRECTED, _ASKED, _PASSED, _FULL, _DROPPED = range(8)
 _NOEXIST = 1
 
 
@@ -84,6 +84,11 @@ class DirectionState:
         return self._words[self._at + _PASSED]
 
     @property
+    def asked(self) -> bool:
+        """Has the program asked the process to take over?"""
+        return bool(self._words[self._at + _ASKED])
+
+    @property
     def full(self) -> int:
         """How often too much waited for the target."""
         return self._words[self._at + _FULL]
@@ -97,12 +102,15 @@ class DirectionState:
 class Table:
     """Who is in the map.
 
-    :param sockets, flows, directions: descriptors of the maps.
+    :param sockets, targets, flows, directions: descriptors of the maps.
     :param room: connections that the maps have room for.
     """
 
-    def __init__(self, sockets: int, flows: int, directions: int, room: int) -> None:
+    def __init__(
+        self, sockets: int, targets: int, flows: int, directions: int, room: int
+    ) -> None:
         self._sockets = sockets
+        self._targets = targets
         self._flows = flows
         self._memory = mmap.mmap(directions, 2 * room * DIRECTION_SIZE)
         self._words = memoryview(self._memory).cast("Q")
@@ -145,11 +153,12 @@ class Table:
             pass
 
     def enter(self, key: int, side: Side) -> None:
-        """Put the socket into the map.
+        """Put the socket into the maps.
 
         :raises Refused: the kernel does not take it.
         """
         try:
+            syscall.map_update(self._targets, _u32(key), struct.pack("=Q", side.fd))
             syscall.map_update(self._sockets, _u32(key), struct.pack("=Q", side.fd))
         except OSError as error:
             reasons = {
@@ -161,7 +170,7 @@ class Table:
             raise Refused(reasons.get(number) or errno_text(number)) from None
 
     def leave(self, key: int) -> None:
-        """Take the socket out of the map; what was passed to it and not read is lost."""
+        """Run no program on the socket's data any more; it stays a target."""
         try:
             syscall.map_delete(self._sockets, _u32(key))
         except OSError:
@@ -172,6 +181,7 @@ class Table:
         self._words.release()
         self._memory.close()
         os.close(self._sockets)
+        os.close(self._targets)
         os.close(self._flows)
 
 
