@@ -148,8 +148,9 @@ class SkSkb(SocketsApp):
         from bpfkit.sk_skb.child import ProxyChild
 
         options = self.options
-        passes = how == "verdict"
-        loaded = self.load(queue_limit=options.queue, may_pass=int(passes))
+        # A second stream parser on a socket would be set up while the first may be at work.
+        reenters = how == "verdict"
+        loaded = self.load(queue_limit=options.queue)
         names = ("verdict",) if how == "verdict" else ("parser", "stream_verdict")
         for name in names:
             # Sockets take the programs that the map has when they enter.
@@ -159,7 +160,7 @@ class SkSkb(SocketsApp):
             "pieces": options.pieces,
             "grace": options.grace,
             "room": options.connections,
-            "passes": passes,
+            "reenters": reenters,
         }
         child = self.keep(ProxyChild(loaded, listener, to, **{**given, **more}))
         self.check_regularly(child.check)

@@ -45,13 +45,13 @@ class Proxy:
 
     :ivar after: pieces that the process forwards before the kernel takes over.
     :ivar room: connections that the map has room for.
-    :ivar passes: the program in the kernel may leave data to this process.
+    :ivar reenters: a direction that this process took over may enter the map again.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.after = int(config["after"])
         self.room = int(config["room"])
-        self.passes = bool(config["passes"])
+        self.reenters = bool(config["reenters"])
         self.shows_pieces = bool(config["pieces"])
         self.grace = float(config["grace"])
         self.target = tuple(config["to"])
@@ -273,9 +273,8 @@ class Proxy:
             if connection is None:
                 continue
             state = self.table.state(number)
-            if state.dropped:
-                why = "the reader is too slow" if state.full else "a target is missing"
-                self.reset(connection, why)
+            if state.lost:
+                self.reset(connection, state.lost)
                 continue
             if state.asked:
                 connection.take_over(connection.directions[number % 2])
