@@ -9,6 +9,7 @@
  * context   struct sk_msg_md: data, data_end (what is linear of it), size, sk
  * may       redirect: pass, redirect to a socket, refuse (EACCES); hold bytes back (cork), judge bytes
  *           that are still to come (apply), change them
+ * packets   none: a redirected message never becomes one
  *
  *   sendmsg -> redirect -> the other end in socks? -- yes --> its receive queue   no segment, no lo
  *                 |                |

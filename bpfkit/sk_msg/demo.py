@@ -204,8 +204,8 @@ class Demo:
         """The same messages over a port in scope and over another."""
         size = min(self._app.options.apply or _SIZE, _SIZE)
         self._say(
-            f"{2 * _MESSAGES} messages of {size} bytes over {address}; those to port {self.port} go "
-            "past TCP: a capture on lo is to show the handshake and no payload"
+            f"{2 * _MESSAGES} messages of {size} bytes over {address}; those to port {self.port} "
+            "go past TCP: a capture on lo is to show the handshake and no payload"
         )
         ports = [(self.port, True)]
         if self.other is not None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import hashlib
 import json
 import os
 import random
 import shutil
 import socket
+import struct
 import subprocess
+import termios
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -103,6 +106,19 @@ def row_of(program: Running, port: int) -> dict[str, Any]:
     return next(row for row in program.rows() if row.get("port") == port)
 
 
+def needs_fionread(peers: Peers) -> None:
+    """Skip where FIONREAD does not count redirected bytes (kernels before the end of 2025): nginx
+    stops reading when it answers 0, as the program says at its start."""
+    with peers.ns.entered(), peers.group.entered():
+        with socket.create_server(("127.0.0.1", 8082)) as listener:
+            client = socket.create_connection(("127.0.0.1", 8082), 10)
+            server, _ = listener.accept()
+        with client, server:
+            client.sendall(b"x" * 100)
+            if struct.unpack("i", fcntl.ioctl(server, termios.FIONREAD, bytes(4)))[0] != 100:
+                pytest.skip("this kernel's FIONREAD does not count redirected bytes")
+
+
 NGINX = """
 daemon off; pid {where}/pid; error_log stderr; events {{}} worker_processes 1; user root;
 http {{
@@ -147,6 +163,7 @@ def test_nginx_reads_as_a_proxy_what_another_nginx_sends(
     """nginx asks FIONREAD how much is left, which stalls where a socket is in the map alone."""
     argv, digest = site
     with sk_msg(peers, "8081-8082") as program:
+        needs_fionread(peers)
         with peers.serving(argv, 8081, 8082):
             for _ in range(3):
                 got = peers.run("curl", "-sf", "-m", "20", "http://127.0.0.1:8081/file")
@@ -160,12 +177,14 @@ def test_nginx_with_a_client_outside_does_not_stall(
     peers: Peers, site: tuple[list[str], str]
 ) -> None:
     argv, digest = site
-    with sk_msg(peers, "8081-8082") as program, peers.serving(argv, 8081, 8082):
-        argv = ["curl", "-sf", "-m", "20", "http://127.0.0.1:8081/file"]
-        with peers.ns.popen(argv, stdout=subprocess.PIPE) as curl:
-            got, _ = curl.communicate(timeout=30)
-        assert hashlib.sha256(got).hexdigest() == digest
-        rows = program.rows()
+    with sk_msg(peers, "8081-8082") as program:
+        needs_fionread(peers)
+        with peers.serving(argv, 8081, 8082):
+            argv = ["curl", "-sf", "-m", "20", "http://127.0.0.1:8081/file"]
+            with peers.ns.popen(argv, stdout=subprocess.PIPE) as curl:
+                got, _ = curl.communicate(timeout=30)
+            assert hashlib.sha256(got).hexdigest() == digest
+            rows = program.rows()
     assert [row["port"] for row in rows if row.get("port")] == [8082]
     assert rows[-1]["plain_elsewhere"] >= 1
 
