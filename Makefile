@@ -23,6 +23,7 @@ bench:
 	/usr/bin/python3 tools/bench/firewall.py
 	/usr/bin/python3 tools/bench/lb_cost.py
 	/usr/bin/python3 tools/bench/map_read.py
+	/usr/bin/python3 tools/bench/sk_reuseport.py
 
 clean:
 	/usr/bin/python3 -m bpfkit clean --cache

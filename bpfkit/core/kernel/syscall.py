@@ -598,6 +598,7 @@ def prog_info(fd: int) -> dict[str, Any]:
         "btf_id": unpack_from("<I", b, 128)[0],
         "run_time_ns": unpack_from("<Q", b, 192)[0],
         "run_cnt": unpack_from("<Q", b, 200)[0],
+        "recursion_misses": unpack_from("<Q", b, 208)[0],
         "verified_insns": unpack_from("<I", b, 216)[0],
     }
 
