@@ -189,12 +189,15 @@ class Demo:
     def verify(self) -> Iterator[Verdict]:
         """What ``--check`` compares."""
         yield from self._verdicts
-        rows = {row.get("port"): row for row in self._app.rows()}
-        row = rows.get(self.port, {"redirected_bytes": 0, "passed_bytes": 0})
+        sizes = {
+            (row["port"], row["verdict"]): row["bytes"]
+            for row in self._app.rows()
+            if "summary" not in row
+        }
+        redirected, passed = (sizes.get((self.port, name), 0) for name in ("redirected", "passed"))
         yield (
-            row["redirected_bytes"] > 0 and row["passed_bytes"] == 0,
-            f"port {self.port}: {row['redirected_bytes']} bytes redirected, "
-            f"{row['passed_bytes']} by TCP",
+            redirected > 0 and passed == 0,
+            f"port {self.port}: {redirected} bytes redirected, {passed} by TCP",
         )
 
     def _say(self, text: str) -> None:
