@@ -306,6 +306,7 @@ static __always_inline void enter_passive(struct bpf_sock_ops *ctx)
 {
 	struct end_state s = {};
 	struct port_count none = {}, *n;
+	struct bpf_sock *sk = ctx->sk;
 	u32 *state;
 	int reason;
 
@@ -327,8 +328,11 @@ static __always_inline void enter_passive(struct bpf_sock_ops *ctx)
 	reason = put_in(ctx, &s);
 	if (opened.delete(&s.peer)) {
 		/* The active end has just sent by TCP; or its entry was the oldest of too many. */
-		if (!reason)
+		if (!reason) {
 			socks.delete(&s.self);
+			if (sk)
+				ends.sk_storage_delete(sk);
+		}
 		reason = PLAIN_EARLY;
 	}
 	if (reason) {

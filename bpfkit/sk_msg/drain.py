@@ -13,7 +13,8 @@ What stays goes by TCP, and the kernel keeps the map and the program until the l
 is closed.  The same holds when this process is killed: then they go on being redirected.
 
 The sockets are found in the processes of the cgroup, and duplicated for a moment (pidfd_getfd(2),
-kernel 5.6).  A socket that is not found there may have unread bytes, and stays.
+kernel 5.6).  A socket that is not found there may have unread bytes, and stays.  With --cork and
+--apply all of them stay: bytes may be in the sender's hands, judged already.
 """
 
 from __future__ import annotations

@@ -206,14 +206,20 @@ class SkMsg(CgroupApp):
         super().finish(signals)
         sockets = self.object["socks"]
         self._set(self.object, stops=1)
-        # What --cork holds back would be lost with the socket's place in the map.
-        limit = 0.0 if self.options.cork else self.options.drain
-        left = len(sockets) if not limit else drain(sockets, self.group.path, limit)
+        # What --cork holds back would be lost with the socket's place in the map, and the verdict
+        # that --apply gave holds for bytes that are still to come.
+        options = self.options
+        option = "--cork" if options.cork else "--apply" if options.apply else ""
+        if option:
+            left = len(sockets)
+            why = f"bytes may be under way by {option}"
+        else:
+            left = drain(sockets, self.group.path, options.drain)
+            why = f"their data was not read in {options.drain:g} s"
         if left:
-            why = "--cork may hold bytes back" if not limit else "data is not read yet"
             self.note(
-                f"{left} sockets stay in the map until they are closed: {why}; "
-                "nothing is lost, new data goes by TCP"
+                f"{left} sockets stay in the map until they are closed, as {why}; nothing is lost, "
+                "new data goes by TCP"
             )
 
 

@@ -636,6 +636,21 @@ def test_a_drained_socket_is_an_ordinary_one(place: Place) -> None:
                 os.close(writer)
 
 
+@pytest.mark.parametrize("option", ["--apply", "--cork"])
+def test_bytes_under_way_are_not_lost_at_the_end(place: Place, option: str) -> None:
+    """The kernel goes by the last verdict, or holds bytes back, after the program has stopped."""
+    with place.run(option, "1000") as program, place.group.entered():
+        client, server = place.pair()
+        with client, server:
+            client.sendall(b"x" * 600)
+            status, _, said = program.end(signal.SIGTERM)
+            assert (status, "2 sockets stay in the map" in said) == (0, True), said
+            client.sendall(b"y" * 400)
+            client.sendall(b"z" * 1000)
+            client.shutdown(socket.SHUT_WR)
+            assert read_all(server) == b"x" * 600 + b"y" * 400 + b"z" * 1000
+
+
 def test_after_a_kill_the_connection_goes_on_and_unread_bytes_are_read(place: Place) -> None:
     with place.run() as program:
         client, server = place.pair()
