@@ -117,7 +117,7 @@ class SkLookup(SocketsApp):
 
     def _refuse_second(self) -> None:
         from bpfkit.net.attach.xdp import holders
-        from bpfkit.sk_lookup.control import running
+        from bpfkit.sk_lookup.running import running
 
         for program in running():
             pids = ", ".join(str(pid) for pid, _ in holders(program))

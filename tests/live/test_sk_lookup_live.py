@@ -439,7 +439,8 @@ def test_it_starts_without_rules_and_gets_them_later(lab: Lab) -> None:
 
 
 def test_no_connection_is_lost_while_other_rules_are_edited(lab: Lab) -> None:
-    with Echo(lab["server"]), steer(lab, "--steer", "5202:5201"):
+    """Others, and the same rule's listener: its sockets are there before it leads to them."""
+    with Echo(lab["server"]), Echo(lab["server"], port=5301), steer(lab, "--steer", "5202:5201"):
         editor = subprocess.Popen(
             [
                 sys.executable,
@@ -449,6 +450,7 @@ def test_no_connection_is_lost_while_other_rules_are_edited(lab: Lab) -> None:
                 "for i in range(12):\n"
                 "    assert main(['add', f'{7000 + i}:5201', *where]) == 0\n"
                 "    assert main(['add', '192.0.2.0/24:5202:5201', *where]) == 0\n"
+                "    assert main(['add', f'5202:{5301 - 100 * (i % 2)}', *where]) == 0\n"
                 "    assert main(['del', '192.0.2.0/24:5202:5201', *where]) == 0\n",
             ],
             cwd=ROOT,
@@ -493,6 +495,19 @@ def test_its_end_ends_the_steering_and_leaves_nothing(lab: Lab, number: signal.S
             time.sleep(0.05)
         assert ask(lab["client"], "tcp", SERVER[4], 5202) == "ECONNREFUSED"
         assert ask(lab["client"], "connected", SERVER[4], 5202, timeout=0.3) == "ECONNREFUSED"
+
+
+def test_kill_9_at_any_moment_leaves_nothing(lab: Lab) -> None:
+    """While it starts, and while it runs; the leak check of every test looks for what it left."""
+    with Echo(lab["server"]):
+        for i in range(8):
+            words = ["--netns", path_of(lab["server"]), "--steer", "5202:5201"]
+            argv = [sys.executable, "-m", "bpfkit.sk_lookup", *words]
+            with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL) as program:
+                time.sleep(0.05 + 0.04 * i)
+                program.kill()
+        with steer(lab, "--steer", "5202:5201"):  # nothing is in the way of the next one
+            assert ask(lab["client"], "connected", SERVER[4], 5202) == ""
 
 
 def test_an_editor_that_is_killed_leaves_a_whole_list(lab: Lab) -> None:
