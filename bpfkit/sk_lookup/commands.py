@@ -142,7 +142,7 @@ def wanted_rules(rules: Iterable[Rule], options: Namespace) -> list[tuple[Rule, 
 
     from bpfkit.sk_lookup.listeners import Target
     from bpfkit.sk_lookup.rules import PROTOS
-    from bpfkit.sk_lookup.sockets import check_free, resolve
+    from bpfkit.sk_lookup.sockets import check_free, ephemeral_clash, resolve
 
     if options.fd is not None and options.pid is None:
         raise UsageError("--fd needs --pid", why="descriptors are numbers of a process")
@@ -164,6 +164,8 @@ def wanted_rules(rules: Iterable[Rule], options: Namespace) -> list[tuple[Rule, 
         effective.append(narrowed)
     if not options.take:
         check_free(effective, own)
+    for text in filter(None, map(ephemeral_clash, effective)):
+        say(f"{NAME}: {text}")
     return result
 
 

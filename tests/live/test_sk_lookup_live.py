@@ -582,6 +582,24 @@ def test_bad_input_is_two_lines_that_say_what_to_do(lab: Lab) -> None:
         assert taken.returncode == 0
 
 
+def test_a_range_that_takes_from_this_machines_own_udp_clients_is_named(lab: Lab) -> None:
+    low, high = lab["server"].sysctl("net.ipv4.ip_local_port_range").split()
+    with Echo(lab["server"]):
+        for text, named in (
+            (f"{low}:5201", True),
+            (f"1-{high}:5201", True),
+            (f"tcp/{low}:5201", False),
+            (f"192.0.2.0/24:{low}:5201", False),
+            (f"{int(low) - 1}:5201", False),
+        ):
+            words = ("--netns", path_of(lab["server"]), "-c", "1", "-t", "0.1", "--steer", text)
+            done = run("sk_lookup", *words)
+            assert done.returncode == 0
+            assert (f"UDP ports of this machine's own clients ({low}-{high})" in done.stderr) == (
+                named
+            ), text
+
+
 def test_a_connected_socket_is_no_listener(lab: Lab) -> None:
     with Echo(lab["server"], "tcp") as server:
         raw = lab["server"].socket(socket.AF_INET, socket.SOCK_STREAM)
