@@ -42,7 +42,7 @@ _SHOWN = 40  # rules that a round prints as text; JSON has all
 
 
 class SkLookup(SocketsApp):
-    """Ports, port ranges and prefixes steered to one listening socket, TCP and UDP; edited live."""
+    """Ports, ranges and prefixes steered to one listener, TCP and UDP; rules edited live."""
 
     name = "sk_lookup"
     source = "sock/sk_lookup.bpf.c"
