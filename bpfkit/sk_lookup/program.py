@@ -69,12 +69,6 @@ class SkLookup(SocketsApp):
     traffic: Demo | None = None
 
     @classmethod
-    def types(cls) -> list[str]:
-        """With those of the programs that rewrite UDP replies and watch bind(2)."""
-        more = ("CGROUP_SOCK_ADDR", "SCHED_CLS", "CGROUP_SOCK")
-        return [*super().types(), *(f"BPF_PROG_TYPE_{name}" for name in more)]
-
-    @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
         from bpfkit.sk_lookup.commands import add_listener_options
 
