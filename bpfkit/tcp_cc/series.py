@@ -54,7 +54,7 @@ class Series:
     :param limit: changes that are kept; the oldest quarter goes when there are more.
     """
 
-    def __init__(self, limit: int = 200_000) -> None:
+    def __init__(self, limit: int = 20_000) -> None:
         self.changes: list[Change] = []
         self._limit = limit
 
