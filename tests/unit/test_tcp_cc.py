@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tcp_cc: the series of cwnd, its comparison with TCP_INFO, its plot; struct_ops without a kernel."""
+"""tcp_cc: the series of cwnd, its comparison with TCP_INFO, its plot; struct_ops without BTF."""
 
 from __future__ import annotations
 
