@@ -25,7 +25,6 @@
  *
  * Maps
  *   owners         sk_storage               struct owner; accepted sockets get a copy
- *   total          percpu_cgroup_storage    struct counts: of the cgroup attached to
  *   slots          hash                     struct who -> number of its row
  *   free_slots     queue                    numbers that no row has; user space fills it
  *   traffic        percpu_array             number -> struct counts; 0: everything without a row
@@ -40,7 +39,6 @@
 #include <uapi/linux/bpf.h>
 #include <linux/sched.h>
 #include <uapi/asm-generic/errno.h>
-#include <bpfkit/maps.h>
 #include <bpfkit/headers.h>
 #include <bpfkit/segment.h>
 #include <bpfkit/wire.h>
@@ -142,7 +140,6 @@ struct remote {
 };
 
 BPF_F_TABLE("sk_storage", int, struct owner, owners, 0, BPF_F_NO_PREALLOC | BPF_F_CLONE);
-BPFKIT_MAP(0, BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE, total, u64, struct counts, 0, 0, 0);
 BPF_HASH(slots, struct who, u32, MAX_ROWS);
 BPF_QUEUE(free_slots, u32, MAX_ROWS);
 BPF_TABLE("percpu_array", u32, struct counts, traffic, MAX_ROWS);
@@ -229,10 +226,10 @@ static __always_inline u32 action_of(const struct remote *to)
 	return action ? *action : rule->action;
 }
 
-static __always_inline void report(struct owner *owner, const struct remote *to, u32 action,
-				   u32 hook, u32 length)
+/* Room for an event in the ring buffer, NULL if this second had its share or the buffer is full. */
+static __always_inline struct refusal *event_room(void)
 {
-	u64 now = bpf_ktime_get_ns();
+	u64 second = bpf_ktime_get_coarse_ns() / NSEC_PER_SEC;
 	struct refusal *r = NULL;
 	struct pace *p;
 	u32 zero = 0;
@@ -240,23 +237,29 @@ static __always_inline void report(struct owner *owner, const struct remote *to,
 
 	p = pace.lookup(&zero);
 	if (!p)
-		return;
-	/* CPUs that race here send a few more; none of these is lost uncounted */
-	if (p->second != now / NSEC_PER_SEC) {
-		p->second = now / NSEC_PER_SEC;
+		return NULL;
+	/* CPUs that race here send a few more; what is not sent is counted in any case */
+	if (p->second != second) {
+		p->second = second;
 		p->sent = 0;
 	}
 	if (p->sent < event_rate())
 		r = refused.ringbuf_reserve(sizeof(*r));
-	if (!r) {
-		n = lost.lookup(&zero);
-		if (n)
-			__sync_fetch_and_add(n, 1);
-		return;
+	if (r) {
+		p->sent++;
+		return r;
 	}
-	p->sent++;
+	n = lost.lookup(&zero);
+	if (n)
+		__sync_fetch_and_add(n, 1);
+	return NULL;
+}
+
+static __always_inline void report(struct refusal *r, struct owner *owner, const struct remote *to,
+				   u32 action, u32 hook, u32 length)
+{
 	__builtin_memset(r, 0, sizeof(*r));
-	r->time_ns = now;
+	r->time_ns = bpf_ktime_get_ns();
 	if (owner) {
 		r->who = owner->who;
 		r->pid = owner->pid;
@@ -273,26 +276,29 @@ static __always_inline void report(struct owner *owner, const struct remote *to,
 	refused.ringbuf_submit(r, 0);
 }
 
-/* The addresses, from the IP header alone. */
-static __always_inline void read_addresses(struct __sk_buff *skb, struct remote *to, bool egress)
+/*
+ * The address of one end, from the IP header alone, into `addr`; true: the source's. Returns the IP
+ * version, or 0 if this is not IP.
+ */
+static __always_inline u8 read_address(struct __sk_buff *skb, __be32 *addr, u8 *proto, bool source)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ipv6_header *ip6 = data;
 	struct iphdr *ip4 = data;
 
 	if ((void *)(ip4 + 1) > end)
-		return;
+		return 0;
 	if (ip4->version == 4) {
-		to->family = 4;
-		to->proto = ip4->protocol;
-		to->addr[0] = egress ? ip4->daddr : ip4->saddr;
-		to->local[0] = egress ? ip4->saddr : ip4->daddr;
-	} else if (ip4->version == 6 && (void *)(ip6 + 1) <= end) {
-		to->family = 6;
-		to->proto = ip6->nexthdr;
-		__builtin_memcpy(to->addr, egress ? ip6->daddr : ip6->saddr, sizeof(to->addr));
-		__builtin_memcpy(to->local, egress ? ip6->saddr : ip6->daddr, sizeof(to->local));
+		addr[0] = source ? ip4->saddr : ip4->daddr;
+		*proto = ip4->protocol;
+		return 4;
 	}
+	if (ip4->version == 6 && (void *)(ip6 + 1) <= end) {
+		__builtin_memcpy(addr, source ? ip6->saddr : ip6->daddr, sizeof(ip6->saddr));
+		*proto = ip6->nexthdr;
+		return 6;
+	}
+	return 0;
 }
 
 /* The ports, by the walk through all headers. */
@@ -356,7 +362,8 @@ static __always_inline struct traffic wire_size(struct __sk_buff *skb)
 	union ip_header ip;
 	struct window w;
 
-	if (likely(!is_gso(skb)))
+	/* live traffic: a super-frame has a gso_size */
+	if (likely(!skb->gso_size))
 		return (struct traffic){ .packets = 1, .bytes = skb->len };
 	load_skb(skb, &h, &ip, &w, 0);
 	return segment_traffic(skb, skb->len, true, segment_header_len(skb, h.payload, h.proto));
@@ -379,32 +386,47 @@ static __always_inline void count(struct counts *row, const struct traffic *what
 	}
 }
 
-static __always_inline u32 judge(struct __sk_buff *skb, bool egress)
+/* The event of a denied packet, and the answer to the application. */
+static __always_inline void refuse(struct __sk_buff *skb, struct owner *owner, u32 action,
+				   bool egress)
 {
 	struct remote to = { .port = NO_PORT, .local_port = NO_PORT };
+	struct refusal *r = event_room();
+
+	if (r) {
+		to.family = read_address(skb, to.local, &to.proto, egress);
+		read_address(skb, to.addr, &to.proto, !egress);
+		if (to.family && !read_ports_fast(skb, &to, egress))
+			read_ports(skb, &to, egress);
+		report(r, owner, &to, action, egress ? HOOK_EGRESS : HOOK_INGRESS, skb->len);
+	}
+	/* goes on behind the call where there is no such program: the kernel cannot send ICMP */
+	if (egress && action == ACTION_REJECT)
+		senders.call(skb, skb->protocol == bpf_htons(ETH_P_IPV6));
+}
+
+static __always_inline u32 judge(struct __sk_buff *skb, bool egress)
+{
 	struct owner *owner = owner_of(skb);
 	u32 slot = owner ? owner->slot : 0;
 	u32 action = ACTION_ALLOW;
 	struct traffic what;
+	struct remote to;
 
 	if (have_rules()) {
-		read_addresses(skb, &to, egress);
-		if (have_ports() && !read_ports_fast(skb, &to, egress))
+		to.port = to.local_port = NO_PORT;
+		to.proto = 0;
+		to.family = read_address(skb, to.addr, &to.proto, !egress);
+		if (have_ports() && to.family && !read_ports_fast(skb, &to, egress))
 			read_ports(skb, &to, egress);
 		/* not IP, or cut off in its IP header: no rule can be looked up */
 		action = to.family ? action_of(&to) : ACTION_DENY;
 	}
 	what = wire_size(skb);
 	count(traffic.lookup(&slot), &what, action, egress);
-	count(bpf_get_local_storage(BPFKIT_MAP_REF(total), 0), &what, action, egress);
 	if (likely(action == ACTION_ALLOW))
 		return action;
-	if (!have_ports() && !read_ports_fast(skb, &to, egress))
-		read_ports(skb, &to, egress);
-	report(owner, &to, action, egress ? HOOK_EGRESS : HOOK_INGRESS, skb->len);
-	/* goes on behind the call where there is no such program: the kernel cannot send ICMP */
-	if (egress && action == ACTION_REJECT)
-		senders.call(skb, to.family == 6);
+	refuse(skb, owner, action, egress);
 	return action;
 }
 
@@ -435,6 +457,7 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, struct remote *
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct owner made = {}, *owner = NULL;
+	struct refusal *r;
 
 	if (sk)
 		owner = owners.sk_storage_get(sk, NULL, 0);
@@ -446,7 +469,9 @@ static __always_inline int judge_call(struct bpf_sock_addr *ctx, struct remote *
 	}
 	if (!reject_calls() || action_of(to) != ACTION_REJECT)
 		return 1;
-	report(owner, to, ACTION_REJECT, hook, 0);
+	r = event_room();
+	if (r)
+		report(r, owner, to, ACTION_REJECT, hook, 0);
 	bpf_set_retval(-ECONNREFUSED);
 	return 0;
 }
