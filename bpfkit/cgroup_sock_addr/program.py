@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bpfkit.cgroup_sock_addr.rules import Rule
     from bpfkit.core.cgroups import Cgroup
     from bpfkit.core.object import Object
+    from bpfkit.core.program import Program
     from bpfkit.show.rows import Event, Row, Verdict
 
 #: enum what of the C side.
@@ -49,7 +50,8 @@ class CgroupSockAddr(CgroupApp):
         "then the one with the protocol; then the longest prefix. The client's getpeername() and "
         "recvfrom() say FROM. A proxy in --proxy-cgroup gets it by getsockopt(SO_ORIGINAL_DST). "
         "The proxy itself must not be in the cgroup whose connections are redirected. A socket "
-        "that is connected already stays as it is; relative UNIX paths are compared as written."
+        "that is connected already stays as it is; UNIX paths are compared as written. "
+        "getpeername() of UNIX and MPTCP sockets says TO."
     )
     proxy_group: Cgroup | None = None
     unix: Object | None = None
@@ -117,19 +119,30 @@ class CgroupSockAddr(CgroupApp):
             self.load_unix(unix)
         for name in (*_ANSWERS, *_BINDS, "client_state", *_SENDS):
             if name in self.object.programs:
-                self.attach(self.object.programs[name])
+                self.attach_in_order(self.object.programs[name])
         if self.proxy_group is not None:
             program = self.object.programs["original_dst"]
             self.keep(program.attach_cgroup(self.proxy_group.path))
         if self.unix is not None:
             for name in _UNIX:
-                self.attach(self.unix.programs[name])
+                self.attach_in_order(self.unix.programs[name])
         if self.is_demo:
             from bpfkit.cgroup_sock_addr.demo import Proxy
 
             assert self.proxy_group is not None
             self.keep(Proxy(self.proxy_group))
         self.seen: list[dict[str, Any]] = self.for_check([])
+
+    def attach_in_order(self, program: Program) -> None:
+        """Attach behind the programs that are there, or in front of them if it undoes a
+        redirection: the last one is undone first (kernel 6.17; before that, behind them)."""
+        if program.name.startswith(("recvmsg", "getpeername", "getsockname")):
+            try:
+                self.keep(program.attach_cgroup(self.group.path, before=0))
+                return
+            except UnsupportedError:
+                pass
+        self.attach(program)
 
     def _find_proxy(self) -> None:
         from bpfkit.core.cgroups import Cgroup
