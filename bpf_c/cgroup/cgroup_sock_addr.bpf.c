@@ -19,8 +19,9 @@
  * Addresses are those of IPv6 everywhere, IPv4 as ::ffff:a.b.c.d: an IPv6 socket that connects to such
  * an address finds the rule for the IPv4 address. 0.0.0.0 and :: mean this host, as for the kernel.
  *
- * The rule with the port comes before one for any port, the one with the protocol before one for both,
- * and among these the longest prefix decides. Only TCP (MPTCP, too) and UDP have rules.
+ * The longest prefix decides. Among rules for the same prefix the one with the port comes before one
+ * for any port, then the one with the protocol before one for both. Only TCP (MPTCP, too) and UDP have
+ * rules.
  *
  * Maps
  *   rules     LPM trie    struct destination -> struct rule
@@ -76,7 +77,7 @@ struct rule {
 	u32 error; /* errno of ACTION_DENY */
 	__be32 addr[4];
 	__be16 port; /* 0: the one that was asked for */
-	u16 pad;
+	u16 length; /* of the key */
 };
 
 /* What was done with a socket. */
@@ -199,6 +200,14 @@ static __always_inline u8 protocol_of(const struct bpf_sock_addr *ctx)
 	return 0;
 }
 
+/* Of two rules that match; `a` is the more precise one if their prefixes are equally long. */
+static __always_inline struct rule *better(struct rule *a, struct rule *b)
+{
+	if (!a || !b)
+		return a ? a : b;
+	return b->length > a->length ? b : a;
+}
+
 static __always_inline struct rule *find_rule(const struct end *end, u8 proto, u8 of_bind)
 {
 	struct destination key = { .length = PREFIX_BITS, .proto = proto, .port = end->port };
@@ -211,15 +220,15 @@ static __always_inline struct rule *find_rule(const struct end *end, u8 proto, u
 	if (with_port_and_protocol())
 		rule = rules.lookup(&key);
 	key.proto = 0;
-	if (!rule && with_port())
-		rule = rules.lookup(&key);
+	if (with_port())
+		rule = better(rule, rules.lookup(&key));
 	key.proto = proto;
 	key.port = 0;
-	if (!rule && with_protocol())
-		rule = rules.lookup(&key);
+	if (with_protocol())
+		rule = better(rule, rules.lookup(&key));
 	key.proto = 0;
-	if (!rule && with_neither())
-		rule = rules.lookup(&key);
+	if (with_neither())
+		rule = better(rule, rules.lookup(&key));
 	return rule;
 }
 

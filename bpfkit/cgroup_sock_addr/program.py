@@ -46,8 +46,8 @@ class CgroupSockAddr(CgroupApp):
     counters = ("connects", "datagrams", "binds")
     epilog = (
         "FROM is [tcp/|udp/]HOST[/LENGTH][:PORT] or unix:PATH (unix:@NAME: an abstract one), TO is "
-        "HOST[:PORT] or unix:PATH. The rule with the port decides, else the one for every port; "
-        "then the one with the protocol; then the longest prefix. The client's getpeername() and "
+        "HOST[:PORT] or unix:PATH. The longest prefix decides; among rules for the same prefix the "
+        "one with the port, then the one with the protocol. The client's getpeername() and "
         "recvfrom() say FROM. A proxy in --proxy-cgroup gets it by getsockopt(SO_ORIGINAL_DST). "
         "The proxy itself must not be in the cgroup whose connections are redirected. A socket "
         "that is connected already stays as it is; UNIX paths are compared as written. "

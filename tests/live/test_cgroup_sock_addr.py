@@ -125,10 +125,16 @@ def echo(server: socket.socket) -> None:
     server.sendto(data, sender)
 
 
+def inside(ns: NetNS) -> socket.socket:
+    """A TCP socket in the namespace, outside the cgroup."""
+    with ns.entered():
+        return socket.socket()
+
+
 def wait_for_port(ns: NetNS, port: int, host: str = "127.0.0.1") -> None:
     deadline = time.monotonic() + 15
     while True:
-        with ns.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        with inside(ns) as sock:
             if sock.connect_ex((host, port)) == 0:
                 return
         assert time.monotonic() < deadline, f"nobody listens on port {port}"
@@ -251,11 +257,12 @@ def test_iperf3_measures_through_a_redirection(ns: NetNS, udp: bool) -> None:
         status, said, rows = redirected(ns, *rule, "--", *words)
     report, _ = json.JSONDecoder().raw_decode(said)
     assert status == 0, report.get("error")
-    end = report["end"]
+    (stream,) = report["start"]["connected"]
+    assert (stream["remote_host"], stream["remote_port"]) == ("192.0.2.2", 5201)
     if udp:
-        assert end["sum"]["lost_packets"] == 0
+        assert report["end"]["sum"]["lost_packets"] == 0
     else:
-        assert end["sum_received"]["bytes"] == end["sum_sent"]["bytes"]
+        assert report["end"]["sum_sent"]["bytes"] == 4 << 20
     assert figures(rows) == [(2, 0, 0)]
 
 
@@ -283,9 +290,9 @@ while True:
 
 @contextlib.contextmanager
 def transparent_proxy(ns: NetNS, group: Cgroup, host: str = "127.0.0.1") -> Iterator[None]:
+    into = 'echo $$ > "$0/cgroup.procs"; exec "$@"'
     with ns.popen(
-        ["sh", "-c", 'echo $$ > "$0/cgroup.procs"; exec "$@"', group.path]
-        + ["/usr/bin/python3", "-c", ORIGINAL, host],
+        ["sh", "-c", into, group.path, "/usr/bin/python3", "-c", ORIGINAL, host],
         stdout=subprocess.PIPE,
         text=True,
     ) as proxy:
@@ -343,7 +350,7 @@ def test_a_port_that_is_used_again_has_no_original_of_the_connection_before(ns: 
             assert process.stderr is not None
             assert json.loads(process.stderr.readline()) == "192.0.2.1 80 16"
             time.sleep(0.2)
-            with ns.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+            with inside(ns) as sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sock.bind(("127.0.0.1", 45000))
                 sock.connect(("127.0.0.1", 3128))
@@ -410,12 +417,13 @@ def test_udp_answers_come_from_the_address_that_was_addressed_last(ns: NetNS) ->
 
 
 def test_the_most_precise_rule_decides(ns: NetNS) -> None:
-    """Port before any port, protocol before any, then the longest prefix; 0.0.0.0 is this host."""
+    """The longest prefix, then port before any port, then protocol; 0.0.0.0 is this host."""
     rules = [
         "192.0.2.0/24=127.0.0.1:7001",
         "192.0.2.0/24:80=127.0.0.1:7002",
         "tcp/192.0.0.0/8:80=127.0.0.1:7003",
         "192.0.2.128/25=127.0.0.1:7004",
+        "udp/192.0.2.0/24:80=127.0.0.1:7006",
         "127.0.0.1:99=127.0.0.1:7005",
     ]
     options = [word for rule in rules for word in ("--redirect", rule)]
@@ -423,12 +431,12 @@ def test_the_most_precise_rule_decides(ns: NetNS) -> None:
 def to(host, port):
     with socket() as sock:
         return attempt(sock.connect, (host, port))
-say([to(*place) for place in [("192.0.2.1", 81), ("192.0.2.1", 80), ("192.0.2.200", 81),
+say([to(*place) for place in [("192.0.2.1", 81), ("192.0.2.1", 80), ("192.0.2.200", 80),
                               ("0.0.0.0", 99), ("192.1.1.1", 80)]])
 """
     got, rows = seen(ns, script, *options)
     assert got == ["ECONNREFUSED"] * 5  # nobody listens on loopback; the network is unreachable
-    assert [row["to"][-4:] for row in events(rows)] == ["7001", "7003", "7004", "7005", "7003"]
+    assert [row["to"][-4:] for row in events(rows)] == ["7001", "7002", "7004", "7005", "7003"]
 
 
 def test_mptcp_and_fast_open_do_not_escape(ns: NetNS) -> None:
@@ -514,7 +522,8 @@ def datagram(path):
     with socket(AF_UNIX, SOCK_DGRAM) as sock:
         sock.bind("\\0client")
         sock.sendto(b"ping", path)
-        return [part.decode() for part in sock.recvfrom(99)]
+        data, sender = sock.recvfrom(99)
+        return [data.decode(), sender]
 def padded(path):
     # A whole struct sockaddr_un, with rubbish behind the path's zero byte.
     with socket(AF_UNIX) as sock:
@@ -588,7 +597,6 @@ def test_after_kill_9_the_cgroup_connects_directly_and_nothing_is_left(ns: NetNS
                 assert group.run(["/usr/bin/python3", "-c", ASK]).returncode == 0
                 program.process.send_signal(signal.SIGKILL)
                 program.process.wait()
-                program.close() if hasattr(program, "close") else None
                 deadline = time.monotonic() + 5
                 while group.run(["/usr/bin/python3", "-c", ASK]).returncode == 0:
                     assert time.monotonic() < deadline
