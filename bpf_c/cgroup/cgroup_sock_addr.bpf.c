@@ -44,6 +44,7 @@ LOAD_CONST(0, with_port_and_protocol, 1);
 LOAD_CONST(1, with_port, 1);
 LOAD_CONST(2, with_protocol, 1);
 LOAD_CONST(3, with_neither, 1);
+LOAD_CONST(4, with_events, 1);
 
 #define FAMILY_IPV4    4
 #define FAMILY_IPV6    6
@@ -235,8 +236,11 @@ static __always_inline struct rule *find_rule(const struct end *end, u8 proto, u
 static __always_inline void report(struct bpf_sock_addr *ctx, const struct rule *rule, u32 what,
 				   const struct end *from, const struct end *to)
 {
-	struct event *e = events.ringbuf_reserve(sizeof(*e));
+	struct event *e;
 
+	if (!with_events())
+		return;
+	e = events.ringbuf_reserve(sizeof(*e));
 	if (!e) {
 		count_lost(LOST_EVENT);
 		return;

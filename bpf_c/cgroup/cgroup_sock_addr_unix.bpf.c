@@ -33,6 +33,7 @@
 /* Offsets in struct bpf_sock_addr_kern, from BTF. */
 LOAD_CONST(0, uaddr_offset, 8);
 LOAD_CONST(1, uaddrlen_offset, 32);
+LOAD_CONST(2, with_events, 1);
 
 #define PATH_LEN    108 /* UNIX_PATH_MAX */
 #define PATH_OFFSET 2 /* of sun_path in struct sockaddr_un */
@@ -132,8 +133,11 @@ static __always_inline bool same_path(const struct path *a, const struct path *b
 
 static __always_inline void report(const struct unix_rule *rule, u32 what)
 {
-	struct unix_event *e = unix_events.ringbuf_reserve(sizeof(*e));
+	struct unix_event *e;
 
+	if (!with_events())
+		return;
+	e = unix_events.ringbuf_reserve(sizeof(*e));
 	if (!e) {
 		count_lost(LOST_EVENT);
 		return;

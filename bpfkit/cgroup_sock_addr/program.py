@@ -72,6 +72,8 @@ class CgroupSockAddr(CgroupApp):
             help="SO_ORIGINAL_DST answers the proxies of this cgroup",
         )
 
+        add("--no-events", action="store_true", help="count only")
+
     def check_options(self) -> None:
         from bpfkit.cgroup_sock_addr.rules import error_number, make_rules
 
@@ -173,6 +175,7 @@ class CgroupSockAddr(CgroupApp):
             with_port=(True, False) in shapes,
             with_protocol=(False, True) in shapes,
             with_neither=(False, False) in shapes,
+            with_events=not self.options.no_events,
         )
         for key, value in entries:
             self.object["rules"][key] = value
@@ -190,6 +193,7 @@ class CgroupSockAddr(CgroupApp):
             consts={
                 "uaddr_offset": btf.offset("bpf_sock_addr_kern", "uaddr"),
                 "uaddrlen_offset": btf.offset("bpf_sock_addr_kern", "uaddrlen"),
+                "with_events": not self.options.no_events,
             },
             reuse_maps={name: self.object[name] for name in ("counts", "lost")},
             cache=not self.options.no_cache,
