@@ -341,7 +341,9 @@ def test_a_port_that_is_used_again_has_no_original_of_the_connection_before(ns: 
     with Cgroup.new("proxy") as group, transparent_proxy(ns, group):
         words = ["--redirect", "192.0.2.1:80=127.0.0.1:3128", "--proxy-cgroup", group.path]
         with ns.popen(
-            command("cgroup_sock_addr", *words, "--", "/usr/bin/python3", "-c", HEAD + script),
+            command(
+                "cgroup_sock_addr", "--json", *words, "--", "/usr/bin/python3", "-c", HEAD + script
+            ),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
