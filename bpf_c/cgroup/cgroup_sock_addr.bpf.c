@@ -81,13 +81,17 @@ struct rule {
 	u16 length; /* of the key */
 };
 
-/* What was done with a socket. */
+/* What was done with a connect. */
 struct origin {
 	struct end asked; /* the process's connect */
 	struct end given; /* where it went; port 0: not redirected */
-	struct end bind_asked;
-	struct end bind_given; /* port 0: not redirected */
 	u64 netns; /* cookie of the network namespace */
+};
+
+/* What was done with a bind. */
+struct bound {
+	struct end asked;
+	struct end given;
 };
 
 struct datagram_peer {
@@ -115,9 +119,11 @@ struct event {
 };
 
 BPF_LPM_TRIE(rules, struct destination, struct rule, RULES);
-BPFKIT_MAP(0, BPF_MAP_TYPE_SK_STORAGE, origins, int, struct origin, 0,
-	   BPF_F_NO_PREALLOC | BPF_F_CLONE, 0);
+BPFKIT_MAP(0, BPF_MAP_TYPE_SK_STORAGE, origins, int, struct origin, 0, BPF_F_NO_PREALLOC, 0);
 BPFKIT_VALUE(origins, struct origin);
+BPFKIT_MAP(1, BPF_MAP_TYPE_SK_STORAGE, bounds, int, struct bound, 0,
+	   BPF_F_NO_PREALLOC | BPF_F_CLONE, 0);
+BPFKIT_VALUE(bounds, struct bound);
 BPF_TABLE("lru_hash", struct datagram_peer, struct end, sent, 65536);
 BPF_TABLE("lru_hash", struct tuple, struct end, by_tuple, 65536);
 BPF_RINGBUF_OUTPUT(events, 64);
@@ -426,10 +432,15 @@ int getpeername6(struct bpf_sock_addr *ctx)
 	return on_getpeername(ctx, true);
 }
 
+static __always_inline struct bound *bound_of(struct bpf_sock_addr *ctx, u64 flags)
+{
+	return bpf_sk_storage_get(BPFKIT_MAP_REF(bounds), ctx->sk, 0, flags);
+}
+
 static __always_inline int on_bind(struct bpf_sock_addr *ctx, bool v6)
 {
 	struct end asked, given;
-	struct origin *origin;
+	struct bound *bound;
 	struct rule *rule;
 
 	read_end(ctx, &asked, v6);
@@ -438,13 +449,13 @@ static __always_inline int on_bind(struct bpf_sock_addr *ctx, bool v6)
 		return 1;
 	count_hit(rule->number, WHAT_BIND);
 	target_of(rule, &asked, &given);
-	origin = origin_of(ctx, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!origin) {
+	bound = bound_of(ctx, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!bound) {
 		count_lost(LOST_ORIGIN);
 		return refuse(ENOMEM);
 	}
-	origin->bind_asked = asked;
-	origin->bind_given = given;
+	bound->asked = asked;
+	bound->given = given;
 	write_end(ctx, &given, v6);
 	report(ctx, rule, WHAT_BIND, &asked, &given);
 	return 1;
@@ -468,20 +479,20 @@ int bind6(struct bpf_sock_addr *ctx)
  */
 static __always_inline int on_getsockname(struct bpf_sock_addr *ctx, bool v6)
 {
-	struct origin *origin = origin_of(ctx, 0);
+	struct bound *bound = bound_of(ctx, 0);
 	struct end local;
 
-	if (!origin || !origin->bind_given.port)
+	if (!bound || !bound->given.port)
 		return 1;
 	read_end(ctx, &local, v6);
-	if (local.port != origin->bind_given.port)
+	if (local.port != bound->given.port)
 		return 1;
-	if (ctx->sk->dst_port && is_any(&origin->bind_asked))
-		ctx->user_port = origin->bind_asked.port;
-	else if (same_address(&local, &origin->bind_given))
-		write_end(ctx, &origin->bind_asked, v6);
-	else if (is_any(&origin->bind_given))
-		ctx->user_port = origin->bind_asked.port;
+	if (ctx->sk->dst_port && is_any(&bound->asked))
+		ctx->user_port = bound->asked.port;
+	else if (same_address(&local, &bound->given))
+		write_end(ctx, &bound->asked, v6);
+	else if (is_any(&bound->given))
+		ctx->user_port = bound->asked.port;
 	return 1;
 }
 
