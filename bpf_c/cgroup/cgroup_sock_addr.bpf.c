@@ -3,7 +3,7 @@
  * cgroup_sock_addr: connections, datagrams and binds of a cgroup go to another address
  * ====================================================================================
  *
- * hooks     connect(2), sendmsg(2) of an unconnected UDP socket, bind(2): the address that the process
+ * hook      connect(2), sendmsg(2) of an unconnected UDP socket, bind(2): the address that the process
  *           gave; recvmsg(2), getpeername(2), getsockname(2): the address that the kernel answers
  *           (CGROUP_SOCK_ADDR). sockops: a SYN leaves, a connection ends. getsockopt(2) of the proxy.
  * context   struct bpf_sock_addr: user_ip4 or user_ip6, user_port (network byte order), protocol, sk
@@ -128,6 +128,21 @@ BPF_TABLE("lru_hash", struct datagram_peer, struct end, sent, 65536);
 BPF_TABLE("lru_hash", struct tuple, struct end, by_tuple, 65536);
 BPF_RINGBUF_OUTPUT(events, 64);
 EVENT_TYPE(events, struct event);
+BPF_PERCPU_ARRAY(counts, struct count, RULES);
+BPF_ARRAY(lost, u64, LOSTS);
+
+static __always_inline void count_hit(u32 rule, u32 what)
+{
+	add_hit(counts.lookup(&rule), what);
+}
+
+static __always_inline void count_lost(u32 what)
+{
+	u64 *n = lost.lookup(&what);
+
+	if (n)
+		__sync_fetch_and_add(n, 1);
+}
 
 static __always_inline bool is_mapped(const struct end *end)
 {
