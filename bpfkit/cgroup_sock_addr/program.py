@@ -55,6 +55,7 @@ class CgroupSockAddr(CgroupApp):
     )
     proxy_group: Cgroup | None = None
     unix: Object | None = None
+    _failed = 0
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
@@ -153,6 +154,11 @@ class CgroupSockAddr(CgroupApp):
             self.proxy_group = self.keep(Cgroup.new("proxy"))
         elif self.options.proxy_cgroup is not None:
             self.proxy_group = self.keep(Cgroup.open(self.options.proxy_cgroup))
+            if f"{self.proxy_group.path}/".startswith(f"{self.group.path}/"):
+                self.note(
+                    f"the proxies of {self.proxy_group.path} are redirected, too: they come back to "
+                    "themselves unless --allow lists where they connect to"
+                )
 
     def load_options(self) -> dict[str, Any]:
         """Only the programs that the rules need."""
@@ -233,6 +239,10 @@ class CgroupSockAddr(CgroupApp):
 
     def rows(self) -> list[Row]:
         counts = self.object["counts"]
+        failed = self.object["lost"][1]
+        if failed > self._failed:
+            self._failed = failed
+            self.note(f"no memory for original addresses: {failed} system calls failed")
         rows = []
         for rule in self.rules:
             hits = counts.sum(rule.number).hits
@@ -261,7 +271,7 @@ class CgroupSockAddr(CgroupApp):
                 yield from source.read()
 
         filenos = [fd for source in sources for fd in source.filenos]
-        return EventSource(read, filenos, lambda: sum(self.object["lost"].values()))
+        return EventSource(read, filenos, lambda: self.object["lost"][0])
 
     def _event(self, record: Any) -> Event:
         from bpfkit.show.protocols import protocol_name
