@@ -364,7 +364,8 @@ class Program(Closing):
         Programs that others attached with BPF_F_ALLOW_MULTI (systemd's, container runtimes') stay.
 
         :param cgroup: an fd of the directory, or its path.
-        :param before: run before this link, program, or program id (kernel 6.17).
+        :param before: run before this link, program, or program id (kernel 6.17); 0: before all
+            others of the cgroup.
         :param after: run after this one.  Without either the program runs last.
         :param preorder: run before the programs of inner cgroups (kernel 6.15).
         :raises AttachError: EPERM where a program on a cgroup above forbids others.
