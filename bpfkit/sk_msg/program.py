@@ -32,7 +32,7 @@ PLAIN = (
     ("early", "data was sent before both ends were there"),
     ("full", "the map had no room (--max)"),
     ("refused", "the kernel does not let the socket in (MPTCP, kTLS, another sockmap)"),
-    ("ktls", "setsockopt(TCP_ULP) of a redirected socket, refused with EINVAL"),
+    ("ktls", "kTLS, which stays off: setsockopt(TCP_ULP) failed with EINVAL"),
 )
 #: Fields of struct port_count; each has its _bytes.
 VERDICTS = ("redirected", "passed", "denied")
@@ -183,7 +183,8 @@ class SkMsg(CgroupApp):
         for name, meaning in PLAIN:
             count = summary[f"plain_{name}"]
             if count:
-                texts.append(f"not redirected, {count}: {meaning}")
+                what = "refused" if name == "ktls" else "not redirected"
+                texts.append(f"{what}, {count}: {meaning}")
         return texts
 
     # ---------------------------------------------------------------- demo, end

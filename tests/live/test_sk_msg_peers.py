@@ -164,6 +164,33 @@ def test_curl_gets_from_nginx_what_nginx_has(peers: Peers, site: tuple[list[str]
     assert row["redirected_bytes"] > 6 * (MEGABYTES << 20)
 
 
+def test_tcpdump_sees_the_handshake_and_no_payload(
+    peers: Peers, site: tuple[list[str], str], tmp_path: Path
+) -> None:
+    needs("tcpdump")
+    argv, _ = site
+    trace = str(tmp_path / "trace.pcap")
+    with sk_msg(peers, "8082"), peers.serving(argv, 8082):
+        dump = ["tcpdump", "-i", "lo", "-U", "--immediate-mode", "-w", trace, "tcp port 8082"]
+        with peers.ns.popen(dump, stderr=subprocess.PIPE, text=True) as tcpdump:
+            assert tcpdump.stderr is not None
+            while "listening on" not in tcpdump.stderr.readline():
+                assert tcpdump.poll() is None
+            peers.run("curl", "-sf", "http://127.0.0.1:8082/file")
+            time.sleep(0.3)
+            tcpdump.terminate()
+
+    def seen(expression: str) -> int:
+        argv = ["tcpdump", "-nr", trace, expression]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True)
+        return len(done.stdout.splitlines())
+
+    size = "ip[2:2] - ((ip[0] & 0xf) << 2) - ((tcp[12] & 0xf0) >> 2)"
+    assert seen("tcp[tcpflags] & tcp-syn != 0") == 2
+    assert seen("tcp[tcpflags] & tcp-fin != 0") == 2
+    assert seen(f"{size} != 0") == 0
+
+
 def test_nginx_reads_as_a_proxy_what_another_nginx_sends(
     peers: Peers, site: tuple[list[str], str]
 ) -> None:
