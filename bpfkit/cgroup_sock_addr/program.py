@@ -156,8 +156,8 @@ class CgroupSockAddr(CgroupApp):
             self.proxy_group = self.keep(Cgroup.open(self.options.proxy_cgroup))
             if f"{self.proxy_group.path}/".startswith(f"{self.group.path}/"):
                 self.note(
-                    f"the proxies of {self.proxy_group.path} are redirected, too: they come back to "
-                    "themselves unless --allow lists where they connect to"
+                    f"the proxies of {self.proxy_group.path} are redirected, too: they come back "
+                    "to themselves unless --allow lists where they connect to"
                 )
 
     def load_options(self) -> dict[str, Any]:

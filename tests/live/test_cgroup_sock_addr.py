@@ -370,6 +370,41 @@ def test_only_the_proxys_cgroup_gets_an_original_address(ns: NetNS) -> None:
     assert got.startswith("errno ")
 
 
+@needs("sslsplit", "curl")
+def test_a_transparent_proxy_for_netfilter_works_unchanged(ns: NetNS) -> None:
+    """sslsplit asks SO_ORIGINAL_DST (of IPv4 only), connects there itself, and logs the address."""
+    ns.check_output(["ip", "address", "add", "192.0.2.1", "dev", "lo"])
+
+    def answer(client: socket.socket) -> None:
+        client.recv(2000)
+        client.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 6\r\n\r\norigin")
+
+    into = 'echo $$ > "$0/cgroup.procs"; exec "$@"'
+    split = ["sslsplit", "-D", "-e", "netfilter", "-l", "/dev/stdout", "tcp", "127.0.0.1", "3128"]
+    with (
+        Cgroup.new("proxy") as group,
+        serving(ns, socket.AF_INET, socket.SOCK_STREAM, ("192.0.2.1", 80), answer),
+        ns.popen(
+            ["sh", "-c", into, group.path, *split],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as proxy,
+    ):
+        try:
+            wait_for_port(ns, 3128)
+            words = ["--redirect", "192.0.2.1:80=127.0.0.1:3128", "--proxy-cgroup", group.path]
+            curl = ["curl", "-sS", "-m", "10", "http://192.0.2.1/"]
+            status, said, _ = redirected(ns, *words, "--", *curl)
+        finally:
+            proxy.terminate()
+            assert proxy.stdout is not None
+            log = proxy.stdout.read()
+    assert status == 0, said
+    assert said.startswith("origin")
+    assert "192.0.2.1 80" in log or "[192.0.2.1]:80" in log, log
+
+
 UDP = """
 def talk(sock, *addresses):
     for n, address in enumerate(addresses):
