@@ -40,7 +40,7 @@ _WHOLE_RUN = 1e6
 class CgroupApp(App):
     """Attached to a cgroup: the demo's, a command's, or the one that ``--cgroup`` names."""
 
-    needs = ("BPF", "NET_ADMIN", "SYS_ADMIN")
+    needs: tuple[str, ...] = ("BPF", "NET_ADMIN", "SYS_ADMIN")
     demo_rounds = 2
     demo_in_background = False
     #: Does the demo need a network of its own?

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 
+from bpfkit.core.children import die_with_parent
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, errno_text
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Command", "add_command"]
 
-_PR_SET_PDEATHSIG = 1
 _GRACE_S = 3.0
 
 
@@ -46,8 +46,6 @@ class Command(Closing):
     """
 
     def __init__(self, argv: Sequence[str], group: Cgroup, *, json: bool = False) -> None:
-        import ctypes
-        import signal
         import subprocess
         import sys
         from shutil import which
@@ -56,14 +54,11 @@ class Command(Closing):
         path = which(argv[0])
         if path is None and "/" not in argv[0]:
             raise CannotRun(argv[0], OSError(2, ""))
-        prctl = ctypes.CDLL(None).prctl
-        parent = os.getpid()
+        bind_life = die_with_parent()
 
         def prepare() -> None:
             os.write(procs, b"0")
-            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(1)
+            bind_life()
 
         self.argv = list(argv)
         self._group = group

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from bpfkit.core.attach.link import Link
     from bpfkit.core.compile.artifact import Artifact, ProgDef
     from bpfkit.core.maps.base import Map
     from bpfkit.core.types.btf import Btf
@@ -292,6 +293,20 @@ class Object(Closing):
             raise InputError(
                 f"no map '{name}' in {self.name}", why=f"it has {', '.join(self.maps) or 'none'}"
             ) from None
+
+    def attach_struct_ops(self, struct: str, **values: int | str | bytes) -> Link:
+        """Register the programs ``SEC("struct_ops/STRUCT.member")`` as one table of functions.
+
+        By a link where the kernel has it (6.4), else (5.6) with an ownership record, because the
+        registration outlives the process.  Sockets that use an algorithm keep it until they close.
+
+        :param struct: ``tcp_congestion_ops``.
+        :param values: the members that are no functions (``name="aimd"``, ``flags=1``).
+        :raises AttachError: EEXIST: the kernel has one of this name.
+        """
+        from bpfkit.core.attach.struct_ops import attach
+
+        return attach(self.programs.values(), struct, values)
 
     def close(self) -> None:
         """Detach every program and let go of everything."""

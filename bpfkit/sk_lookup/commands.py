@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from bpfkit.sk_lookup.control import Steering
     from bpfkit.sk_lookup.rules import Rule
 
-__all__ = ["add_listener_options", "command", "rule_lines", "rule_rows", "wanted_rules"]
+__all__ = [
+    "add_listener_options",
+    "command",
+    "rule_lines",
+    "rule_notes",
+    "rule_rows",
+    "wanted_rules",
+]
 
 NAME = "sk_lookup"
 
@@ -86,7 +93,7 @@ def command(argv: Sequence[str]) -> int:
 
 
 def _work(options: Namespace, rules: list[Rule]) -> None:
-    from bpfkit.sk_lookup.control import find
+    from bpfkit.sk_lookup.running import find
 
     with find() as steering:
         if options.command == "list":
@@ -95,10 +102,16 @@ def _work(options: Namespace, rules: list[Rule]) -> None:
             steering.delete(rules)
             say(f"{NAME}: {_count(len(rules))} deleted")
         else:
+            from bpfkit.sk_lookup.rules import PROTOS
             from bpfkit.sk_lookup.sockets import Sockets
 
-            steering.add(wanted_rules(rules, options))
-            Sockets(steering.maps["sockets"]).refresh(steering.targets())
+            sockets = Sockets(steering.maps["sockets"])
+            steering.add(wanted_rules(rules, options), sockets.refresh)
+            if (
+                any(rule.protos & PROTOS["udp"] for rule in rules)
+                and not steering.wait_until_seen()
+            ):
+                say(f"{NAME}: the running program is busy: UDP replies are not rewritten yet")
             say(f"{NAME}: {_count(len(rules))} added")
 
 
@@ -129,7 +142,7 @@ def wanted_rules(rules: Iterable[Rule], options: Namespace) -> list[tuple[Rule, 
 
     from bpfkit.net.sockets.listeners import Target
     from bpfkit.sk_lookup.rules import PROTOS
-    from bpfkit.sk_lookup.sockets import check_free, resolve
+    from bpfkit.sk_lookup.sockets import check_free, ephemeral_clash, resolve
 
     if options.fd is not None and options.pid is None:
         raise UsageError("--fd needs --pid", why="descriptors are numbers of a process")
@@ -151,6 +164,8 @@ def wanted_rules(rules: Iterable[Rule], options: Namespace) -> list[tuple[Rule, 
         effective.append(narrowed)
     if not options.take:
         check_free(effective, own)
+    for text in filter(None, map(ephemeral_clash, effective)):
+        say(f"{NAME}: {text}")
     return result
 
 
@@ -208,7 +223,6 @@ def rule_lines(rows: list[Row], most: int = 0) -> list[str]:
     :param most: so many rules, those with the most lookups; 0: all.
     """
     from bpfkit.show.text import table
-    from bpfkit.sk_lookup.control import ERRORS
 
     if not rows:
         return ["no rules"]
@@ -218,15 +232,24 @@ def rule_lines(rows: list[Row], most: int = 0) -> list[str]:
     body = [[str(row[name]) for name in _SHOWN] for row in shown]
     right = [name != "rule" for name in _SHOWN]
     lines = list(table(list(_SHOWN), body, right=right))
-    for row in shown:
-        kinds = [f"{row[name]} {name.upper()}" for name in ERRORS if row[name]]
-        if kinds:
-            lines.append(f"{row['rule']}: {', '.join(kinds)}")
-        if not row["listening"]:
-            lines.append(f"{row['rule']}: nobody listens on port {row['port']}")
+    lines += rule_notes(shown)
     if len(shown) < len(rows):
         lines.append(f"… and {len(rows) - len(shown)} rules more ('list' shows all)")
     return lines
+
+
+def rule_notes(rows: Iterable[Row]) -> list[str]:
+    """What the table has no room for: errors by kind, and listeners that have closed."""
+    from bpfkit.sk_lookup.control import ERRORS
+
+    notes = []
+    for row in rows:
+        kinds = [f"{row[name]} {name.upper()}" for name in ERRORS if row[name]]
+        if kinds:
+            notes.append(f"{row['rule']}: {', '.join(kinds)}")
+        if not row["listening"]:
+            notes.append(f"{row['rule']}: nobody listens on port {row['port']}")
+    return notes
 
 
 def _list(steering: Steering, options: Namespace) -> None:

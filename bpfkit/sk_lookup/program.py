@@ -42,12 +42,12 @@ _SHOWN = 40  # rules that a round prints as text; JSON has all
 
 
 class SkLookup(SocketsApp):
-    """Ports, port ranges and prefixes steered to one listening socket, TCP and UDP; edited live."""
+    """Ports, ranges and prefixes steered to one listener, TCP and UDP; rules edited live."""
 
     name = "sk_lookup"
     source = "sock/sk_lookup.bpf.c"
     needs = (*SocketsApp.needs, "SYS_PTRACE")  # pidfd_getfd(2)
-    counters = ("lookups", "assigned", "misses", "errors", "replies")
+    counters = ("assigned",)  # each takes two columns of the live view
     protects = True
     epilog = (
         "RULE is [tcp/|udp/][PREFIX:]PORTS:PORT: 5202:5201 | 6000-6999:5201 | "
@@ -56,11 +56,13 @@ class SkLookup(SocketsApp):
         "Addresses of a prefix must be local: ip route add local 192.0.2.0/24 dev lo. "
         "Live: python -m bpfkit.sk_lookup add|del RULE, list. "
         "Established connections are never touched. A listener that closes leaves misses until "
-        "a server listens on its port again, which is noticed within half a second (with --pid, a "
-        "server of the same user). UDP: the server answers from its own port, which clients do "
-        "not accept, and no cgroup hook can write a source port: so a cgroup sendmsg hook chooses "
-        "the source address, and a program at tc egress of every interface the source port, of "
-        "what the client sent to last. Connected and unconnected clients, fragments included."
+        "a server listens on its port again, which is noticed at once in the old one's cgroup, "
+        "else within half a second (with --pid: a server of the same user). UDP: the server "
+        "answers from its own port, which clients do not accept, and no cgroup hook can write a "
+        "source port: so a cgroup sendmsg hook chooses the source address, and a program at tc "
+        "egress of every interface the source port, of what the client sent to last. For "
+        "connected and unconnected clients, fragments included; not for servers that connect(2) "
+        "a socket to each client (iperf3 -u, DTLS)."
     )
     steering: Steering
     watcher: Watcher
@@ -109,7 +111,7 @@ class SkLookup(SocketsApp):
 
     def _refuse_second(self) -> None:
         from bpfkit.net.attach.xdp import holders
-        from bpfkit.sk_lookup.control import running
+        from bpfkit.sk_lookup.running import running
 
         for program in running():
             pids = ", ".join(str(pid) for pid, _ in holders(program))
@@ -124,7 +126,7 @@ class SkLookup(SocketsApp):
         from bpfkit.sk_lookup.binds import Binds
         from bpfkit.sk_lookup.control import MAPS, Steering
         from bpfkit.sk_lookup.replies import Replies
-        from bpfkit.sk_lookup.watcher import Watcher, check
+        from bpfkit.sk_lookup.watcher import Watcher
 
         program = self.load_program()
         self.steering = Steering({name: self.object[name] for name in MAPS})
@@ -136,7 +138,6 @@ class SkLookup(SocketsApp):
         self.watcher = self.keep(Watcher(self.steering, replies, binds, self.note))
         self._say_neighbours()
         self.keep(program.attach_netns())
-        self.check_regularly(lambda: check(self.watcher))
 
     def load_options(self) -> dict[str, Any]:
         from bpfkit.sk_lookup.control import port_table
@@ -178,17 +179,12 @@ class SkLookup(SocketsApp):
         return rule_lines(rows, _SHOWN)
 
     def text_cells(self, row: Row) -> dict[str, str]:
-        return {"rule": row["rule"], "listening": "yes" if row["listening"] else "nobody"}
+        return {name: str(row[name]) for name in ("rule", "misses", "errors", "replies")}
 
     def notes(self, rows: list[Row]) -> list[str]:
-        from bpfkit.sk_lookup.control import ERRORS
+        from bpfkit.sk_lookup.commands import rule_notes
 
-        return [
-            f"{row['rule']}: {row[name]} {name.upper()}"
-            for row in rows
-            for name in ERRORS
-            if row[name]
-        ]
+        return rule_notes(rows)
 
     # -- lookups that found no socket, or one that does not fit
 
@@ -223,6 +219,12 @@ class SkLookup(SocketsApp):
         }
         kind = "refused" if record.error else "miss"
         return Event(kind, unix_seconds(record.time_ns), fields)
+
+    def event_row(self, event: Event, round_: int) -> Row:
+        from bpfkit.show.rows import stamp
+
+        first = {"ts": round(event.time, 6), "event": event.kind}
+        return {**stamp(round_), **first, **event.fields}
 
     # -- the demo
 

@@ -9,6 +9,7 @@ there is compared with what listens without opening anything.
 from __future__ import annotations
 
 import os
+from time import monotonic
 
 from bpfkit.core.errors import BpfkitError, InputError, MapError
 from bpfkit.net.sockets.listeners import (
@@ -32,8 +33,11 @@ if TYPE_CHECKING:
     from bpfkit.core.maps.base import Map
     from bpfkit.sk_lookup.rules import Rule
 
-__all__ = ["Sockets", "check_free", "holder", "in_use", "resolve"]
+__all__ = ["Sockets", "check_free", "ephemeral_clash", "holder", "in_use", "resolve"]
 
+_SO_PROTOCOL, _IPPROTO_MPTCP = 38, 262
+#: Seconds until a socket without a process is looked for again.
+_AGAIN = 2.0
 #: Slots of a target: protocol * 4 + family * 2 + spare.
 EACH = 8
 
@@ -54,6 +58,7 @@ class Sockets:
     def __init__(self, sockets: Map) -> None:
         self._map = sockets
         self._refused: dict[int, str] = {}
+        self._ownerless: dict[int, float] = {}
         self.found: list[Listener] = []
         self.chosen: dict[int, list[Listener]] = {}
 
@@ -114,8 +119,11 @@ class Sockets:
         return True
 
     def _borrowed(self, one: Listener, target: Target) -> int:
-        owner = find_owner(one.inode, target.pid) if one.inode else None
-        if owner is None:
+        if not one.inode or monotonic() < self._ownerless.get(one.inode, 0.0):
+            return -1
+        owner = find_owner(one.inode, target.pid)
+        if owner is None:  # of a process in another PID namespace; to look costs all of /proc
+            self._ownerless[one.inode] = monotonic() + _AGAIN
             return -1
         try:
             return borrow(one, *owner)
@@ -170,9 +178,32 @@ def resolve(target: Target, protos: int) -> list[Listener]:
             why=f"on {', '.join(addresses)}",
             hint=f"choose one: --to {addresses[0]}",
         )
+    for one in fitting:
+        _see_that_it_can_be_entered(one, target)
     if target.pid:
         target.uid = fitting[0].uid
     return fitting
+
+
+def _see_that_it_can_be_entered(one: Listener, target: Target) -> None:
+    import _socket
+
+    owner = find_owner(one.inode, target.pid) if one.inode else None
+    if owner is None:
+        raise InputError(
+            f"cannot steer to {one}", why="no process that can be seen has this socket open"
+        )
+    sock = _socket.socket(fileno=borrow(one, *owner))
+    try:
+        protocol = sock.getsockopt(_socket.SOL_SOCKET, _SO_PROTOCOL)
+    finally:
+        sock.close()
+    if protocol == _IPPROTO_MPTCP:
+        raise InputError(
+            f"cannot steer to {one} of {process_name(owner[0])}",
+            why="it is a socket of MPTCP, which keeps the one that listens inside the kernel",
+            hint="let the server listen on plain TCP (Go: GODEBUG=multipathtcp=0)",
+        )
 
 
 def _all(kinds: dict[tuple[str, int], list[Listener]]) -> Iterable[Listener]:
@@ -188,7 +219,7 @@ def _nobody(target: Target, protos: int, found: list[Listener]) -> tuple[str, st
     if target.pid:
         return (
             f"process {target.pid} does not listen on {what} port {target.port}",
-            "it has no such socket in this network namespace",
+            _elsewhere(target.pid) or "it has no such socket in this network namespace",
         )
     if target.address and found:
         return (
@@ -196,6 +227,16 @@ def _nobody(target: Target, protos: int, found: list[Listener]) -> tuple[str, st
             "the port's sockets are bound to " + ", ".join(sorted({str(one) for one in found})),
         )
     return f"nothing listens on {what} port {target.port}", "start the server first"
+
+
+def _elsewhere(pid: int) -> str:
+    """That a process is in another network namespace; "": it is in this one."""
+    try:
+        if os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat("/proc/thread-self/ns/net").st_ino:
+            return ""
+    except OSError:
+        return ""
+    return f"it is in another network namespace: --netns {pid}"
 
 
 def _state_of(target: Target) -> str:
@@ -258,6 +299,20 @@ def in_use(
             if rule.covers(one.proto, one.family, one.address, one.port):
                 yield rule, one
                 break
+
+
+def ephemeral_clash(rule: Rule) -> str:
+    """What a rule for UDP takes from this machine's own clients; "": nothing."""
+    ports = _ephemeral()
+    if not rule.protos & PROTOS["udp"] or rule.family:
+        return ""
+    if rule.last < ports.start or rule.first >= ports.stop:
+        return ""
+    return (
+        f"'{rule}' covers UDP ports of this machine's own clients "
+        f"({ports.start}-{ports.stop - 1}): what is sent to their unconnected sockets is steered, "
+        "too; tcp/ or a prefix avoids that"
+    )
 
 
 def holder(one: Listener) -> str:

@@ -34,13 +34,14 @@ _USUAL, _MISSING = 0.5, 0.1
 _SOON, _SOON_FOR = 0.002, 0.1
 #: A listener that is missing for so long is reported; some servers open a new one for each client.
 _LASTING = 0.25
+#: Different troubles that are said, each once.
+_TOLD = 20
 
 
 class Watcher(Closing):
     """The thread; :meth:`look` is its work, and is called once before it starts.
 
     :param note: prints a line for the user.
-    :ivar error: what ended it.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Watcher(Closing):
     ) -> None:
         from threading import Thread
 
-        self.error: BaseException | None = None
+        self._troubles: set[str] = set()
         self._steering = steering
         self._replies = replies
         self._binds = binds
@@ -69,6 +70,7 @@ class Watcher(Closing):
         self.look()
         self._first = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._bell = steering.bell()
         self._thread = Thread(target=self._run, name="watcher", daemon=True)
         self._thread.start()
 
@@ -82,6 +84,7 @@ class Watcher(Closing):
         self.wake()
         self._thread.join(5.0)
         os.close(self._wake)
+        self._bell.close()
 
     def _run(self) -> None:
         from select import POLLIN, poll
@@ -89,20 +92,33 @@ class Watcher(Closing):
         poller = poll()
         poller.register(self._wake, POLLIN)
         poller.register(self._binds.fileno(), POLLIN)
-        try:
-            while True:
-                poller.poll(int(self._pause() * 1000) + 1)
-                if self._ended:
-                    return
-                try:
-                    os.eventfd_read(self._wake)
-                except BlockingIOError:
+        poller.register(self._bell, POLLIN)
+        while True:
+            poller.poll(int(self._pause() * 1000) + 1)
+            if self._ended:
+                return
+            try:
+                os.eventfd_read(self._wake)
+            except BlockingIOError:
+                pass
+            try:
+                while self._bell.recv(1):
                     pass
+            except OSError:
+                pass  # no more of them
+            try:
                 if self._binds.drain():
                     self._soon_until = monotonic() + _SOON_FOR
                 self.look()
-        except BaseException as error:
-            self.error = error
+            except Exception as error:
+                self._say_trouble(error)
+
+    def _say_trouble(self, error: Exception) -> None:
+        """Say once what went wrong; what is steered stays steered."""
+        text = str(error) if isinstance(error, BpfkitError) else f"{type(error).__name__}: {error}"
+        if text not in self._troubles and len(self._troubles) < _TOLD:
+            self._troubles.add(text)
+            self._note(f"cannot bring the listeners up to date: {text}")
 
     def _pause(self) -> float:
         if all(self._listening.values()):
@@ -129,6 +145,7 @@ class Watcher(Closing):
         self._replies.update(one for one in servers if one.proto == "udp")
         if servers:  # else stay in the cgroup where the server was
             self._binds.update(servers, {target.port for target in self._targets.values()})
+        self._steering.caught_up(generation)
 
     def _report_listeners(self, found: list[Listener]) -> None:
         now: dict[tuple[object, str], bool] = {}
@@ -183,14 +200,3 @@ class Watcher(Closing):
                         f"'{rule}' steers it away"
                     )
         self._taken |= {one.inode for _, one in used}
-
-
-def check(watcher: Watcher) -> None:
-    """Raise what ended the thread."""
-    if watcher.error is not None:
-        if isinstance(watcher.error, BpfkitError):
-            raise watcher.error
-        raise BpfkitError(
-            "the listeners are watched no longer",
-            why=f"{type(watcher.error).__name__}: {watcher.error}",
-        )

@@ -138,8 +138,9 @@ class Link(Closing):
         return f"<Link {self.kind} {self.program.name} on {self.target}{state}>"
 
 
-#: Kind of link -> bytes that say to what it is attached: an ifindex, a namespace, a cgroup's id.
-_TARGET_SIZE = {"xdp": 4, "tcx": 4, "netkit": 4, "netns": 4, "cgroup": 8}
+#: Kind of link -> bytes that say to what it is attached: an ifindex, a namespace, a cgroup's id,
+#: the id of a struct_ops map.
+_TARGET_SIZE = {"xdp": 4, "tcx": 4, "netkit": 4, "netns": 4, "cgroup": 8, "struct_ops": 4}
 
 
 def create_link(
