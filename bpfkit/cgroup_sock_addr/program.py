@@ -156,8 +156,8 @@ class CgroupSockAddr(CgroupApp):
             self.proxy_group = self.keep(Cgroup.open(self.options.proxy_cgroup))
             if f"{self.proxy_group.path}/".startswith(f"{self.group.path}/"):
                 self.note(
-                    f"the proxies of {self.proxy_group.path} are redirected, too: they come back to "
-                    "themselves unless --allow lists where they connect to"
+                    f"the proxies of {self.proxy_group.path} are redirected, too: they come back "
+                    "to themselves unless --allow lists where they connect to"
                 )
 
     def load_options(self) -> dict[str, Any]:
@@ -300,6 +300,21 @@ class CgroupSockAddr(CgroupApp):
         fields |= {"pid": record.pid, "comm": record.comm}
         kind = "denied" if record.error else "redirected"
         return Event(kind, unix_seconds(record.time_ns), fields)
+
+    def event_line(self, event: Event) -> str:
+        """``12:00:00.123 connect tcp 192.0.2.1:80 -> 127.0.0.1:8080 by curl (17)``."""
+        from time import localtime, strftime
+
+        from bpfkit.show.text import cell
+
+        fields = event.fields
+        ms = int(event.time * 1000)
+        when = f"{strftime('%H:%M:%S', localtime(ms // 1000))}.{ms % 1000:03}"
+        target = fields["errno"] if event.kind == "denied" else fields["to"]
+        return (
+            f"{when} {fields['what']} {fields['proto']} {cell(fields['from'])} -> {cell(target)} "
+            f"by {cell(fields['comm'])} ({fields['pid']})"
+        )
 
     def verify(self) -> Iterable[Verdict]:
         """What the client got from the kernel and from the proxy."""
