@@ -120,6 +120,7 @@ class CgroupSysctl(CgroupApp):
             default=[],
             help="whatever is written to this parameter, write VALUE",
         )
+        add("--no-events", action="store_true", help="count only: the values are not read")
 
     def check_options(self) -> None:
         super().check_options()
@@ -144,7 +145,9 @@ class CgroupSysctl(CgroupApp):
             self.rules[name] = self.rules.get(name, 0) & ~flags
         for text in options.set:
             self._add_value(text)
-        self.attach(self.load_program())
+        directories = any(name.endswith("/") for name in self.rules)
+        events = not self.options.no_events
+        self.attach(self.load_program(with_directories=directories, with_events=events))
         self.tried: list[tuple[str, str, str]] = self.for_check([])
 
     @staticmethod

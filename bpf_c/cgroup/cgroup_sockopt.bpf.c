@@ -172,8 +172,10 @@ static __always_inline struct use *begin(struct bpf_sockopt *ctx, u32 is_set)
 	u->action = 0;
 	u->flags = ctx->optlen > (s32)page_size() ? LARGE : 0;
 	u->len = 0;
-	bpf_get_current_comm(u->comm, sizeof(u->comm));
-	copy_value(u, ctx);
+	if (with_events()) {
+		bpf_get_current_comm(u->comm, sizeof(u->comm));
+		copy_value(u, ctx);
+	}
 	return u;
 }
 

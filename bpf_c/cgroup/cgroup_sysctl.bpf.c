@@ -27,7 +27,8 @@
 #include <uapi/linux/bpf.h>
 #include <linux/sched.h>
 
-LOAD_CONST(0, default_action, 0); /* of names without a rule */
+LOAD_CONST(0, with_directories, 1); /* there are rules for directories */
+LOAD_CONST(1, with_events, 1);
 
 #define NAME_LEN  128
 #define VALUE_LEN 256
@@ -100,9 +101,11 @@ static __always_inline u32 action_of(const struct sysctl_name *name)
 	found = rules.lookup((struct sysctl_name *)name);
 	if (found)
 		return *found;
+	if (!with_directories())
+		return 0;
 	key = keys.lookup(&zero);
 	if (!key)
-		return default_action();
+		return 0;
 	*key = *name;
 	for (i = NAME_LEN - 1; i > 0; i--) {
 		if (key->text[i - 1] == '/') {
@@ -112,7 +115,7 @@ static __always_inline u32 action_of(const struct sysctl_name *name)
 		}
 		key->text[i - 1] = '\0';
 	}
-	return default_action();
+	return 0;
 }
 
 static __always_inline void count(const struct access *a)
@@ -157,7 +160,7 @@ int cgroup_sysctl(struct bpf_sysctl *ctx)
 {
 	struct access *a;
 	u32 zero = 0, action;
-	int len, allow = 1;
+	int len = 0, allow = 1;
 
 	a = scratch.lookup(&zero);
 	if (!a)
@@ -173,14 +176,17 @@ int cgroup_sysctl(struct bpf_sysctl *ctx)
 	bpf_get_current_comm(a->comm, sizeof(a->comm));
 	if (bpf_sysctl_get_name(ctx, a->name.text, sizeof(a->name.text), 0) < 0)
 		a->flags |= NAME_TRUNCATED;
-	len = bpf_sysctl_get_current_value(ctx, a->old_value, sizeof(a->old_value));
-	if (len == -7) /* E2BIG */
-		a->flags |= OLD_TRUNCATED;
-	else if (len < 0)
-		a->flags |= OLD_UNKNOWN;
+	if (with_events()) {
+		len = bpf_sysctl_get_current_value(ctx, a->old_value, sizeof(a->old_value));
+		if (len == -7) /* E2BIG */
+			a->flags |= OLD_TRUNCATED;
+		else if (len < 0)
+			a->flags |= OLD_UNKNOWN;
+	}
 	action = action_of(&a->name);
 	if (ctx->write) {
-		len = bpf_sysctl_get_new_value(ctx, a->new_value, sizeof(a->new_value));
+		if (with_events() || action & SET)
+			len = bpf_sysctl_get_new_value(ctx, a->new_value, sizeof(a->new_value));
 		if (len == -7)
 			a->flags |= NEW_TRUNCATED;
 		if (action & DENY_WRITE) {
@@ -198,7 +204,7 @@ int cgroup_sysctl(struct bpf_sysctl *ctx)
 		allow = 0;
 	}
 	count(a);
-	if (accesses.ringbuf_output(a, sizeof(*a), 0))
+	if (with_events() && accesses.ringbuf_output(a, sizeof(*a), 0))
 		count_lost(0);
 	return allow;
 }

@@ -91,6 +91,8 @@ class CgroupSockopt(CgroupApp):
         add("--set", metavar="OPTION=VALUE", **many, help="whatever is set, set VALUE")
         add("--fake", metavar="OPTION=VALUE", **many, help="whatever the kernel says, return VALUE")
 
+        add("--no-events", action="store_true", help="count only")
+
     def check_options(self) -> None:
         super().check_options()
         options = self.options
@@ -114,7 +116,8 @@ class CgroupSockopt(CgroupApp):
             self._add_value(text, FORCE)
         for text in options.fake:
             self._add_value(text, FAKE)
-        self.object = self.load(page_size=PAGESIZE)
+        events = not options.no_events
+        self.object = self.load(page_size=PAGESIZE, with_events=events)
         self.prepare(self.object)
         for program in self.object.programs.values():
             self.attach(program)

@@ -15,8 +15,8 @@ HELP = "list the programs"
 
 
 def _short_list(words: list[str]) -> str:
-    """The words, or the first and how many more: one program has nine types."""
-    return " ".join(words) if len(words) < 3 else f"{words[0]}, {len(words) - 1} more"
+    """The first word, and how many more there are: one program has nine types."""
+    return words[0] if len(words) == 1 else f"{words[0]} +{len(words) - 1}" if words else ""
 
 
 def run(options: Namespace) -> int:

@@ -110,7 +110,9 @@ def test_a_stream_arrives_while_the_proxy_sleeps(ns: NetNS, how: str, family: in
         client, backend = proxy.pair(server)
         with client, backend:
             child = int(
-                subprocess.check_output(["pgrep", "-P", str(proxy.process.pid)], text=True).split()[0]
+                subprocess.check_output(["pgrep", "-P", str(proxy.process.pid)], text=True).split()[
+                    0
+                ]
             )
             before = switches(child)
             for at in range(0, len(data), 8192):  # no more than the kernel may hold

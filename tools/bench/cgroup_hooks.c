@@ -9,9 +9,11 @@
  * end.
  */
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -38,11 +40,61 @@ static void call_device(void)
 		die("/dev/null");
 }
 
+/* CGROUP_SYSCTL */
+static void call_sysctl(void)
+{
+	static char text[64];
+	int fd = open("/proc/sys/kernel/ostype", O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0 || read(fd, text, sizeof(text)) <= 0 || close(fd))
+		die("/proc/sys/kernel/ostype");
+}
+
+static int a_socket(void)
+{
+	static int fd = -1;
+
+	if (fd < 0)
+		fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		die("socket");
+	return fd;
+}
+
+/* CGROUP_SOCKOPT */
+static void call_setsockopt(void)
+{
+	int on = 1;
+
+	if (setsockopt(a_socket(), SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on)))
+		die("setsockopt");
+}
+
+static void call_getsockopt(void)
+{
+	socklen_t size = sizeof(int);
+	int on;
+
+	if (getsockopt(a_socket(), SOL_SOCKET, SO_KEEPALIVE, &on, &size))
+		die("getsockopt");
+}
+
+/* CGROUP_SOCK */
+static void call_socket(void)
+{
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	if (fd < 0 || close(fd))
+		die("socket");
+}
+
 static const struct {
 	const char *name;
 	void (*call)(void);
 } calls[] = {
-	{ "device", call_device },
+	{ "device", call_device },         { "sysctl", call_sysctl },
+	{ "setsockopt", call_setsockopt }, { "getsockopt", call_getsockopt },
+	{ "socket", call_socket },
 };
 
 int main(int argc, char **argv)

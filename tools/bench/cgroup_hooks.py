@@ -51,6 +51,17 @@ def _ten_devices(loaded: Object) -> None:
         loaded["rules"][(2, 1, minor)] = 7
 
 
+def _ten_sysctls(loaded: Object) -> None:
+    for number in range(10):
+        name = f"kernel/no_such_{number}".encode().ljust(128, b"\0")
+        loaded["rules"].update_raw(name, (1).to_bytes(4, "little"))
+
+
+def _ten_options(loaded: Object) -> None:
+    for number in range(10):
+        loaded["rules"][(1, 1000 + number)] = 1
+
+
 HOOKS = {
     "device": Hook(
         "device",
@@ -58,6 +69,28 @@ HOOKS = {
         "cgroup/cgroup_device.bpf.c",
         _ten_devices,
     ),
+    "sysctl": Hook(
+        "sysctl",
+        "open(2), read(2), close(2) in /proc/sys, 10 rules, no events",
+        "cgroup/cgroup_sysctl.bpf.c",
+        _ten_sysctls,
+        (("with_directories", 0), ("with_events", 0)),
+    ),
+    "setsockopt": Hook(
+        "setsockopt",
+        "setsockopt(2) SO_KEEPALIVE, 10 rules, no events",
+        "cgroup/cgroup_sockopt.bpf.c",
+        _ten_options,
+        (("with_events", 0),),
+    ),
+    "getsockopt": Hook(
+        "getsockopt",
+        "getsockopt(2) SO_KEEPALIVE, 10 rules, no events",
+        "cgroup/cgroup_sockopt.bpf.c",
+        _ten_options,
+        (("with_events", 0),),
+    ),
+    "sock": Hook("socket", "socket(2) and close(2), no rules", "cgroup/cgroup_sock.bpf.c"),
 }
 
 
