@@ -6,6 +6,7 @@
  * hook      points in the life of the TCP sockets that the cgroup's processes make (SOCK_OPS)
  * context   struct bpf_sock_ops: op says which point; the socket's addresses, state and counters
  * may       set socket options, and answer TIMEOUT_INIT with the first retransmission timeout
+ * packets   not changed; a segment's TCP header is read while the peer's window is small
  *
  *   connect(2) -- TCP_CONNECT --- TIMEOUT_INIT - SYN ->   <- SYN - TIMEOUT_INIT --- TCP_LISTEN -- listen(2)
  *                     |                                   - SYN-ACK, HDR_OPT_LEN ->      |
