@@ -42,7 +42,7 @@ _KINDS = (
     "failed",
     "close",
 )
-_OPENED, _CLOSED, _LOST = range(3)
+_OPENED, _CLOSED, _LOST, _LOST_CLOSES = range(4)
 #: Seconds that connections have to close after the command has ended.
 _CLOSING_S = 2.0
 #: Seconds that reading the last events may take.
@@ -209,7 +209,11 @@ class Sockops(CgroupApp):
         from bpfkit.app.events import from_buffer
 
         buffer = self.keep(self.object["events"].open())
-        return from_buffer(buffer, self._event, lost=lambda: self.object["count"].sum(_LOST))
+        return from_buffer(buffer, self._event, lost=self._lost)
+
+    def _lost(self) -> int:
+        count = self.object["count"]
+        return int(count.sum(_LOST) + count.sum(_LOST_CLOSES))
 
     def _event(self, record: Any) -> Event:
         from bpfkit.sockops.show import event_of
@@ -251,6 +255,9 @@ class Sockops(CgroupApp):
         deadline = monotonic() + _READING_S
         while self.channel is not None and self.channel.read() and monotonic() < deadline:
             pass
+        closes = int(self.object["count"].sum(_LOST_CLOSES))
+        if closes:
+            self.note(f"{closes} of the lost events are close events")
         if self.demo_runs:
             self._conclude_demo()
         if self.command is not None and left > 0:
