@@ -112,7 +112,7 @@ class Sockops(CgroupApp):
             traced=int(options.trace_pipe),
             has_rules=int(bool(self.rules)),
         )
-        self.attach(program)
+        self.link = self.attach(program)
         if options.cgroup is not None:
             from bpfkit.sockops.owners import name_listeners
 
@@ -251,7 +251,9 @@ class Sockops(CgroupApp):
         if self.command is not None:
             while (left := self.opened() - self.closed()) > 0 and monotonic() < deadline:
                 sleep(0.01)
-        # A burst of events may take longer to read than the life cycle waits at the end.
+        # A burst of events may take longer to read than the life cycle waits at the end; detached,
+        # so that it is the last.
+        self.link.close()
         deadline = monotonic() + _READING_S
         while self.channel is not None and self.channel.read() and monotonic() < deadline:
             pass
