@@ -29,7 +29,7 @@ TEST_PACKAGES="$RUN_PACKAGES python3-pytest python3-hypothesis python3-scapy pyt
 	tshark wireshark-common tcpdump iperf3 nginx-light curl openssl redis-server redis-tools
 	iproute2 iputils-ping
 	ethtool procps util-linux bpftool nftables nmap
-	redis-server dnsmasq-base bind9-dnsutils strace
+	redis-server dnsmasq-base bind9-dnsutils strace sslsplit openssl
 	qemu-system-x86 busybox-static kmod cpio"
 
 say()

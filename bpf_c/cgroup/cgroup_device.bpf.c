@@ -7,7 +7,7 @@
  * context   struct bpf_cgroup_dev_ctx: access_type (type | access << 16), major, minor
  * may       refuse: 0 makes the system call fail with EPERM; nothing else can be changed
  *
- *   open(2), mknod(2) -> rule of this device? -> rule of this type? -> rule of all devices?
+ *   open(2), mknod(2) -> rule of this device? -> of its major number? -> of its type?
  *                            |                                              |
  *                            +---- access in its mask? ----- no rule: the default mask
  *                                        |
@@ -19,16 +19,20 @@
  * Maps
  *   rules     hash     struct device -> mask of the accesses allowed
  *   accesses  hash     struct device -> struct access_count
+ *   total     cgroup_storage  struct access_count of the cgroup attached to: also of devices that
+ *             `accesses` has no room for; made by attaching, and freed by detaching
  *   refused   ringbuf  struct refusal
  *   lost      array    0 -> refusals that the ring buffer had no room for
  */
 #include <bpfkit/bpfkit.h>
 #include <uapi/linux/bpf.h>
 #include <linux/sched.h>
+#include <bpfkit/maps.h>
 
 LOAD_CONST(0, default_mask, 7); /* accesses of a device without a rule */
+LOAD_CONST(1, wide_rules, 1); /* 0: no rule has ANY in it */
 
-#define ANY 0xffffffff /* in a rule: every major or minor number, or every type */
+#define ANY 0xffffffff /* in a rule: every major or minor number */
 
 struct device {
 	u32 type; /* BPF_DEVCG_DEV_BLOCK, BPF_DEVCG_DEV_CHAR */
@@ -51,6 +55,7 @@ struct refusal {
 
 BPF_HASH(rules, struct device, u32, 1024);
 BPF_HASH(accesses, struct device, struct access_count, 4096);
+BPFKIT_MAP(0, BPF_MAP_TYPE_CGROUP_STORAGE, total, u64, struct access_count, 0, 0, 0);
 BPF_RINGBUF_OUTPUT(refused, 16);
 EVENT_TYPE(refused, struct refusal);
 BPF_ARRAY(lost, u64, 1);
@@ -64,6 +69,8 @@ static __always_inline u32 allowed(const struct device *dev)
 	mask = rules.lookup(&key);
 	if (mask)
 		return *mask;
+	if (!wide_rules())
+		return default_mask();
 	key.minor = ANY;
 	mask = rules.lookup(&key);
 	if (mask)
@@ -93,6 +100,12 @@ static __always_inline void report(const struct device *dev, u32 access)
 	refused.ringbuf_submit(r, 0);
 }
 
+static __always_inline void add(struct access_count *count, bool ok)
+{
+	if (count)
+		__sync_fetch_and_add(ok ? &count->allowed : &count->denied, 1);
+}
+
 SEC("cgroup/dev")
 int cgroup_device(struct bpf_cgroup_dev_ctx *ctx)
 {
@@ -102,12 +115,11 @@ int cgroup_device(struct bpf_cgroup_dev_ctx *ctx)
 		.major = ctx->major,
 		.minor = ctx->minor,
 	};
-	struct access_count none = {}, *count;
+	struct access_count none = {};
 	bool ok = !(access & ~allowed(&dev));
 
-	count = accesses.lookup_or_try_init(&dev, &none);
-	if (count)
-		__sync_fetch_and_add(ok ? &count->allowed : &count->denied, 1);
+	add(accesses.lookup_or_try_init(&dev, &none), ok);
+	add(bpf_get_local_storage(BPFKIT_MAP_REF(total), 0), ok);
 	if (!ok)
 		report(&dev, access);
 	return ok;

@@ -3,7 +3,7 @@
  * cgroup_sock_addr: connections, datagrams and binds of a cgroup go to another address
  * ====================================================================================
  *
- * hooks     connect(2), sendmsg(2) of an unconnected UDP socket, bind(2): the address that the process
+ * hook      connect(2), sendmsg(2) of an unconnected UDP socket, bind(2): the address that the process
  *           gave; recvmsg(2), getpeername(2), getsockname(2): the address that the kernel answers
  *           (CGROUP_SOCK_ADDR). sockops: a SYN leaves, a connection ends. getsockopt(2) of the proxy.
  * context   struct bpf_sock_addr: user_ip4 or user_ip6, user_port (network byte order), protocol, sk
@@ -19,8 +19,9 @@
  * Addresses are those of IPv6 everywhere, IPv4 as ::ffff:a.b.c.d: an IPv6 socket that connects to such
  * an address finds the rule for the IPv4 address. 0.0.0.0 and :: mean this host, as for the kernel.
  *
- * The rule with the port comes before one for any port, the one with the protocol before one for both,
- * and among these the longest prefix decides. Only TCP (MPTCP, too) and UDP have rules.
+ * The longest prefix decides. Among rules for the same prefix the one with the port comes before one
+ * for any port, then the one with the protocol before one for both. Only TCP (MPTCP, too) and UDP have
+ * rules.
  *
  * Maps
  *   rules     LPM trie    struct destination -> struct rule
@@ -43,6 +44,7 @@ LOAD_CONST(0, with_port_and_protocol, 1);
 LOAD_CONST(1, with_port, 1);
 LOAD_CONST(2, with_protocol, 1);
 LOAD_CONST(3, with_neither, 1);
+LOAD_CONST(4, with_events, 1);
 
 #define FAMILY_IPV4    4
 #define FAMILY_IPV6    6
@@ -76,16 +78,20 @@ struct rule {
 	u32 error; /* errno of ACTION_DENY */
 	__be32 addr[4];
 	__be16 port; /* 0: the one that was asked for */
-	u16 pad;
+	u16 length; /* of the key */
 };
 
-/* What was done with a socket. */
+/* What was done with a connect. */
 struct origin {
 	struct end asked; /* the process's connect */
 	struct end given; /* where it went; port 0: not redirected */
-	struct end bind_asked;
-	struct end bind_given; /* port 0: not redirected */
 	u64 netns; /* cookie of the network namespace */
+};
+
+/* What was done with a bind. */
+struct bound {
+	struct end asked;
+	struct end given;
 };
 
 struct datagram_peer {
@@ -113,13 +119,30 @@ struct event {
 };
 
 BPF_LPM_TRIE(rules, struct destination, struct rule, RULES);
-BPFKIT_MAP(0, BPF_MAP_TYPE_SK_STORAGE, origins, int, struct origin, 0,
-	   BPF_F_NO_PREALLOC | BPF_F_CLONE, 0);
+BPFKIT_MAP(0, BPF_MAP_TYPE_SK_STORAGE, origins, int, struct origin, 0, BPF_F_NO_PREALLOC, 0);
 BPFKIT_VALUE(origins, struct origin);
+BPFKIT_MAP(1, BPF_MAP_TYPE_SK_STORAGE, bounds, int, struct bound, 0,
+	   BPF_F_NO_PREALLOC | BPF_F_CLONE, 0);
+BPFKIT_VALUE(bounds, struct bound);
 BPF_TABLE("lru_hash", struct datagram_peer, struct end, sent, 65536);
 BPF_TABLE("lru_hash", struct tuple, struct end, by_tuple, 65536);
 BPF_RINGBUF_OUTPUT(events, 64);
 EVENT_TYPE(events, struct event);
+BPF_PERCPU_ARRAY(counts, struct count, RULES);
+BPF_ARRAY(lost, u64, LOSTS);
+
+static __always_inline void count_hit(u32 rule, u32 what)
+{
+	add_hit(counts.lookup(&rule), what);
+}
+
+static __always_inline void count_lost(u32 what)
+{
+	u64 *n = lost.lookup(&what);
+
+	if (n)
+		__sync_fetch_and_add(n, 1);
+}
 
 static __always_inline bool is_mapped(const struct end *end)
 {
@@ -199,6 +222,14 @@ static __always_inline u8 protocol_of(const struct bpf_sock_addr *ctx)
 	return 0;
 }
 
+/* Of two rules that match; `a` is the more precise one if their prefixes are equally long. */
+static __always_inline struct rule *better(struct rule *a, struct rule *b)
+{
+	if (!a || !b)
+		return a ? a : b;
+	return b->length > a->length ? b : a;
+}
+
 static __always_inline struct rule *find_rule(const struct end *end, u8 proto, u8 of_bind)
 {
 	struct destination key = { .length = PREFIX_BITS, .proto = proto, .port = end->port };
@@ -211,23 +242,26 @@ static __always_inline struct rule *find_rule(const struct end *end, u8 proto, u
 	if (with_port_and_protocol())
 		rule = rules.lookup(&key);
 	key.proto = 0;
-	if (!rule && with_port())
-		rule = rules.lookup(&key);
+	if (with_port())
+		rule = better(rule, rules.lookup(&key));
 	key.proto = proto;
 	key.port = 0;
-	if (!rule && with_protocol())
-		rule = rules.lookup(&key);
+	if (with_protocol())
+		rule = better(rule, rules.lookup(&key));
 	key.proto = 0;
-	if (!rule && with_neither())
-		rule = rules.lookup(&key);
+	if (with_neither())
+		rule = better(rule, rules.lookup(&key));
 	return rule;
 }
 
 static __always_inline void report(struct bpf_sock_addr *ctx, const struct rule *rule, u32 what,
 				   const struct end *from, const struct end *to)
 {
-	struct event *e = events.ringbuf_reserve(sizeof(*e));
+	struct event *e;
 
+	if (!with_events())
+		return;
+	e = events.ringbuf_reserve(sizeof(*e));
 	if (!e) {
 		count_lost(LOST_EVENT);
 		return;
@@ -413,10 +447,15 @@ int getpeername6(struct bpf_sock_addr *ctx)
 	return on_getpeername(ctx, true);
 }
 
+static __always_inline struct bound *bound_of(struct bpf_sock_addr *ctx, u64 flags)
+{
+	return bpf_sk_storage_get(BPFKIT_MAP_REF(bounds), ctx->sk, 0, flags);
+}
+
 static __always_inline int on_bind(struct bpf_sock_addr *ctx, bool v6)
 {
 	struct end asked, given;
-	struct origin *origin;
+	struct bound *bound;
 	struct rule *rule;
 
 	read_end(ctx, &asked, v6);
@@ -425,13 +464,13 @@ static __always_inline int on_bind(struct bpf_sock_addr *ctx, bool v6)
 		return 1;
 	count_hit(rule->number, WHAT_BIND);
 	target_of(rule, &asked, &given);
-	origin = origin_of(ctx, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!origin) {
+	bound = bound_of(ctx, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!bound) {
 		count_lost(LOST_ORIGIN);
 		return refuse(ENOMEM);
 	}
-	origin->bind_asked = asked;
-	origin->bind_given = given;
+	bound->asked = asked;
+	bound->given = given;
 	write_end(ctx, &given, v6);
 	report(ctx, rule, WHAT_BIND, &asked, &given);
 	return 1;
@@ -455,20 +494,20 @@ int bind6(struct bpf_sock_addr *ctx)
  */
 static __always_inline int on_getsockname(struct bpf_sock_addr *ctx, bool v6)
 {
-	struct origin *origin = origin_of(ctx, 0);
+	struct bound *bound = bound_of(ctx, 0);
 	struct end local;
 
-	if (!origin || !origin->bind_given.port)
+	if (!bound || !bound->given.port)
 		return 1;
 	read_end(ctx, &local, v6);
-	if (local.port != origin->bind_given.port)
+	if (local.port != bound->given.port)
 		return 1;
-	if (ctx->sk->dst_port && is_any(&origin->bind_asked))
-		ctx->user_port = origin->bind_asked.port;
-	else if (same_address(&local, &origin->bind_given))
-		write_end(ctx, &origin->bind_asked, v6);
-	else if (is_any(&origin->bind_given))
-		ctx->user_port = origin->bind_asked.port;
+	if (ctx->sk->dst_port && is_any(&bound->asked))
+		ctx->user_port = bound->asked.port;
+	else if (same_address(&local, &bound->given))
+		write_end(ctx, &bound->asked, v6);
+	else if (is_any(&bound->given))
+		ctx->user_port = bound->asked.port;
 	return 1;
 }
 

@@ -34,23 +34,10 @@ enum lost {
 	LOSTS = 2,
 };
 
-BPF_PERCPU_ARRAY(counts, struct count, RULES);
-BPF_ARRAY(lost, u64, LOSTS);
-
-static __always_inline void count_hit(u32 rule, u32 what)
+static __always_inline void add_hit(struct count *count, u32 what)
 {
-	struct count *count = counts.lookup(&rule);
-
 	if (count && what < WHATS)
 		__sync_fetch_and_add(&count->hits[what], 1); /* the process may be preempted */
-}
-
-static __always_inline void count_lost(u32 what)
-{
-	u64 *n = lost.lookup(&what);
-
-	if (n)
-		__sync_fetch_and_add(n, 1);
 }
 
 /* What the hook returns so that the system call fails with `error`. */

@@ -3,7 +3,7 @@
  * cgroup_sock_addr_unix: the same for UNIX sockets
  * ================================================
  *
- * hooks     connect(2) and sendmsg(2) of UNIX sockets: the path that the process gave; both, because a
+ * hook      connect(2) and sendmsg(2) of UNIX sockets: the path that the process gave; both, because a
  *           datagram socket sends without connect. recvmsg(2): the path that the kernel answers
  *           (CGROUP_SOCK_ADDR, kernel 6.7)
  * context   struct bpf_sock_addr has no path: it is read from the kernel's own context, struct
@@ -33,6 +33,7 @@
 /* Offsets in struct bpf_sock_addr_kern, from BTF. */
 LOAD_CONST(0, uaddr_offset, 8);
 LOAD_CONST(1, uaddrlen_offset, 32);
+LOAD_CONST(2, with_events, 1);
 
 #define PATH_LEN    108 /* UNIX_PATH_MAX */
 #define PATH_OFFSET 2 /* of sun_path in struct sockaddr_un */
@@ -76,9 +77,24 @@ BPFKIT_MAP(0, BPF_MAP_TYPE_SK_STORAGE, used, int, struct used, 0, BPF_F_NO_PREAL
 BPFKIT_VALUE(used, struct used);
 BPF_RINGBUF_OUTPUT(unix_events, 16);
 EVENT_TYPE(unix_events, struct unix_event);
+BPF_PERCPU_ARRAY(counts, struct count, RULES);
+BPF_ARRAY(lost, u64, LOSTS);
 
 BPF_KFUNC(void *, bpf_cast_to_kern_ctx, void *ctx);
 BPF_KFUNC(int, bpf_sock_addr_set_sun_path, void *kern, const void *path, u64 len);
+
+static __always_inline void count_hit(u32 rule, u32 what)
+{
+	add_hit(counts.lookup(&rule), what);
+}
+
+static __always_inline void count_lost(u32 what)
+{
+	u64 *n = lost.lookup(&what);
+
+	if (n)
+		__sync_fetch_and_add(n, 1);
+}
 
 /*
  * The path in the context; false: there is none (an unnamed socket). What stands behind the zero byte
@@ -132,8 +148,11 @@ static __always_inline bool same_path(const struct path *a, const struct path *b
 
 static __always_inline void report(const struct unix_rule *rule, u32 what)
 {
-	struct unix_event *e = unix_events.ringbuf_reserve(sizeof(*e));
+	struct unix_event *e;
 
+	if (!with_events())
+		return;
+	e = unix_events.ringbuf_reserve(sizeof(*e));
 	if (!e) {
 		count_lost(LOST_EVENT);
 		return;

@@ -264,17 +264,32 @@ static __always_inline void report(const struct bpf_sk_lookup *ctx, struct count
 	failed.ringbuf_submit(f, 0);
 }
 
-/* Selects the socket in a slot: 0, or a negative errno; 1 if the slot is empty. */
+#define NO_SOCKET 1 /* beside negative errnos */
+
 static __always_inline long assign(struct bpf_sk_lookup *ctx, u32 slot)
 {
 	struct bpf_sock *sk = bpf_map_lookup_elem(BPFKIT_MAP_REF(sockets), &slot);
 	long error;
 
 	if (!sk)
-		return 1;
+		return NO_SOCKET;
 	error = bpf_sk_assign(ctx, sk, 0);
 	bpf_sk_release(sk);
 	return error;
+}
+
+/* Selects a socket of the target, the spare one where the first is gone or does not fit. */
+static __always_inline long assign_any(struct bpf_sk_lookup *ctx, u32 target, u8 family)
+{
+	u32 slot = target * SOCKETS_EACH + (ctx->protocol == IPPROTO_UDP ? 4 : 0) +
+		   (family == 6 ? 2 : 0);
+	long error, second;
+
+	error = assign(ctx, slot);
+	if (!error)
+		return 0;
+	second = assign(ctx, slot + 1);
+	return second == NO_SOCKET ? error : second;
 }
 
 static __always_inline void add_error(struct count *count, long error)
@@ -301,16 +316,19 @@ SEC("sk_lookup")
 int sk_lookup(struct bpf_sk_lookup *ctx)
 {
 	u8 family = ctx->family == AF_INET ? 4 : 6;
-	struct target *target;
+	struct target *target = NULL;
 	struct count *count;
 	struct rule *rule;
-	u32 number, slot;
+	u32 number, to;
 	long error;
 
 	number = find_rule(ctx, family);
 	rule = number ? rules.lookup(&number) : NULL;
 	count = rule ? counts.lookup(&number) : NULL;
-	target = count ? targets.lookup(&rule->target) : NULL;
+	if (count) {
+		to = rule->target; /* read once: an editor may change it */
+		target = targets.lookup(&to);
+	}
 	if (!target) {
 		forget(ctx, family);
 		return SK_PASS;
@@ -318,21 +336,17 @@ int sk_lookup(struct bpf_sk_lookup *ctx)
 	if (ctx->protocol == IPPROTO_UDP && is_reply(ctx, family, target->port))
 		return SK_PASS;
 	count->lookups++;
-	slot = rule->target * SOCKETS_EACH + (ctx->protocol == IPPROTO_UDP ? 4 : 0) +
-	       (family == 6 ? 2 : 0);
-	error = assign(ctx, slot);
-	if (error == 1)
-		error = assign(ctx, slot + 1);
+	error = assign_any(ctx, to, family);
 	if (!error) {
 		count->assigned++;
 		if (ctx->protocol == IPPROTO_UDP)
 			remember(ctx, family, target->port, number);
 		return SK_PASS;
 	}
-	if (error == 1)
+	if (error == NO_SOCKET)
 		count->misses++;
 	else
 		add_error(count, error);
-	report(ctx, count, family, number, error == 1 ? 0 : -error);
+	report(ctx, count, family, number, error == NO_SOCKET ? 0 : -error);
 	return SK_PASS;
 }

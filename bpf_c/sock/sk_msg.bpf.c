@@ -9,6 +9,7 @@
  * context   struct sk_msg_md: data, data_end (what is linear of it), size, sk
  * may       redirect: pass, redirect to a socket, refuse (EACCES); hold bytes back (cork), judge bytes
  *           that are still to come (apply), change them
+ * packets   none: a redirected message never becomes one
  *
  *   sendmsg -> redirect -> the other end in socks? -- yes --> its receive queue   no segment, no lo
  *                 |                |
@@ -305,6 +306,7 @@ static __always_inline void enter_passive(struct bpf_sock_ops *ctx)
 {
 	struct end_state s = {};
 	struct port_count none = {}, *n;
+	struct bpf_sock *sk = ctx->sk;
 	u32 *state;
 	int reason;
 
@@ -326,8 +328,11 @@ static __always_inline void enter_passive(struct bpf_sock_ops *ctx)
 	reason = put_in(ctx, &s);
 	if (opened.delete(&s.peer)) {
 		/* The active end has just sent by TCP; or its entry was the oldest of too many. */
-		if (!reason)
+		if (!reason) {
 			socks.delete(&s.self);
+			if (sk)
+				ends.sk_storage_delete(sk);
+		}
 		reason = PLAIN_EARLY;
 	}
 	if (reason) {

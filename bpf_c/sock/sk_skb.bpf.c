@@ -6,41 +6,31 @@
  * hook      data that arrives on a TCP socket of a SOCKHASH, before the process can read it (SK_SKB):
  *           stream parser and stream verdict, or the verdict alone (kernel 5.13)
  * context   struct __sk_buff of the received data; its addresses and ports are the socket's
- * may       hand the data to another socket of the map, leave it to the process, or drop it
+ * may       hand the data to another socket of a map, leave it to the process, or drop it
  *
  *   client ---> [near socket]   proxy process   [far socket] ---> backend
  *                     |                              ^
- *                     +--- verdict: SK_REDIRECT -----+   the process sees nothing of it
- *                     |
- *                     +--- verdict: SK_PASS ---> the process reads the data and writes it itself
+ *                     +------ bpf_sk_redirect -------+   the process sees nothing of it
  *
- * A connection is two sockets, with keys 2n (near) and 2n + 1 (far). For each direction there is a
- * struct direction, under the key of the socket that receives. The process writes `resume_at`, this
- * program all of the rest, and that makes the change from one to the other safe:
- *
- *   - Data is redirected only while passed == resume_at: when the process has read and written all that
- *     was passed to it. Data that arrives while the process says so is passed, changes `passed`, and the
- *     process has to say it anew. So no byte overtakes another.
- *   - resume_at = ~0: everything is passed (before the start, and in a drain).
- *   - A socket that leaves the map loses what was passed to it and not read: the kernel throws that
- *     away. So it leaves while its data is redirected, with never_pass set. What arrives later stays in
- *     its receive queue, as that of any socket.
+ * A connection is two sockets, with keys 2n (near) and 2n + 1 (far). Each is in two maps: `sockets` has the
+ * programs, its sockets are sources; `targets` has none. A socket that leaves `sockets` stays a target, and
+ * what arrives for it from then on stays in its receive queue, as that of any socket: so a direction goes
+ * from the kernel to the process at any moment, and no byte is lost or overtaken. Nothing is ever passed
+ * (SK_PASS) to a socket in the map: data that was passed and not read is thrown away when the socket
+ * leaves, and behind a stream parser the kernel counts a part of it twice (tcp_bpf_strp_read_sock()).
  *
  * Redirected data waits in the kernel for room in the target's send buffer, without a limit of the
  * kernel's own: a reader that is slow would let a sender fill the memory. So the program looks how much
- * waits, and from `queue_limit` bytes on it passes. The process does not read then, the receive window
- * closes, and the sender waits, as in every proxy.
- *
- * With a stream parser nothing may be passed: of data that is passed while earlier data was not read, the
- * kernel counts a part twice (tcp_bpf_strp_read_sock() sets copied_seq as if none had been left unread),
- * and the socket stalls. There sockets start redirecting when they enter, and a reader for whom more than
- * queue_limit bytes wait loses its connection (may_pass = 0).
+ * waits, and from `queue_limit` bytes on it asks the process to take the direction over, which then does not
+ * read before it can write: the receive window closes, and the sender waits, as in every proxy. From
+ * HARD_LIMIT on, which only a process that does not run lets happen, the connection is reset.
  *
  * The target's progress is read from its struct tcp_sock, whose layout differs between kernels: this
  * source is compiled against the running kernel's own types (BTF).
  *
  * Maps
- *   sockets     sockhash  key of a socket -> the socket
+ *   sockets     sockhash  key of a socket -> the socket; has the programs: its sockets are sources
+ *   targets     sockhash  the same, without programs: a socket that leaves `sockets` stays a target
  *   flows       hash      struct flow, as the socket sees itself -> key of the socket
  *   directions  array     key of the receiving socket -> struct direction; the process maps its memory
  *   notices     ringbuf   key of a socket whose data is no longer redirected: the process has to act
@@ -51,9 +41,9 @@
 #include <bpfkit/maps.h>
 
 LOAD_CONST(0, queue_limit, 4 << 20); /* bytes that may wait in the kernel for a target */
-LOAD_CONST(1, may_pass, 1); /* from there on pass; 0: the connection is reset */
 
 #define CONNECTIONS 4096
+#define HARD_LIMIT  (256LL << 20)
 
 struct flow {
 	__be32 local[4]; /* IPv4 as ::ffff:a.b.c.d */
@@ -63,17 +53,16 @@ struct flow {
 };
 
 struct direction {
-	u64 resume_at; /* by the process: the value of `passed` up to which everything was written */
-	u64 written; /* by the process: bytes that it wrote to the socket of the other end */
-	u64 never_pass; /* by the process: 1 while the receiving socket leaves the map */
-	u64 redirected; /* bytes that went to the other end without the process */
-	u64 redirects; /* in so many pieces */
-	u64 passed; /* bytes that were left to the process */
-	u64 full; /* how often queue_limit was reached */
-	u64 dropped; /* bytes that were lost because there was no target */
+	u64 written; /* by the process: bytes that it wrote to the target */
+	u64 redirected; /* bytes that went to the target without the process */
+	u64 asked; /* 1: the process was asked to take over; it writes 0 */
+	u64 overfull; /* bytes that were dropped because HARD_LIMIT was reached */
+	u64 homeless; /* bytes that were dropped because there was no target */
+	u64 unused[3];
 };
 
 BPFKIT_MAP(0, BPF_MAP_TYPE_SOCKHASH, sockets, u32, u64, 2 * CONNECTIONS, 0, 0);
+BPFKIT_MAP(1, BPF_MAP_TYPE_SOCKHASH, targets, u32, u64, 2 * CONNECTIONS, 0, 0);
 BPF_HASH(flows, struct flow, u32, 2 * CONNECTIONS);
 BPF_F_TABLE("array", u32, struct direction, directions, 2 * CONNECTIONS, BPF_F_MMAPABLE);
 BPF_RINGBUF_OUTPUT(notices, 64);
@@ -117,7 +106,7 @@ static __always_inline bool queued(u32 *to, const struct direction *dir, s64 *le
 	struct tcp_sock *tp;
 	struct bpf_sock *sk;
 
-	sk = bpf_map_lookup_elem(BPFKIT_MAP_REF(sockets), to);
+	sk = bpf_map_lookup_elem(BPFKIT_MAP_REF(targets), to);
 	if (!sk)
 		return false;
 	tp = (struct tcp_sock *)bpf_skc_to_tcp_sock(sk);
@@ -143,29 +132,22 @@ static __always_inline int forward(struct __sk_buff *skb)
 	dir = directions.lookup(key);
 	if (!dir)
 		return SK_PASS;
-	if (dir->passed != dir->resume_at) {
-		dir->passed += skb->len;
-		return SK_PASS;
-	}
 	if (!queued(&to, dir, &left)) {
-		dir->dropped += skb->len;
+		dir->homeless += skb->len;
 		notices.ringbuf_output(key, sizeof(*key), 0);
 		return SK_DROP;
 	}
-	if (left > (s64)queue_limit() && !dir->never_pass) {
-		dir->full++;
-		if (!may_pass()) {
-			dir->dropped += skb->len;
-			notices.ringbuf_output(key, sizeof(*key), 0);
-			return SK_DROP;
-		}
-		dir->passed += skb->len;
+	if (left > HARD_LIMIT) {
+		dir->overfull += skb->len;
 		notices.ringbuf_output(key, sizeof(*key), 0);
-		return SK_PASS;
+		return SK_DROP;
+	}
+	if (left > (s64)queue_limit() && !dir->asked) {
+		dir->asked = 1;
+		notices.ringbuf_output(key, sizeof(*key), 0);
 	}
 	dir->redirected += skb->len;
-	dir->redirects++;
-	return bpf_sk_redirect_hash(skb, BPFKIT_MAP_REF(sockets), &to, 0);
+	return bpf_sk_redirect_hash(skb, BPFKIT_MAP_REF(targets), &to, 0);
 }
 
 SEC("sk_skb/verdict")

@@ -6,6 +6,7 @@
     python -m bpfkit.NAME                     a demo: processes in a cgroup of their own
     python -m bpfkit.NAME -- COMMAND ARG …    a command and its children, until it ends
     python -m bpfkit.NAME --pid PID           one process, until it ends
+    python -m bpfkit.NAME --cgroup PATH       the processes of a cgroup, until a signal
     python -m bpfkit.NAME --no-demo           all processes, until a signal
 
 The C side includes ``bpf_c/trace/traced.h``, whose is_traced() tells whom an event is about.
@@ -45,12 +46,12 @@ _WHOLE_RUN = 1e6
 class TraceApp(App):
     """Traces the demo's processes, a command's, one process, or all."""
 
-    needs = ("BPF", "PERFMON")
+    needs: tuple[str, ...] = ("BPF", "PERFMON")
     demo_rounds = 2
     demo_in_background = False
     has_live_view = False
 
-    #: The cgroup of the demo or of the command; None where the program traces others.
+    #: The cgroup of the demo, of the command or of ``--cgroup``; None: others are traced.
     group: Cgroup | None = None
     #: The command of ``-- COMMAND``, once it was started.
     command: Command | None = None
@@ -63,15 +64,23 @@ class TraceApp(App):
 
         add = parser.add_argument
         add("--pid", metavar="PID", type=positive, help="trace this process until it ends")
+        add(
+            "--cgroup", metavar="PATH", help="trace the processes of this cgroup and those below it"
+        )
         add_command(parser, "run this command, trace it and its children, and end with it")
         parser.set_defaults(interval=None)
 
     def check_options(self) -> None:
         options = self.options
-        if options.pid is not None and options.command:
-            raise UsageError("--pid and COMMAND do not go together")
-        if options.check and (options.pid is not None or options.command):
-            chosen = "COMMAND" if options.command else "--pid"
+        given = {
+            "--pid": options.pid is not None,
+            "--cgroup": options.cgroup is not None,
+            "COMMAND": bool(options.command),
+        }
+        chosen = " and ".join(name for name, is_there in given.items() if is_there)
+        if sum(given.values()) > 1:
+            raise UsageError(f"{chosen} do not go together")
+        if options.check and chosen:
             raise UsageError(
                 f"{chosen} and --check do not go together", why="--check traces its own demo"
             )
@@ -80,7 +89,8 @@ class TraceApp(App):
 
     def wants_demo(self) -> bool:
         options = self.options
-        return super().wants_demo() and options.pid is None and not options.command
+        chosen = options.pid is not None or options.cgroup is not None or options.command
+        return super().wants_demo() and not chosen
 
     def enter(self) -> None:
         """Make the cgroup of the demo or of the command, or find the process."""
@@ -91,6 +101,10 @@ class TraceApp(App):
             except OSError as error:
                 raise InputError(f"no process {options.pid}", why=str(error.strerror)) from None
             self.keep(_Descriptor(self._pidfd))
+        elif options.cgroup is not None:
+            from bpfkit.core.cgroups import Cgroup
+
+            self.group = self.keep(Cgroup.open(options.cgroup))
         elif options.command or self.wants_demo():
             from bpfkit.core.cgroups import Cgroup
 
@@ -168,6 +182,8 @@ class TraceApp(App):
             return f"{options.command[0]} and its children"
         if options.pid is not None:
             return f"process {options.pid}"
+        if options.cgroup is not None and self.group is not None:
+            return f"the processes of cgroup {self.group.path}"
         return "the demo's processes" if self.group is not None else "all processes"
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bpfkit.cgroup_sock_addr.rules import Rule
     from bpfkit.core.cgroups import Cgroup
     from bpfkit.core.object import Object
+    from bpfkit.core.program import Program
     from bpfkit.show.rows import Event, Row, Verdict
 
 #: enum what of the C side.
@@ -45,14 +46,16 @@ class CgroupSockAddr(CgroupApp):
     counters = ("connects", "datagrams", "binds")
     epilog = (
         "FROM is [tcp/|udp/]HOST[/LENGTH][:PORT] or unix:PATH (unix:@NAME: an abstract one), TO is "
-        "HOST[:PORT] or unix:PATH. The rule with the port decides, else the one for every port; "
-        "then the one with the protocol; then the longest prefix. The client's getpeername() and "
+        "HOST[:PORT] or unix:PATH. The longest prefix decides; among rules for the same prefix the "
+        "one with the port, then the one with the protocol. The client's getpeername() and "
         "recvfrom() say FROM. A proxy in --proxy-cgroup gets it by getsockopt(SO_ORIGINAL_DST). "
         "The proxy itself must not be in the cgroup whose connections are redirected. A socket "
-        "that is connected already stays as it is; relative UNIX paths are compared as written."
+        "that is connected already stays as it is; UNIX paths are compared as written. "
+        "getpeername() of UNIX and MPTCP sockets says TO."
     )
     proxy_group: Cgroup | None = None
     unix: Object | None = None
+    _failed = 0
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
@@ -69,6 +72,8 @@ class CgroupSockAddr(CgroupApp):
             metavar="PATH",
             help="SO_ORIGINAL_DST answers the proxies of this cgroup",
         )
+
+        add("--no-events", action="store_true", help="count only")
 
     def check_options(self) -> None:
         from bpfkit.cgroup_sock_addr.rules import error_number, make_rules
@@ -117,19 +122,30 @@ class CgroupSockAddr(CgroupApp):
             self.load_unix(unix)
         for name in (*_ANSWERS, *_BINDS, "client_state", *_SENDS):
             if name in self.object.programs:
-                self.attach(self.object.programs[name])
+                self.attach_in_order(self.object.programs[name])
         if self.proxy_group is not None:
             program = self.object.programs["original_dst"]
             self.keep(program.attach_cgroup(self.proxy_group.path))
         if self.unix is not None:
             for name in _UNIX:
-                self.attach(self.unix.programs[name])
+                self.attach_in_order(self.unix.programs[name])
         if self.is_demo:
             from bpfkit.cgroup_sock_addr.demo import Proxy
 
             assert self.proxy_group is not None
             self.keep(Proxy(self.proxy_group))
         self.seen: list[dict[str, Any]] = self.for_check([])
+
+    def attach_in_order(self, program: Program) -> None:
+        """Attach behind the programs that are there, or in front of them if it undoes a
+        redirection: the last one is undone first (kernel 6.17; before that, behind them)."""
+        if program.name.startswith(("recvmsg", "getpeername", "getsockname")):
+            try:
+                self.keep(program.attach_cgroup(self.group.path, before=0))
+                return
+            except UnsupportedError:
+                pass
+        self.attach(program)
 
     def _find_proxy(self) -> None:
         from bpfkit.core.cgroups import Cgroup
@@ -138,6 +154,11 @@ class CgroupSockAddr(CgroupApp):
             self.proxy_group = self.keep(Cgroup.new("proxy"))
         elif self.options.proxy_cgroup is not None:
             self.proxy_group = self.keep(Cgroup.open(self.options.proxy_cgroup))
+            if f"{self.proxy_group.path}/".startswith(f"{self.group.path}/"):
+                self.note(
+                    f"the proxies of {self.proxy_group.path} are redirected, too: they come back "
+                    "to themselves unless --allow lists where they connect to"
+                )
 
     def load_options(self) -> dict[str, Any]:
         """Only the programs that the rules need."""
@@ -160,6 +181,7 @@ class CgroupSockAddr(CgroupApp):
             with_port=(True, False) in shapes,
             with_protocol=(False, True) in shapes,
             with_neither=(False, False) in shapes,
+            with_events=not self.options.no_events,
         )
         for key, value in entries:
             self.object["rules"][key] = value
@@ -177,6 +199,7 @@ class CgroupSockAddr(CgroupApp):
             consts={
                 "uaddr_offset": btf.offset("bpf_sock_addr_kern", "uaddr"),
                 "uaddrlen_offset": btf.offset("bpf_sock_addr_kern", "uaddrlen"),
+                "with_events": not self.options.no_events,
             },
             reuse_maps={name: self.object[name] for name in ("counts", "lost")},
             cache=not self.options.no_cache,
@@ -216,6 +239,10 @@ class CgroupSockAddr(CgroupApp):
 
     def rows(self) -> list[Row]:
         counts = self.object["counts"]
+        failed = self.object["lost"][1]
+        if failed > self._failed:
+            self._failed = failed
+            self.note(f"no memory for original addresses: {failed} system calls failed")
         rows = []
         for rule in self.rules:
             hits = counts.sum(rule.number).hits
@@ -244,7 +271,7 @@ class CgroupSockAddr(CgroupApp):
                 yield from source.read()
 
         filenos = [fd for source in sources for fd in source.filenos]
-        return EventSource(read, filenos, lambda: sum(self.object["lost"].values()))
+        return EventSource(read, filenos, lambda: self.object["lost"][0])
 
     def _event(self, record: Any) -> Event:
         from bpfkit.show.protocols import protocol_name
@@ -273,6 +300,21 @@ class CgroupSockAddr(CgroupApp):
         fields |= {"pid": record.pid, "comm": record.comm}
         kind = "denied" if record.error else "redirected"
         return Event(kind, unix_seconds(record.time_ns), fields)
+
+    def event_line(self, event: Event) -> str:
+        """``12:00:00.123 connect tcp 192.0.2.1:80 -> 127.0.0.1:8080 by curl (17)``."""
+        from time import localtime, strftime
+
+        from bpfkit.show.text import cell
+
+        fields = event.fields
+        ms = int(event.time * 1000)
+        when = f"{strftime('%H:%M:%S', localtime(ms // 1000))}.{ms % 1000:03}"
+        target = fields["errno"] if event.kind == "denied" else fields["to"]
+        return (
+            f"{when} {fields['what']} {fields['proto']} {cell(fields['from'])} -> {cell(target)} "
+            f"by {cell(fields['comm'])} ({fields['pid']})"
+        )
 
     def verify(self) -> Iterable[Verdict]:
         """What the client got from the kernel and from the proxy."""

@@ -93,7 +93,9 @@ class Rule:
                 if not match:
                     continue  # said by make_rules()
                 to, port = _words(match[0]), self.target.port
-            found.append((key, (self.number, action, error if action == DENY else 0, to, port, 0)))
+            found.append(
+                (key, (self.number, action, error if action == DENY else 0, to, port, 32 + bits))
+            )
         return found
 
 

@@ -114,7 +114,8 @@ def report(json: bool) -> int:
 
     :raises UnsupportedError: no sockmap here, or no privilege.
     """
-    from bpfkit.core.features.sockmap.behaviour import behaviours, entering
+    from bpfkit.core.features.sockmap.behaviour import behaviours
+    from bpfkit.core.features.sockmap.entering import entering
     from bpfkit.core.features.sockmap.redirect import matrix
     from bpfkit.net.links.netns import NetNS
 
@@ -150,7 +151,7 @@ def _require_sockmap() -> None:
 def _undetermined(answers: Sequence[Feature]) -> list[Feature]:
     """Answers that should be there; what the machine does not have at all needs none."""
     from bpfkit.core.features.answer import INCONCLUSIVE
-    from bpfkit.core.features.sockmap.behaviour import ABSENT
+    from bpfkit.core.features.sockmap import ABSENT
 
     parts = [part for answer in answers for part in (answer.parts or [answer])]
     return [part for part in parts if part.state == INCONCLUSIVE and part.value != ABSENT]

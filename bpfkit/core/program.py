@@ -15,7 +15,7 @@ from struct import pack_into
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_text
 from bpfkit.core.kernel import syscall
-from bpfkit.core.kernel.constants import SOCKET_FILTER, prog_type_name
+from bpfkit.core.kernel.constants import SOCKET_FILTER, SYSCALL, prog_type_name
 from bpfkit.core.kernel.sections import Section
 
 TYPE_CHECKING = False
@@ -243,12 +243,15 @@ class Program(Closing):
             as a filter on a raw AF_PACKET socket sees it; the 14 bytes that the kernel takes off
             first are put in front here.
         :param repeat: number of runs; ``duration_ns`` is their mean.
-        :param ctx: the type's context struct as bytes (``skb_context()``, ``xdp_md`` …).
+        :param ctx: the type's context struct as bytes (``skb_context()``, ``xdp_md`` …); of a
+            SYSCALL program, which takes nothing else, whatever the program says that it is.
         :param skb: the same as a mapping, for the types whose context is ``__sk_buff``.
         :raises UnsupportedError: for a type without packet runs (sock_ops, sk_msg, …).
 
         Source: Documentation/bpf/bpf_prog_run.rst (kernel 4.12; context 5.2).
         """
+        if self.type == SYSCALL:
+            return self._run_syscall(ctx)
         data = packet
         strip = 0
         if self.type == SOCKET_FILTER:
@@ -280,6 +283,15 @@ class Program(Closing):
         if strip and len(out) >= strip and out[:strip] == data[:strip]:
             out = out[strip:]
         return RunResult(retval, out, duration, ctx_out)
+
+    def _run_syscall(self, ctx: bytes) -> RunResult:
+        try:
+            retval, left = syscall.prog_run_syscall(self.fd, ctx)
+        except OSError as error:
+            raise BpfkitError(
+                f"cannot run '{self.name}'", why=errno_text(error.errno or 0)
+            ) from None
+        return RunResult(retval, b"", 0, left)
 
     def runner(self, skb: bool = True) -> Runner:
         """A :class:`Runner` for many packets."""
@@ -352,7 +364,8 @@ class Program(Closing):
         Programs that others attached with BPF_F_ALLOW_MULTI (systemd's, container runtimes') stay.
 
         :param cgroup: an fd of the directory, or its path.
-        :param before: run before this link, program, or program id (kernel 6.17).
+        :param before: run before this link, program, or program id (kernel 6.17); 0: before all
+            others of the cgroup.
         :param after: run after this one.  Without either the program runs last.
         :param preorder: run before the programs of inner cgroups (kernel 6.15).
         :raises AttachError: EPERM where a program on a cgroup above forbids others.

@@ -93,7 +93,7 @@ def command(argv: Sequence[str]) -> int:
 
 
 def _work(options: Namespace, rules: list[Rule]) -> None:
-    from bpfkit.sk_lookup.control import find
+    from bpfkit.sk_lookup.running import find
 
     with find() as steering:
         if options.command == "list":
@@ -105,8 +105,8 @@ def _work(options: Namespace, rules: list[Rule]) -> None:
             from bpfkit.sk_lookup.rules import PROTOS
             from bpfkit.sk_lookup.sockets import Sockets
 
-            steering.add(wanted_rules(rules, options))
-            Sockets(steering.maps["sockets"]).refresh(steering.targets())
+            sockets = Sockets(steering.maps["sockets"])
+            steering.add(wanted_rules(rules, options), sockets.refresh)
             if (
                 any(rule.protos & PROTOS["udp"] for rule in rules)
                 and not steering.wait_until_seen()
@@ -142,7 +142,7 @@ def wanted_rules(rules: Iterable[Rule], options: Namespace) -> list[tuple[Rule, 
 
     from bpfkit.net.sockets.listeners import Target
     from bpfkit.sk_lookup.rules import PROTOS
-    from bpfkit.sk_lookup.sockets import check_free, resolve
+    from bpfkit.sk_lookup.sockets import check_free, ephemeral_clash, resolve
 
     if options.fd is not None and options.pid is None:
         raise UsageError("--fd needs --pid", why="descriptors are numbers of a process")
@@ -164,6 +164,8 @@ def wanted_rules(rules: Iterable[Rule], options: Namespace) -> list[tuple[Rule, 
         effective.append(narrowed)
     if not options.take:
         check_free(effective, own)
+    for text in filter(None, map(ephemeral_clash, effective)):
+        say(f"{NAME}: {text}")
     return result
 
 

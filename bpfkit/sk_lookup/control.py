@@ -3,8 +3,6 @@
 
 ::
 
-    namespace ─▶ its sk_lookup link ─▶ program ─▶ ids of its maps ─▶ the maps    (nothing is pinned)
-
     rules, targets   what was asked for; everything else follows from it
     places, tables   which rule is in force for a protocol, an address and a port
     sockets          the listeners' sockets; the kernel takes one out when it closes
@@ -20,13 +18,11 @@ Editors exclude each other by a lock (:class:`bpfkit.app.editing.EditLock`).
 
 from __future__ import annotations
 
-import os
 import struct
 
-from bpfkit.app.editing import EditLock, close_maps, maps_of, require_ids
+from bpfkit.app.editing import EditLock, close_maps
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, InputError
-from bpfkit.core.kernel import syscall as sc
 from bpfkit.core.maps.base import Map
 from bpfkit.net.sockets.listeners import Target
 from bpfkit.sk_lookup.rules import Place, Rule, tables
@@ -34,10 +30,9 @@ from bpfkit.sk_lookup.rules import Place, Rule, tables
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket as socket_module
-    from collections.abc import Iterable
-    from typing import Any
+    from collections.abc import Callable, Iterable
 
-__all__ = ["COUNTS", "ERRORS", "MAPS", "Steering", "find", "port_table", "running"]
+__all__ = ["COUNTS", "ERRORS", "MAPS", "PROGRAM", "RULE_SIZE", "Steering", "port_table"]
 
 PROGRAM = "sk_lookup"
 MAPS = (
@@ -50,11 +45,11 @@ COUNTS = ("lookups", "assigned", "misses", *ERRORS, "replies")
 
 _GENERATION, _EDITING, _UDP_RULES, _SERIAL, _CAUGHT_UP = range(5)  # enum word
 _RULE = struct.Struct("=IBBBBHHI16s")
+RULE_SIZE = _RULE.size
 _TARGET = struct.Struct("=IiIHBB16s")
 _PLACE = struct.Struct("=IBBH16s")
 _PORTS, _BLOCKS = 65536, 1024
 _MMAPABLE = 1 << 10
-_LINK_TYPE_NETNS = 5
 
 
 def port_table() -> Map:
@@ -182,9 +177,14 @@ class Steering(Closing):
 
     # -- edits
 
-    def add(self, wanted: Iterable[tuple[Rule, Target]]) -> list[int]:
+    def add(
+        self,
+        wanted: Iterable[tuple[Rule, Target]],
+        fill: Callable[[dict[int, Target]], None] = lambda targets: None,
+    ) -> list[int]:
         """Add rules; one with the same match as a rule that is there gets a new target.
 
+        :param fill: enters the targets' sockets; called before a rule leads to them.
         :returns: the numbers of their targets.
         :raises BpfkitError: there is no room; nothing was changed.
         """
@@ -210,9 +210,11 @@ class Steering(Closing):
                 entries[number] = (serial, rule)
             self._built(entries)  # too many tables: say so before anything is changed
             self._begin()
-            zero = bytes(self.maps["counts"].value_size)
-            for (rule, target), number in zip(wanted, numbers, strict=True):
+            for (_, target), number in zip(wanted, numbers, strict=True):
                 self._write_target(number, target)
+            fill(self.targets())
+            zero = bytes(self.maps["counts"].value_size)
+            for (rule, _), number in zip(wanted, numbers, strict=True):
                 place = places.get(rule.match)
                 if place is None:
                     place = there[rule.match].number
@@ -351,62 +353,3 @@ class Steering(Closing):
             )
             for i in range(count)
         }
-
-
-# ---------------------------------------------------------------- the running one
-
-
-def running(netns: str = "/proc/thread-self/ns/net") -> list[int]:
-    """Ids of the sk_lookup programs of bpfkit that are attached in a namespace.
-
-    Source: struct bpf_link_info (kernel 5.9).
-    """
-    inode = os.stat(netns).st_ino
-    found: list[int] = []
-    number: int | None = 0
-    while True:
-        number = sc.next_id(sc.LINK_GET_NEXT_ID, number or 0)
-        if not number:
-            return found
-        try:
-            fd = sc.link_get_fd_by_id(number)
-        except OSError:
-            continue  # it was closed meanwhile
-        try:
-            kind, _, program, _, where, _ = struct.unpack_from("=IIIIII", sc.obj_info(fd, 24))
-        except OSError:
-            continue
-        finally:
-            os.close(fd)
-        if (kind, where) == (_LINK_TYPE_NETNS, inode) and _name(program) == PROGRAM:
-            found.append(program)
-
-
-def _name(program: int) -> Any:
-    try:
-        fd = sc.prog_get_fd_by_id(program)
-    except OSError:
-        return ""
-    try:
-        return sc.prog_info(fd)["name"]
-    finally:
-        os.close(fd)
-
-
-def find() -> Steering:
-    """The sk_lookup of the calling thread's namespace.
-
-    :raises PrivilegeError: not permitted to open other processes' maps (CAP_SYS_ADMIN).
-    :raises BpfkitError: none is running.
-    """
-    require_ids()
-    for program in running():
-        maps = maps_of(program, "sk_lookup")
-        if set(MAPS) <= set(maps) and maps["rules"].value_size == _RULE.size:
-            return Steering(maps, owned=True)
-        close_maps(maps)
-    raise BpfkitError(
-        "sk_lookup is not running",
-        why="no such program is attached in this network namespace",
-        hint="start it: python -m bpfkit.sk_lookup --steer PORTS:PORT",
-    )

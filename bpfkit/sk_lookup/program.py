@@ -42,7 +42,7 @@ _SHOWN = 40  # rules that a round prints as text; JSON has all
 
 
 class SkLookup(SocketsApp):
-    """Ports, port ranges and prefixes steered to one listening socket, TCP and UDP; edited live."""
+    """Ports, ranges and prefixes steered to one listener, TCP and UDP; rules edited live."""
 
     name = "sk_lookup"
     source = "sock/sk_lookup.bpf.c"
@@ -67,12 +67,6 @@ class SkLookup(SocketsApp):
     steering: Steering
     watcher: Watcher
     traffic: Demo | None = None
-
-    @classmethod
-    def types(cls) -> list[str]:
-        """With those of the programs that rewrite UDP replies and watch bind(2)."""
-        more = ("CGROUP_SOCK_ADDR", "SCHED_CLS", "CGROUP_SOCK")
-        return [*super().types(), *(f"BPF_PROG_TYPE_{name}" for name in more)]
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
@@ -117,7 +111,7 @@ class SkLookup(SocketsApp):
 
     def _refuse_second(self) -> None:
         from bpfkit.net.attach.xdp import holders
-        from bpfkit.sk_lookup.control import running
+        from bpfkit.sk_lookup.running import running
 
         for program in running():
             pids = ", ".join(str(pid) for pid, _ in holders(program))

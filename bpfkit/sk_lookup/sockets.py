@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from bpfkit.core.maps.base import Map
     from bpfkit.sk_lookup.rules import Rule
 
-__all__ = ["Sockets", "check_free", "holder", "in_use", "resolve"]
+__all__ = ["Sockets", "check_free", "ephemeral_clash", "holder", "in_use", "resolve"]
 
 _SO_PROTOCOL, _IPPROTO_MPTCP = 38, 262
 #: Seconds until a socket without a process is looked for again.
@@ -299,6 +299,20 @@ def in_use(
             if rule.covers(one.proto, one.family, one.address, one.port):
                 yield rule, one
                 break
+
+
+def ephemeral_clash(rule: Rule) -> str:
+    """What a rule for UDP takes from this machine's own clients; "": nothing."""
+    ports = _ephemeral()
+    if not rule.protos & PROTOS["udp"] or rule.family:
+        return ""
+    if rule.last < ports.start or rule.first >= ports.stop:
+        return ""
+    return (
+        f"'{rule}' covers UDP ports of this machine's own clients "
+        f"({ports.start}-{ports.stop - 1}): what is sent to their unconnected sockets is steered, "
+        "too; tcp/ or a prefix avoids that"
+    )
 
 
 def holder(one: Listener) -> str:

@@ -189,12 +189,15 @@ class Demo:
     def verify(self) -> Iterator[Verdict]:
         """What ``--check`` compares."""
         yield from self._verdicts
-        rows = {row.get("port"): row for row in self._app.rows()}
-        row = rows.get(self.port, {"redirected_bytes": 0, "passed_bytes": 0})
+        sizes = {
+            (row["port"], row["verdict"]): row["bytes"]
+            for row in self._app.rows()
+            if "summary" not in row
+        }
+        redirected, passed = (sizes.get((self.port, name), 0) for name in ("redirected", "passed"))
         yield (
-            row["redirected_bytes"] > 0 and row["passed_bytes"] == 0,
-            f"port {self.port}: {row['redirected_bytes']} bytes redirected, "
-            f"{row['passed_bytes']} by TCP",
+            redirected > 0 and passed == 0,
+            f"port {self.port}: {redirected} bytes redirected, {passed} by TCP",
         )
 
     def _say(self, text: str) -> None:
@@ -204,8 +207,8 @@ class Demo:
         """The same messages over a port in scope and over another."""
         size = min(self._app.options.apply or _SIZE, _SIZE)
         self._say(
-            f"{2 * _MESSAGES} messages of {size} bytes over {address}; those to port {self.port} go "
-            "past TCP: a capture on lo is to show the handshake and no payload"
+            f"{2 * _MESSAGES} messages of {size} bytes over {address}; those to port {self.port} "
+            "go past TCP: a capture on lo is to show the handshake and no payload"
         )
         ports = [(self.port, True)]
         if self.other is not None:

@@ -13,7 +13,8 @@ What stays goes by TCP, and the kernel keeps the map and the program until the l
 is closed.  The same holds when this process is killed: then they go on being redirected.
 
 The sockets are found in the processes of the cgroup, and duplicated for a moment (pidfd_getfd(2),
-kernel 5.6).  A socket that is not found there may have unread bytes, and stays.
+kernel 5.6).  A socket that is not found there may have unread bytes, and stays.  With --cork and
+--apply all of them stay: bytes may be in the sender's hands, judged already.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["drain", "sockets_of", "tuple_of"]
 
 _SO_NETNS_COOKIE = 71
-_SYS_PIDFD_GETFD = 438
 #: Seconds in which a message that was judged reaches the receive queue, on a busy machine, too.
 _SETTLE_S = 0.2
 _PAUSE_S = 0.02
@@ -144,28 +144,24 @@ def sockets_of(cgroup: str) -> Iterator[socket_module.socket]:
 
 
 def _sockets_of_process(pid: int) -> Iterator[socket_module.socket]:
-    import ctypes
     import socket
 
-    libc = ctypes.CDLL(None, use_errno=True)
+    from bpfkit.net.sockets.listeners import pidfd_getfd
+
     try:
-        pidfd = os.pidfd_open(pid)
+        names = os.listdir(f"/proc/{pid}/fd")
     except OSError:
-        return
-    try:
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            try:
-                if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
-                    continue
-            except OSError:
+        return  # it has ended
+    for name in names:
+        try:
+            if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
                 continue
-            fd = libc.syscall(_SYS_PIDFD_GETFD, pidfd, int(name), 0)
-            if fd >= 0:
-                try:
-                    yield socket.socket(fileno=fd)
-                except OSError:
-                    os.close(fd)
-    except OSError:
-        pass  # the process has ended
-    finally:
-        os.close(pidfd)
+            fd = pidfd_getfd(pid, int(name))
+        except OSError:
+            continue  # it was closed
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            os.close(fd)
+            continue
+        yield sock

@@ -32,8 +32,10 @@ PLAIN = (
     ("early", "data was sent before both ends were there"),
     ("full", "the map had no room (--max)"),
     ("refused", "the kernel does not let the socket in (MPTCP, kTLS, another sockmap)"),
-    ("ktls", "setsockopt(TCP_ULP) of a redirected socket, refused with EINVAL"),
+    ("ktls", "kTLS, which stays off: setsockopt(TCP_ULP) failed with EINVAL"),
 )
+#: Fields of struct port_count; each has its _bytes.
+VERDICTS = ("redirected", "passed", "denied")
 #: What the demo refuses where --deny-prefix does not say.
 DEMO_DENIES = b"GET /secret"
 
@@ -44,13 +46,7 @@ class SkMsg(CgroupApp):
     name = "sk_msg"
     source = "sock/sk_msg.bpf.c"
     needs = ("BPF", "NET_ADMIN", "PERFMON", "SYS_ADMIN")
-    counters = (
-        "redirected",
-        "redirected_bytes",
-        "passed",
-        "passed_bytes",
-        "denied",
-    )
+    counters = ("messages", "bytes")
     epilog = EPILOG
     check_rounds = 1
 
@@ -138,17 +134,24 @@ class SkMsg(CgroupApp):
     # ---------------------------------------------------------------- figures
 
     def rows(self) -> list[Row]:
+        """A row per port and verdict, and what was not redirected at all."""
         rows: list[Row] = []
         counts = self.object["ports"]
+        connections = 0
+        # Port 0: all ports that came after the map of ports was full.
         for port in sorted(counts.keys(), key=lambda port: port or 1 << 16):
-            total = counts[port].sum()
-            if port or any(total):
-                # Port 0: all ports that came after the map of ports was full.
-                rows.append({"port": port or None, **total._asdict()})
+            total = counts[port].sum()._asdict()
+            connections += total["connections"]
+            for verdict in VERDICTS:
+                messages, size = total[verdict], total[f"{verdict}_bytes"]
+                if messages:
+                    row = {"port": port or None, "verdict": verdict}
+                    rows.append({**row, "messages": messages, "bytes": size})
         plain = [value for _, value in sorted(self.object["plain"].items())]
         rows.append(
             {
                 "summary": True,
+                "connections": connections,
                 "sockets": len(self.object["socks"]),
                 **{f"plain_{name}": n for (name, _), n in zip(PLAIN, plain, strict=True)},
             }
@@ -158,27 +161,30 @@ class SkMsg(CgroupApp):
     def lines(self, rows: list[Row]) -> Iterable[str]:
         from bpfkit.show.text import table
 
-        titles = ["port", "connections", "redirected", "bytes", "passed", "bytes", "denied"]
-        fields = ("connections", "redirected", "redirected_bytes", "passed", "passed_bytes")
+        titles = ["port", "verdict", "messages", "bytes"]
         body = [
-            [str(row["port"] or "others"), *(str(row[name]) for name in fields), str(row["denied"])]
+            [str(row["port"] or "others"), *(str(row[title]) for title in titles[1:])]
             for row in rows
             if "summary" not in row
         ]
         if body:
-            yield from table(titles, body, right=[True] * len(titles))
+            yield from table(titles, body, right=[True, False, True, True])
         yield from self.notes(rows)
 
     def text_cells(self, row: Row) -> dict[str, str]:
-        return {"port": str(row["port"] or "others")}
+        return {"port": str(row["port"] or "others"), "verdict": row["verdict"]}
 
     def notes(self, rows: list[Row]) -> list[str]:
         summary = rows[-1]
-        texts = [f"{summary['sockets']} sockets in the map"]
+        texts = [
+            f"{summary['connections']} connections redirected, "
+            f"{summary['sockets']} sockets in the map now"
+        ]
         for name, meaning in PLAIN:
             count = summary[f"plain_{name}"]
             if count:
-                texts.append(f"not redirected, {count}: {meaning}")
+                what = "refused" if name == "ktls" else "not redirected"
+                texts.append(f"{what}, {count}: {meaning}")
         return texts
 
     # ---------------------------------------------------------------- demo, end
@@ -201,14 +207,20 @@ class SkMsg(CgroupApp):
         super().finish(signals)
         sockets = self.object["socks"]
         self._set(self.object, stops=1)
-        # What --cork holds back would be lost with the socket's place in the map.
-        limit = 0.0 if self.options.cork else self.options.drain
-        left = len(sockets) if not limit else drain(sockets, self.group.path, limit)
+        # What --cork holds back would be lost with the socket's place in the map, and the verdict
+        # that --apply gave holds for bytes that are still to come.
+        options = self.options
+        option = "--cork" if options.cork else "--apply" if options.apply else ""
+        if option:
+            left = len(sockets)
+            why = f"bytes may be under way by {option}"
+        else:
+            left = drain(sockets, self.group.path, options.drain)
+            why = f"their data was not read in {options.drain:g} s"
         if left:
-            why = "--cork may hold bytes back" if not limit else "data is not read yet"
             self.note(
-                f"{left} sockets stay in the map until they are closed: {why}; "
-                "nothing is lost, new data goes by TCP"
+                f"{left} sockets stay in the map until they are closed, as {why}; nothing is lost, "
+                "new data goes by TCP"
             )
 
 

@@ -59,7 +59,7 @@ class ProxyChild(Closing):
     :param pieces: report every piece that the process forwards.
     :param grace: seconds that connections have to end after :meth:`stop`.
     :param room: connections that may be in the map.
-    :param passes: the program in the kernel may leave data to the proxy.
+    :param reenters: a direction that the proxy took over may enter the map again.
     :ivar pid: its process id.
     :ivar control: readable when it has something to say, or has ended.
     :ivar lost: reports that were lost because this process did not read.
@@ -75,7 +75,7 @@ class ProxyChild(Closing):
         pieces: bool,
         grace: float,
         room: int,
-        passes: bool,
+        reenters: bool,
     ) -> None:
         import ctypes
         import json
@@ -92,7 +92,8 @@ class ProxyChild(Closing):
         self._ended = False
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         theirs.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)
-        maps = {name: loaded[name].fd for name in ("sockets", "flows", "directions", "notices")}
+        names = ("sockets", "targets", "flows", "directions", "notices")
+        maps = {name: loaded[name].fd for name in names}
         config = {
             "listener": listener.fileno(),
             "control": theirs.fileno(),
@@ -104,7 +105,7 @@ class ProxyChild(Closing):
             "pieces": pieces,
             "grace": grace,
             "room": room,
-            "passes": passes,
+            "reenters": reenters,
         }
         prctl = ctypes.CDLL(None).prctl
         try:

@@ -6,24 +6,23 @@
     user ──enter()──▶ kernel ──half-close, stop──▶ draining ──▶ user ──▶ closed
       │                  └──────────── reset ─────────────────────────▶ reset
 
-A direction in the map is in one of two states, which the program in the kernel changes, too:
+A direction is forwarded by the kernel while its source is in the map: then the process reads
+nothing of it, and only waits for the end of the stream.  It is forwarded by the process while the
+source is not in the map; the target stays a target.  Between the two it goes at moments at which
+nothing can be lost or overtaken:
 
-- redirecting (with a stream parser always): what arrives goes on in the kernel.  The process only waits for the end of the stream.
-- passing: what arrives is left to the process.  It reads, waits until everything that was
-  redirected before is in the target's send buffer, and writes.  When nothing is left to read, it
-  allows redirects again.
+- into the map when the process has written all that it has read, and read no segment in part;
+- out of it at any time: what was redirected before goes to the target before what is read after.
 
 How much is left follows from four counts, each of them exact: of the bytes that the source
 received (TCP_INFO) so many were redirected (the program in the kernel) and so many read; of those
-handed to the target it accepted so many (TCP_INFO).  FIONREAD is not used: for sockets in a map it
-has another meaning in every other kernel.
+handed to the target so many were acknowledged or wait in its send buffer.  FIONREAD is not used: for
+sockets in a map it has another meaning in every other kernel.
 
-A socket in the map that closes, or leaves, loses what was passed to it and not read.  Hence:
+Hence for the ends of a connection:
 
-- The end of a stream is passed on (:meth:`Direction.finish`) only after every byte of it, and after
-  the target left the map as a source, while its data is being redirected (`never_pass`).  The other
-  direction goes on in user space.  Otherwise the last data of a connection of which one half is
-  closed could be thrown away, when the FIN that follows destroys the socket.
+- The end of a stream is passed on only after every byte of it.  The other direction goes on in user
+  space: a socket that closes throws away what the kernel has for it.
 - Both sockets reset their connection when they are closed, by SO_LINGER, also by the end of the
   process, until both streams have ended.
 """
@@ -56,14 +55,14 @@ _SOONEST, _LATEST = 0.001, 0.016
 class Direction:
     """From one socket of a connection to the other.
 
-    :ivar state: the counts shared with the kernel; None: the source is not in the map.
+    :ivar counts: those shared with the kernel, once the source has been in the map.
+    :ivar in_kernel: the source is in the map.
     :ivar read: bytes that the process read from the source.
-    :ivar redirected_before: bytes that were redirected when the source was in the map.
     :ivar done: the end of the stream was passed on.
     """
 
-    __slots__ = ("buffer", "done", "ended", "name", "read", "redirected_before", "source", "state")
-    __slots__ += ("target", "to_key")
+    __slots__ = ("buffer", "counts", "done", "ended", "in_kernel", "key", "name", "read")
+    __slots__ += ("source", "target", "told")
 
     def __init__(self, name: str, source: Side, target: Side) -> None:
         self.name = name
@@ -71,31 +70,33 @@ class Direction:
         self.target = target
         self.buffer = memoryview(b"")
         self.read = 0
-        self.redirected_before = 0
-        self.state: DirectionState | None = None
+        self.key = 0
+        self.counts: DirectionState | None = None
+        self.in_kernel = False
         self.ended = False  # everything up to the end of the stream was read or redirected
         self.done = False
+        self.told = False  # that the process took over
 
     @property
     def redirected(self) -> int:
         """Bytes that the kernel forwarded."""
-        return self.redirected_before if self.state is None else self.state.redirected
-
-    @property
-    def redirects(self) -> bool:
-        """Does the kernel forward what arrives now?"""
-        return self.state is not None and self.state.redirects
+        return 0 if self.counts is None else self.counts.redirected
 
     def left(self) -> int:
         """Bytes that the source received and that were neither read nor redirected."""
+        redirected = self.redirected  # first: what is redirected meanwhile counts as left
         info = TcpInfo(self.source.sock)  # takes the lock that the program runs under
         self.source.fin |= info.fin
-        return info.received - self.redirected - self.read
+        left = info.received - redirected - self.read
+        if left < 0:
+            self.source.check()  # the connection was reset, and has no FIN
+            raise OSError(errno.EPROTO, "bytes were forwarded twice")
+        return left
 
     def queued(self) -> int:
         """Bytes that were redirected and are not in the target's send buffer yet.
 
-        Valid while the direction is passing: after a read from the source, or after ``left()``.
+        Exact while nothing more is redirected.
         """
         redirected = self.redirected
         if not redirected:
@@ -111,8 +112,6 @@ class Direction:
                 return False
             self.buffer = self.buffer[count:]
             self.target.written += count
-            if self.state is not None:
-                self.state.set_written(self.target.written)
         return True
 
 
@@ -171,7 +170,7 @@ class Connection:
     def _watch(self) -> None:
         poller = self.proxy.poller
         for one, other in ((self.up, self.down), (self.down, self.up)):
-            reads = not (one.ended or one.buffer or one.redirects)
+            reads = not (one.ended or one.buffer or one.in_kernel)
             writes = bool(other.buffer) and not other.queued()
             one.source.watch(poller, reads, writes)
 
@@ -179,14 +178,8 @@ class Connection:
         """Move what can be moved in a direction; True: look again soon."""
         if one.done:
             return False
-        if one.redirects:
-            if not one.source.fin:
-                return False
-            if not self.proxy.passes:
-                return self._await_parser(one)
-            assert one.state is not None
-            # No more will come.  What the program has not seen is for the process.
-            one.state.pass_everything()
+        if one.in_kernel:
+            return one.source.fin and self._await_kernel(one)
         for _ in range(_TURN):
             if one.buffer:
                 if one.queued():
@@ -209,18 +202,24 @@ class Connection:
                 self.proxy.piece(self, one, piece)
         return bool(one.queued()) or not one.write()
 
-    def _await_parser(self, one: Direction) -> bool:
-        """Wait until the stream parser has redirected all that is in the receive queue.
+    def _await_kernel(self, one: Direction) -> bool:
+        """Have the kernel forward what is in the receive queue; True: look again soon.
 
-        It looks there when a segment arrives, and when a process reads: that is what the call of
+        The program runs when a segment arrives, and when a process reads: that is what the call of
         recv is for, which is given nothing.
         """
+        redirected = one.redirected
         try:
-            if one.source.sock.recv(_PIECE):
-                # Kernels before 6.4 give a process what their parser has not seen.
-                raise OSError(errno.EPROTO, "data that the stream parser left")
+            piece = one.source.sock.recv(_PIECE)
         except BlockingIOError:
-            pass
+            piece = b""
+        if piece:  # some kernels give the process what their program has not seen
+            self._take_out(one, "the kernel left data to the process")
+            one.read += len(piece)
+            one.buffer = memoryview(piece)
+            if one.redirected != redirected:
+                raise OSError(errno.EPROTO, "bytes were overtaken")
+            return True
         if one.left():
             return True
         if not one.source.fin:
@@ -229,29 +228,29 @@ class Connection:
         return self._finish(one)
 
     def _nothing_to_read(self, one: Direction) -> bool:
-        state = one.state
-        if state is None:
-            if one.source.fin and not one.left():
-                one.ended = True
-                return self._finish(one)
-            return one.source.fin
-        passed = state.passed
-        if one.left():
-            return True  # on its way to the process; readable soon
         if one.source.fin:
+            if one.left():
+                return True
             one.ended = True
             return self._finish(one)
-        if not self.draining and not one.queued():
-            # Data that arrives from here on changes `passed`, and is not redirected.
-            state.allow_redirects(passed)
-        return not one.redirects and not self.draining
+        other = self.down if one is self.up else self.up
+        if one.told and self.proxy.reenters and not (self.draining or other.done):
+            if one.queued():
+                return True
+            if not one.left():
+                self._redirect(one)
+                return self._await_kernel(one)
+        return False
 
     # -- into the map
 
     def enter(self) -> None:
-        """Put both sockets into the map; what they have received by now is read as before."""
-        if not self.proxy.passes and any(one.buffer or one.left() for one in self.directions):
-            return  # the kernel's queue must not get ahead of what the process has
+        """Put both sockets into the map, unless data has been read in part: then later."""
+        for one in self.directions:
+            # Data that waits is taken into the map as it came, in whole segments: of one that was
+            # read in part, the part would be forwarded again.
+            if one.buffer or (one.read and one.left()):
+                return
         self.may_enter = False
         table = self.proxy.table
         if not (TcpInfo(self.near.sock).established and TcpInfo(self.far.sock).established):
@@ -262,34 +261,35 @@ class Connection:
         except Full:
             self.proxy.stays(self, f"the map is full: {self.proxy.room} connections")
             return
-        keys = (2 * number, 2 * number + 1)
-        entered = []
-        passes = self.proxy.passes
         try:
-            for key, one in zip(keys, self.directions, strict=True):
-                table.state(key).clear(one.target.written, not passes)
+            for key, one in enumerate(self.directions, 2 * number):
+                one.key = key
+                one.counts = table.state(key)
+                one.counts.clear()
                 self.flows.append(table.name(key, one.source))
-            for key, one in zip(keys, self.directions, strict=True):
-                table.enter(key, one.source)
-                entered.append(key)
-                one.state = table.state(key)
+                table.make_target(key, one.source)
+            for one in self.directions:
+                self._redirect(one)
         except Refused as error:
-            self.proxy.stays(self, str(error))
-            if entered and passes:  # it stays in the map: to leave it could lose data
-                self.number = number
-                self.draining = True
-                return
-            if entered:
-                raise OSError(errno.EPIPE, "") from None
+            for one in self.directions:
+                if one.in_kernel:
+                    self._take_out(one, "")
             self._forget()
-            table.release(number)
+            self.number = number  # they stay targets until they are closed
+            self.proxy.stays(self, str(error))
             return
         self.number = number
         self.mode = "kernel"
         self.proxy.entered(self)
-        if not passes:
-            for one in self.directions:
-                self._await_parser(one)
+        for one in self.directions:
+            self._await_kernel(one)
+
+    def _redirect(self, one: Direction) -> None:
+        """The kernel forwards from now on."""
+        assert one.counts is not None
+        one.counts.start(one.target.written)
+        self.proxy.table.make_source(one.key, one.source)
+        one.in_kernel = True
 
     def _forget(self) -> None:
         for flow in self.flows:
@@ -299,15 +299,13 @@ class Connection:
     # -- out of it
 
     def drain(self) -> None:
-        """Redirect nothing any more: the process forwards until the connection ends."""
+        """The process forwards until the connection ends."""
         self.may_enter = False
-        if self.number is None or self.draining:
-            return
         self.draining = True
         self.mode = "draining"
         for one in self.directions:
-            if one.state is not None and self.proxy.passes:
-                one.state.pass_everything()
+            if one.in_kernel:
+                self._take_out(one, "")
 
     def drained(self) -> bool:
         """Has all that was redirected reached the send buffers, and is nothing left to forward?"""
@@ -320,37 +318,26 @@ class Connection:
         if one.buffer or one.queued():
             return True
         back = self.down if one is self.up else self.up
-        if back.state is not None and not back.done and not self._leave(back):
-            return True
+        if back.in_kernel:
+            self._take_out(back, "one end has ended its stream")
         one.source.check()
         one.target.shut_down()
         one.done = True
         return False
 
-    def _leave(self, one: Direction) -> bool:
-        """Take the source of a direction out of the map, in the only way that loses nothing: while
-        its data is redirected.  Nothing is redirected to it any more.  False: not yet."""
-        state = one.state
-        assert state is not None and self.number is not None
-        if one.source.fin:
-            return one.ended  # nothing is left in it that could be thrown away
-        if not state.redirects:
-            passed = state.passed
-            if one.buffer or one.left() or one.queued():
-                return False
-            state.allow_redirects(passed)
-        state.set_never_pass(True)
-        one.left()  # after this no run of the program has missed never_pass
-        if not state.redirects:
-            state.set_never_pass(False)
-            return False
-        self.proxy.table.leave(2 * self.number + (one is self.down))
-        one.left()  # nor does one run any more
-        one.redirected_before = state.redirected
-        one.state = None
-        self.mode = "user"
-        self.proxy.left(self)
-        return True
+    def take_over(self, one: Direction) -> None:
+        """Forward in user space for a while: too much waits in the kernel for the reader."""
+        if one.in_kernel:
+            self._take_out(one, "the sender is faster than the reader")
+
+    def _take_out(self, one: Direction, why: str) -> None:
+        """What arrives from now on stays in the receive queue."""
+        self.proxy.table.leave(one.key)
+        one.left()  # no run of the program is under way any more
+        one.in_kernel = False
+        if why and not one.told:
+            one.told = True
+            self.proxy.left(self, why)
 
     def close(self, reset: bool) -> None:
         """Close both sockets."""
@@ -369,8 +356,13 @@ class Connection:
         return {
             "src": self.client[0],
             "sport": self.client[1],
-            "state": self.mode,
+            "state": self._state(),
             "to_backend": self.up.read + self.up.redirected,
             "to_client": self.down.read + self.down.redirected,
             "by_kernel": self.up.redirected + self.down.redirected,
         }
+
+    def _state(self) -> str:
+        if self.mode == "kernel" and not (self.up.in_kernel or self.down.in_kernel):
+            return "user"
+        return self.mode

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from bpfkit.sk_skb.child import ProxyChild
 
 PORT, BACKEND = 5201, 5202
-DEFAULT_QUEUE = 4 << 20
-PARSER_QUEUE = 256 << 20
 ROOM = 4096  # CONNECTIONS of the C side
 #: Pieces that the proxy of the demo forwards: three messages and their answers.
 DEMO_AFTER = 6
@@ -78,11 +76,8 @@ class SkSkb(SocketsApp):
         add("--how", choices=_HOWS, default="verdict", help=text)
         text = "pieces of data that the proxy process forwards first (default: 0; the demo: 6)"
         add("--after", metavar="N", type=int, help=text)
-        text = (
-            "bytes that may wait in the kernel for a slow reader: then the sender waits, with "
-            "--how parser the connection is reset (default: 4194304, parser: 268435456)"
-        )
-        add("--queue", metavar="BYTES", type=positive, help=text)
+        text = "bytes that may wait in the kernel for a slow reader (default: 4194304)"
+        add("--queue", metavar="BYTES", type=positive, default=4 << 20, help=text)
         text = f"connections that the kernel forwards at once (default, and most: {ROOM})"
         add("--connections", metavar="N", type=positive, default=ROOM, help=text)
         text = "seconds that connections have to end after a signal (default: 2)"
@@ -153,9 +148,9 @@ class SkSkb(SocketsApp):
         from bpfkit.sk_skb.child import ProxyChild
 
         options = self.options
-        passes = how == "verdict"
-        queue = options.queue or (DEFAULT_QUEUE if passes else PARSER_QUEUE)
-        loaded = self.load(queue_limit=queue, may_pass=int(passes))
+        # A second stream parser on a socket would be set up while the first may be at work.
+        reenters = how == "verdict"
+        loaded = self.load(queue_limit=options.queue)
         names = ("verdict",) if how == "verdict" else ("parser", "stream_verdict")
         for name in names:
             # Sockets take the programs that the map has when they enter.
@@ -165,7 +160,7 @@ class SkSkb(SocketsApp):
             "pieces": options.pieces,
             "grace": options.grace,
             "room": options.connections,
-            "passes": passes,
+            "reenters": reenters,
         }
         child = self.keep(ProxyChild(loaded, listener, to, **{**given, **more}))
         self.check_regularly(child.check)

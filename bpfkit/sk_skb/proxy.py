@@ -45,13 +45,13 @@ class Proxy:
 
     :ivar after: pieces that the process forwards before the kernel takes over.
     :ivar room: connections that the map has room for.
-    :ivar passes: the program in the kernel may leave data to this process.
+    :ivar reenters: a direction that this process took over may enter the map again.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.after = int(config["after"])
         self.room = int(config["room"])
-        self.passes = bool(config["passes"])
+        self.reenters = bool(config["reenters"])
         self.shows_pieces = bool(config["pieces"])
         self.grace = float(config["grace"])
         self.target = tuple(config["to"])
@@ -60,7 +60,8 @@ class Proxy:
         self.control.setblocking(False)
         self.listener: socket.socket | None = socket.socket(fileno=config["listener"])
         self.listener.setblocking(False)
-        self.table = Table(config["sockets"], config["flows"], config["directions"], self.room)
+        maps = (config[name] for name in ("sockets", "targets", "flows", "directions"))
+        self.table = Table(*maps, self.room)
         self.notices = Map.from_fd(config["notices"]).open()  # type: ignore[attr-defined]
         self.poller = select.epoll()
         self.poller.register(self.control.fileno(), select.EPOLLIN)
@@ -113,9 +114,9 @@ class Proxy:
         """The process goes on forwarding."""
         self._event("user", connection, why=why)
 
-    def left(self, connection: Connection) -> None:
-        """One half has ended; the process forwards the other one."""
-        self._event("drained", connection, why="one end has ended its stream")
+    def left(self, connection: Connection, why: str) -> None:
+        """The process forwards a direction that the kernel forwarded."""
+        self._event("drained", connection, why=why)
 
     # -- connections
 
@@ -272,11 +273,12 @@ class Proxy:
             if connection is None:
                 continue
             state = self.table.state(number)
-            if state.dropped:
-                why = "the reader is too slow (--queue)" if state.full else "a target is missing"
-                self.reset(connection, why)
-            else:
-                self.work(connection)
+            if state.lost:
+                self.reset(connection, state.lost)
+                continue
+            if state.asked:
+                connection.take_over(connection.directions[number % 2])
+            self.work(connection)
 
     def _commands(self) -> None:
         try:

@@ -17,13 +17,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bpfkit.sk_skb.side import Side
 
-__all__ = ["DIRECTION_SIZE", "NEVER", "DirectionState", "Full", "Refused", "Table"]
+__all__ = ["DIRECTION_SIZE", "DirectionState", "Full", "Refused", "Table"]
 
-#: resume_at of a direction of which nothing is redirected.
-NEVER = (1 << 64) - 1
 #: struct direction: eight u64.
 DIRECTION_SIZE = 64
-_RESUME_AT, _WRITTEN, _NEVER_PASS, _REDIRECTED, _REDIRECTS, _PASSED, _FULL, _DROPPED = range(8)
+_WRITTEN, _REDIRECTED, _ASKED, _OVERFULL, _HOMELESS = range(5)
 _NOEXIST = 1
 
 
@@ -44,34 +42,15 @@ class DirectionState:
         self._words = words
         self._at = key * (DIRECTION_SIZE // 8)
 
-    def clear(self, written: int, redirects: bool) -> None:
-        """Of a new connection: everything is redirected, or nothing yet."""
-        self._words[self._at + _RESUME_AT] = 0 if redirects else NEVER
-        for word in range(_WRITTEN, _DROPPED + 1):
+    def clear(self) -> None:
+        """Of a new connection."""
+        for word in range(DIRECTION_SIZE // 8):
             self._words[self._at + word] = 0
+
+    def start(self, written: int) -> None:
+        """What arrives from now on is redirected to a target that the proxy wrote ``written``."""
         self._words[self._at + _WRITTEN] = written
-
-    def allow_redirects(self, passed: int) -> None:
-        """Redirect from now on, unless more than ``passed`` bytes were passed by now."""
-        self._words[self._at + _RESUME_AT] = passed
-
-    def pass_everything(self) -> None:
-        """Redirect nothing any more."""
-        self._words[self._at + _RESUME_AT] = NEVER
-
-    def set_written(self, count: int) -> None:
-        """Bytes that the proxy wrote to the target."""
-        self._words[self._at + _WRITTEN] = count
-
-    def set_never_pass(self, value: bool) -> None:
-        """While data is redirected, redirect it whatever waits for the target."""
-        self._words[self._at + _NEVER_PASS] = value
-
-    @property
-    def redirects(self) -> bool:
-        """Is data that arrives now redirected?"""
-        words, at = self._words, self._at
-        return words[at + _RESUME_AT] == words[at + _PASSED]
+        self._words[self._at + _ASKED] = 0
 
     @property
     def redirected(self) -> int:
@@ -79,30 +58,28 @@ class DirectionState:
         return self._words[self._at + _REDIRECTED]
 
     @property
-    def passed(self) -> int:
-        """Bytes that were left to the proxy."""
-        return self._words[self._at + _PASSED]
+    def asked(self) -> bool:
+        """Has the program asked the process to take over?"""
+        return bool(self._words[self._at + _ASKED])
 
     @property
-    def full(self) -> int:
-        """How often too much waited for the target."""
-        return self._words[self._at + _FULL]
-
-    @property
-    def dropped(self) -> int:
-        """Bytes that were lost."""
-        return self._words[self._at + _DROPPED]
+    def lost(self) -> str:
+        """Why bytes were lost; empty: none were."""
+        if self._words[self._at + _OVERFULL]:
+            return "the reader is too slow"
+        return "a target is missing" if self._words[self._at + _HOMELESS] else ""
 
 
 class Table:
     """Who is in the map.
 
-    :param sockets, flows, directions: descriptors of the maps.
+    :param sockets, targets, flows, directions: descriptors of the maps.
     :param room: connections that the maps have room for.
     """
 
-    def __init__(self, sockets: int, flows: int, directions: int, room: int) -> None:
+    def __init__(self, sockets: int, targets: int, flows: int, directions: int, room: int) -> None:
         self._sockets = sockets
+        self._targets = targets
         self._flows = flows
         self._memory = mmap.mmap(directions, 2 * room * DIRECTION_SIZE)
         self._words = memoryview(self._memory).cast("Q")
@@ -144,24 +121,22 @@ class Table:
         except OSError:
             pass
 
-    def enter(self, key: int, side: Side) -> None:
-        """Put the socket into the map.
+    def make_target(self, key: int, side: Side) -> None:
+        """Data may be redirected to the socket.
 
-        :raises Refused: the kernel does not take it.
+        :raises Refused: the kernel does not take it into a map.
         """
-        try:
-            syscall.map_update(self._sockets, _u32(key), struct.pack("=Q", side.fd))
-        except OSError as error:
-            reasons = {
-                errno.EOPNOTSUPP: "the kernel takes no socket of this kind or state",
-                errno.EINVAL: "the kernel takes no socket of this kind",
-                errno.EBUSY: "another program's map has the socket",
-            }
-            number = error.errno or 0
-            raise Refused(reasons.get(number) or errno_text(number)) from None
+        _enter(self._targets, key, side)
+
+    def make_source(self, key: int, side: Side) -> None:
+        """Redirect the socket's data.
+
+        :raises Refused: the kernel does not take it into the map.
+        """
+        _enter(self._sockets, key, side)
 
     def leave(self, key: int) -> None:
-        """Take the socket out of the map; what was passed to it and not read is lost."""
+        """Run no program on the socket's data any more; it stays a target."""
         try:
             syscall.map_delete(self._sockets, _u32(key))
         except OSError:
@@ -172,7 +147,21 @@ class Table:
         self._words.release()
         self._memory.close()
         os.close(self._sockets)
+        os.close(self._targets)
         os.close(self._flows)
+
+
+def _enter(sockets: int, key: int, side: Side) -> None:
+    try:
+        syscall.map_update(sockets, _u32(key), struct.pack("=Q", side.fd))
+    except OSError as error:
+        reasons = {
+            errno.EOPNOTSUPP: "the kernel takes no socket of this kind or state",
+            errno.EINVAL: "the kernel takes no socket of this kind",
+            errno.EBUSY: "another program's map has the socket",
+        }
+        number = error.errno or 0
+        raise Refused(reasons.get(number) or errno_text(number)) from None
 
 
 def _u32(number: int) -> bytes:

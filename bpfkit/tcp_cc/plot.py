@@ -53,9 +53,12 @@ def plot(
     now, limit = 0, INFINITE
     at = 0
     for change in [*changes, None]:
+        if change is not None and change.time_ns < begin:
+            now, limit = change.cwnd, change.ssthresh
+            continue
         to = columns - 1
         if change is not None:
-            to = min((max(change.time_ns, begin) - begin) * columns // span, columns - 1)
+            to = min((change.time_ns - begin) * columns // span, columns - 1)
         # The values so far stay in force up to this change.
         for column in range(at, to + 1):
             if now:
@@ -64,8 +67,6 @@ def plot(
         if change is None:
             break
         now, limit, at = change.cwnd, change.ssthresh, to
-        if change.time_ns < begin:
-            continue
         cwnd[to].append(now)
         threshold[to].append(limit)
     top = max(map(max, filter(None, cwnd)), default=1)

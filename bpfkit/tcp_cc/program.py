@@ -38,7 +38,7 @@ LONGEST_NAME = 15
 MBIT = 20
 TRANSFER_S = 2.2
 #: Connections whose changes are kept for the plot.
-KEPT_SERIES = 64
+KEPT_SERIES = 16
 #: Rows that text shows: the newest.
 SHOWN = 6
 

@@ -34,18 +34,25 @@ class Change:
 
 
 class Sample:
-    """cwnd and ssthresh by TCP_INFO, read between two moments (CLOCK_MONOTONIC)."""
+    """cwnd and ssthresh by TCP_INFO, read between two moments (CLOCK_MONOTONIC).
 
-    __slots__ = ("after_ns", "before_ns", "cwnd", "ssthresh")
+    ``state`` is the number of an ``enum tcp_ca_state``.
+    """
 
-    def __init__(self, before_ns: int, after_ns: int, cwnd: int, ssthresh: int) -> None:
+    __slots__ = ("after_ns", "before_ns", "cwnd", "ssthresh", "state")
+
+    def __init__(
+        self, before_ns: int, after_ns: int, cwnd: int, ssthresh: int, state: int = 0
+    ) -> None:
         self.before_ns = before_ns
         self.after_ns = after_ns
         self.cwnd = cwnd
         self.ssthresh = ssthresh
+        self.state = state
 
     def __repr__(self) -> str:
-        return f"Sample({self.before_ns}, {self.after_ns}, {self.cwnd}, {self.ssthresh})"
+        values = f"{self.cwnd}, {self.ssthresh}, {self.state}"
+        return f"Sample({self.before_ns}, {self.after_ns}, {values})"
 
 
 class Series:
@@ -54,7 +61,7 @@ class Series:
     :param limit: changes that are kept; the oldest quarter goes when there are more.
     """
 
-    def __init__(self, limit: int = 200_000) -> None:
+    def __init__(self, limit: int = 20_000) -> None:
         self.changes: list[Change] = []
         self._limit = limit
 

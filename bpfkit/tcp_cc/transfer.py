@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+from struct import pack
 from time import monotonic, monotonic_ns
 
 from bpfkit.core.errors import BpfkitError
@@ -21,6 +22,8 @@ HOSTS = {4: "10.77.2.1", 6: "fd77:2::1"}
 MTU_FRAME = 1514
 _BLOCK = bytes(1 << 16)
 _SAMPLE_S = 0.002
+#: TCP_CA_Recovery; above is TCP_CA_Loss.
+RECOVERY = 3
 
 
 def bottleneck_lab(mbit: int = 20, packets: int = 40) -> Lab:
@@ -135,6 +138,8 @@ class Transfer:
             sock = socket.socket(kind, socket.SOCK_STREAM)
         with listener, sock:
             listener.settimeout(10)
+            # If the program ends meanwhile, the connection is reset, and gone at once.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, pack("ii", 1, 0))
             if algorithm:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, algorithm.encode())
             reader = threading.Thread(target=self._read, args=(listener,), daemon=True)
@@ -163,12 +168,16 @@ class Transfer:
             raise BpfkitError("the transfer's server failed", why=str(self._error))
 
     def falls(self) -> list[Fall]:
-        """The losses after slow start."""
+        """The losses after slow start.
+
+        Outside of recovery the kernel also changes ssthresh, after the sender had nothing to send.
+        """
         pairs = zip(self.samples, self.samples[1:], strict=False)
         return [
             Fall(before, after)
             for before, after in pairs
             if INFINITE > before.ssthresh != after.ssthresh
+            and before.state < RECOVERY <= after.state
         ]
 
     @property
@@ -211,4 +220,4 @@ class Transfer:
         info = tcp_info(sock)
         after = monotonic_ns()
         self.retransmitted = info.total_retrans
-        self.samples.append(Sample(before, after, info.snd_cwnd, info.snd_ssthresh))
+        self.samples.append(Sample(before, after, info.snd_cwnd, info.snd_ssthresh, info.ca_state))

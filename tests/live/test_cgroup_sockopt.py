@@ -142,7 +142,7 @@ show(set_, status, size.value, buffer.raw[16:] == sources)
 """
     got, rows = results(ns, script, "--set", "IP_TTL=9")
     assert got == [None, 0, 4416, True]
-    (event,) = uses(rows, "set", "0:41")
+    (event,) = uses(rows, "set", "IP_MSFILTER")
     assert (event["size"], event["truncated"], event["result"]) == (4416, True, "allowed")
     got, _ = results(ns, script, "--deny", "0:41:set")
     assert got[0] == "EPERM"

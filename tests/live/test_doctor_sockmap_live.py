@@ -19,11 +19,12 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from bpfkit.net.links.netns import NetNS
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(
@@ -264,8 +265,7 @@ def test_the_redirect_matrix_is_the_kernels(rows: list) -> None:
     }
 
 
-def test_the_text_is_readable_at_80_columns_and_done_in_5_seconds() -> None:
-    started = time.monotonic()
+def test_the_text_is_readable_at_80_columns() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bpfkit", "doctor", "sockmap"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -276,24 +276,36 @@ def test_the_text_is_readable_at_80_columns_and_done_in_5_seconds() -> None:
     if done.returncode == 77:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0
-    assert time.monotonic() - started < 5
     assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
 
 
-def test_the_users_namespace_is_not_touched(rows: list) -> None:
+def test_the_users_namespace_is_not_touched() -> None:
     """The experiments' connections would stay here in TIME_WAIT for a minute."""
-    assert rows
-    before = set(Path("/proc/thread-self/net/tcp").read_text().splitlines())
-    subprocess.run(
-        [sys.executable, "-m", "bpfkit", "doctor", "sockmap", "--json"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        timeout=60,
-    )
-    after = Path("/proc/thread-self/net/tcp").read_text().splitlines()
-    both_ends = [line.split()[1:4] for line in after if line not in before]
-    # 06 is TIME_WAIT, 0100007F 127.0.0.1: neighbours on this machine make other addresses' ones
-    assert len([e for e in both_ends if e[2] == "06" and e[0].startswith("0100007F")]) < 10
+    with NetNS.new("user") as namespace:
+        child = namespace.popen(
+            [sys.executable, "-m", "bpfkit", "doctor", "sockmap", "--json"],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+        )
+        assert child.wait(60) in (0, 77)
+        connections = namespace.run(Path("/proc/thread-self/net/tcp").read_text).splitlines()
+    assert len(connections) == 1  # the title
+
+
+def test_a_low_water_mark_counts_redirected_data_or_not(behaviour: dict) -> None:
+    early = {}
+    for redirect in (False, True):
+        sender, receiver = connection()
+        with sender, receiver, Maps(SK_MSG, MSG_VERDICT, True) as maps:
+            receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 2000)
+            if redirect:
+                update(maps.targets, receiver)
+                update(maps.fd, sender)
+            sender.sendall(b"x" * 1000)
+            early[redirect] = bool(select.select([receiver], [], [], 0.1)[0])
+    assert not early[False]
+    expected = "not supported" if early[True] else "works"
+    assert behaviour["SO_RCVLOWAT"]["state"] == expected
 
 
 def test_without_root_it_is_status_77() -> None:

@@ -439,7 +439,8 @@ def test_it_starts_without_rules_and_gets_them_later(lab: Lab) -> None:
 
 
 def test_no_connection_is_lost_while_other_rules_are_edited(lab: Lab) -> None:
-    with Echo(lab["server"]), steer(lab, "--steer", "5202:5201"):
+    """Others, and the same rule's listener: its sockets are there before it leads to them."""
+    with Echo(lab["server"]), Echo(lab["server"], port=5301), steer(lab, "--steer", "5202:5201"):
         editor = subprocess.Popen(
             [
                 sys.executable,
@@ -449,6 +450,7 @@ def test_no_connection_is_lost_while_other_rules_are_edited(lab: Lab) -> None:
                 "for i in range(12):\n"
                 "    assert main(['add', f'{7000 + i}:5201', *where]) == 0\n"
                 "    assert main(['add', '192.0.2.0/24:5202:5201', *where]) == 0\n"
+                "    assert main(['add', f'5202:{5301 - 100 * (i % 2)}', *where]) == 0\n"
                 "    assert main(['del', '192.0.2.0/24:5202:5201', *where]) == 0\n",
             ],
             cwd=ROOT,
@@ -493,6 +495,19 @@ def test_its_end_ends_the_steering_and_leaves_nothing(lab: Lab, number: signal.S
             time.sleep(0.05)
         assert ask(lab["client"], "tcp", SERVER[4], 5202) == "ECONNREFUSED"
         assert ask(lab["client"], "connected", SERVER[4], 5202, timeout=0.3) == "ECONNREFUSED"
+
+
+def test_kill_9_at_any_moment_leaves_nothing(lab: Lab) -> None:
+    """While it starts, and while it runs; the leak check of every test looks for what it left."""
+    with Echo(lab["server"]):
+        for i in range(8):
+            words = ["--netns", path_of(lab["server"]), "--steer", "5202:5201"]
+            argv = [sys.executable, "-m", "bpfkit.sk_lookup", *words]
+            with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL) as program:
+                time.sleep(0.05 + 0.04 * i)
+                program.kill()
+        with steer(lab, "--steer", "5202:5201"):  # nothing is in the way of the next one
+            assert ask(lab["client"], "connected", SERVER[4], 5202) == ""
 
 
 def test_an_editor_that_is_killed_leaves_a_whole_list(lab: Lab) -> None:
@@ -565,6 +580,24 @@ def test_bad_input_is_two_lines_that_say_what_to_do(lab: Lab) -> None:
             "sk_lookup", "--netns", path_of(ns), "-c", "1", "--steer", "5555:5201", "--take"
         )
         assert taken.returncode == 0
+
+
+def test_a_range_that_takes_from_this_machines_own_udp_clients_is_named(lab: Lab) -> None:
+    low, high = lab["server"].sysctl("net.ipv4.ip_local_port_range").split()
+    with Echo(lab["server"]):
+        for text, named in (
+            (f"{low}:5201", True),
+            (f"1-{high}:5201", True),
+            (f"tcp/{low}:5201", False),
+            (f"192.0.2.0/24:{low}:5201", False),
+            (f"{int(low) - 1}:5201", False),
+        ):
+            words = ("--netns", path_of(lab["server"]), "-c", "1", "-t", "0.1", "--steer", text)
+            done = run("sk_lookup", *words)
+            assert done.returncode == 0
+            assert (f"UDP ports of this machine's own clients ({low}-{high})" in done.stderr) == (
+                named
+            ), text
 
 
 def test_a_connected_socket_is_no_listener(lab: Lab) -> None:

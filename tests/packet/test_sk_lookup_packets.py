@@ -50,11 +50,13 @@ def context(proto: int, local: str, port: int, remote: str = "", remote_port: in
 class Lab:
     """The program, its rules, and sockets in a namespace."""
 
-    def __init__(self, stack: ExitStack) -> None:
+    def __init__(self, stack: ExitStack, **sizes: int) -> None:
         self.ns = stack.enter_context(NetNS.new("sk-lookup"))
         ports: Map = stack.enter_context(port_table())
         source = "sock/sk_lookup.bpf.c"
-        self.object: Object = stack.enter_context(bpfkit.load(source, reuse_maps={"ports": ports}))
+        self.object: Object = stack.enter_context(
+            bpfkit.load(source, reuse_maps={"ports": ports}, max_entries=sizes)
+        )
         self.program = self.object.programs["sk_lookup"]
         self.steering = Steering({name: self.object[name] for name in MAPS})
         self._stack = stack
@@ -216,6 +218,19 @@ def test_what_a_client_asked_for_last_is_remembered_and_a_direct_request_forgets
         assert (key.client_port, key.server_port, flow.port) == (40000, 5201, port)
     lab.selected(UDP, "192.0.2.1", 5201)
     assert flows.items() == []
+
+
+def test_more_clients_than_flows_are_steered_all_the_same() -> None:
+    with ExitStack() as stack:
+        lab = Lab(stack, flows=64)
+        cookie = lab.socket(socket.SOCK_DGRAM, "0.0.0.0")
+        lab.put(4)
+        lab.add("udp/5202:5201")
+        for port in range(1000, 2000):
+            assert lab.selected(UDP, "192.0.2.1", 5202, "198.51.100.9", port) == cookie
+        known = {key.client_port for key, _ in lab.object["flows"].items()}
+    assert len(known) <= 64
+    assert 1999 in known
 
 
 def test_a_thousand_rules_each_with_its_counter(lab: Lab) -> None:

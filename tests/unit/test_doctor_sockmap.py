@@ -11,7 +11,7 @@ import pytest
 from bpfkit.__main__ import main
 from bpfkit.commands import sockmap_report as report
 from bpfkit.core.features import INCONCLUSIVE, NOT_SUPPORTED, WORKS, Feature, system
-from bpfkit.core.features.sockmap import behaviour, obstacle, table
+from bpfkit.core.features.sockmap import ABSENT, behaviour, entering, obstacle, table
 from bpfkit.core.features.sockmap.redirect import Cell
 from bpfkit.core.kernel import syscall
 
@@ -24,7 +24,7 @@ def _answers(state: str) -> list[Feature]:
 
 
 def _entrants() -> list[Feature]:
-    names = [*behaviour._ENTRANTS, "two maps, the second without program"]
+    names = [*entering._ENTRANTS, "two maps, the second without program"]
     return [Feature(name, NOT_SUPPORTED, value="EOPNOTSUPP") for name in names]
 
 
@@ -72,7 +72,7 @@ def test_rows_say_what_they_are() -> None:
 
 
 def test_what_the_machine_lacks_leaves_nothing_undetermined() -> None:
-    absent = Feature("vsock, connected", INCONCLUSIVE, "no vsock", value=behaviour.ABSENT)
+    absent = Feature("vsock, connected", INCONCLUSIVE, "no vsock", value=ABSENT)
     failed = Feature("MSG_PEEK", INCONCLUSIVE, "the data did not arrive")
     assert report._undetermined([absent, failed]) == [failed]
 

@@ -51,7 +51,7 @@ from bpfkit.net.links.netns import NetNS  # noqa: E402
 PEERS = os.path.join(ROOT, "tools", "peers")
 FRONT, BACK = 5201, 5202
 MB = 1 << 20
-WAIT = 600
+WAIT = 120
 
 
 def build(name: str, into: str) -> str:
@@ -343,12 +343,15 @@ def endings(bench: Bench) -> int:
             "kill -9",
         ):
             port += 2
+            print(f"\r{how}, {ending:20}", end="", file=sys.stderr, flush=True)
             process = start_sk_skb(bench, how, port)
             _discard(process)
             words = {"half": ["half"], "slow": ["slow"], "backend resets": [str(size // 2)]}
             sink = bench.server("sink", str(port + 1), *words.get(ending, []))
             send = {"half": "half", "client resets": "reset"}.get(ending, "full")
             client = bench.start([bench.traffic, "send", f"127.0.0.1:{port}", str(size), send])
+            assert sink.stdout is not None
+            sink.stdout.readline()  # it is connected
             if ending in ("stop", "kill -9"):
                 time.sleep(0.15)
                 process.send_signal(signal.SIGTERM if ending == "stop" else signal.SIGKILL)
@@ -368,6 +371,7 @@ def endings(bench: Bench) -> int:
             outcome = "all of it" if whole else f"reset after {got['got']} bytes, both ends see it"
             text = outcome if good else f"FAILED: {sent} {got}"
             rows.append([how, ending, str(got["got"]), text])
+    print(f"\r{'':40}\r", end="", file=sys.stderr)
     print(benchlib.table(["way", "ending", "bytes", "outcome"], rows, 2, options.markdown))
     print(f"\n{len(rows) - bad} of {len(rows)} as they should be; {size} bytes sent in each")
     return 1 if bad else 0

@@ -17,7 +17,7 @@
  *   send reset  reset after the last byte		sink slow   read slowly (1 MB each 10 ms)
  *							sink BYTES  reset after so many bytes
  *
- * Prints `ready` once it listens, and one line of JSON at its end.
+ * Prints `ready` once it listens, a sink `accepted` once it is connected, and one line of JSON at its end.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -105,6 +105,8 @@ static int accept_one(const char *place)
 	fd = accept(listener, NULL, NULL);
 	if (fd < 0)
 		fail("accept");
+	printf("accepted\n");
+	fflush(stdout);
 	nodelay(fd);
 	close(listener);
 	return fd;

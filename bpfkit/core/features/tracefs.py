@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of tracefs: read where it is mounted, else through a mount that nobody else sees.
+"""Files of tracefs and securityfs: read where those are mounted, else through a mount of our own.
 
-A detached mount (fsmount(2), kernel 5.2) has no place in any directory tree and disappears with
-its descriptor, so a tracepoint's number can be read on a machine where tracefs is not mounted.
+A detached mount (fsmount(2), kernel 5.2) has no place in any directory tree, is seen by nobody else
+and disappears with its descriptor, so a tracepoint's number can be read on a machine where tracefs
+is not mounted.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 
 from bpfkit.core.errors import UnsupportedError, errno_text
 
-__all__ = ["read_tracefs", "tracefs_entries"]
+__all__ = ["read_tracefs", "security_modules", "tracefs_entries"]
 
 _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT = 430, 431, 432
 _CONFIG_CREATE = 6  # FSCONFIG_CMD_CREATE
@@ -59,11 +60,35 @@ def _open() -> int:
         try:
             return os.open(mounted, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise _unusable(errno_text(error.errno or 0)) from None
-    return _detached()
+            raise _unusable("tracefs", errno_text(error.errno or 0)) from None
+    return _detached("tracefs", "CONFIG_TRACING")
 
 
-def _detached() -> int:
+def security_modules() -> list[str]:
+    """The active security modules (LSM), in their order; ``lsm=`` on the kernel's command line says
+    which.
+
+    :raises UnsupportedError: securityfs cannot be used; says why.
+    """
+    try:
+        with open("/sys/kernel/security/lsm") as file:
+            return file.read().strip().split(",")
+    except FileNotFoundError:
+        pass
+    root = _detached("securityfs", "CONFIG_SECURITYFS")
+    try:
+        fd = os.open("lsm", os.O_RDONLY | os.O_CLOEXEC, dir_fd=root)
+    finally:
+        os.close(root)
+    with open(fd) as file:
+        return file.read().strip().split(",")
+
+
+def _detached(kind: str, setting: str) -> int:
+    """A descriptor of the root of a file system.
+
+    :param setting: the option that the kernel was built without if it does not have it.
+    """
     import ctypes
     import errno
 
@@ -74,11 +99,11 @@ def _detached() -> int:
         if result < 0:
             code = ctypes.get_errno()
             if code == errno.ENODEV:
-                raise _unusable("the kernel has no tracefs (CONFIG_TRACING)")
-            raise _unusable(errno_text(code))
+                raise _unusable(kind, f"the kernel has no {kind} ({setting})")
+            raise _unusable(kind, errno_text(code))
         return result
 
-    context = checked(_NR_FSOPEN, b"tracefs", ctypes.c_uint(_CLOEXEC))
+    context = checked(_NR_FSOPEN, kind.encode(), ctypes.c_uint(_CLOEXEC))
     try:
         config = (ctypes.c_uint(_CONFIG_CREATE), None, None, ctypes.c_int(0))
         checked(_NR_FSCONFIG, ctypes.c_int(context), *config)
@@ -88,9 +113,8 @@ def _detached() -> int:
         os.close(context)
 
 
-def _unusable(why: str) -> UnsupportedError:
+def _unusable(kind: str, why: str) -> UnsupportedError:
+    where = {"tracefs": "/sys/kernel/tracing", "securityfs": "/sys/kernel/security"}[kind]
     return UnsupportedError(
-        "cannot use tracefs",
-        why=why,
-        hint="as root: mount -t tracefs tracefs /sys/kernel/tracing",
+        f"cannot use {kind}", why=why, hint=f"as root: mount -t {kind} {kind} {where}"
     )

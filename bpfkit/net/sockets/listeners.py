@@ -23,7 +23,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["Listener", "Target", "borrow", "choose", "find_owner", "listeners", "process_name"]
+__all__ = [
+    "Listener",
+    "Target",
+    "borrow",
+    "choose",
+    "find_owner",
+    "listeners",
+    "pidfd_getfd",
+    "process_name",
+]
 
 _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20
 _SKV6ONLY, _CGROUP_ID = 11, 21  # INET_DIAG_SKV6ONLY; INET_DIAG_CGROUP_ID (Linux 5.8)
@@ -326,7 +335,7 @@ def borrow(one: Listener, pid: int, fd: int) -> int:
     import _socket
 
     try:
-        mine = os.dup(fd) if pid == os.getpid() else _pidfd_getfd(pid, fd)
+        mine = os.dup(fd) if pid == os.getpid() else pidfd_getfd(pid, fd)
     except PermissionError:
         raise PrivilegeError(
             f"cannot take over a descriptor of {process_name(pid)}",
@@ -356,7 +365,8 @@ def borrow(one: Listener, pid: int, fd: int) -> int:
     return mine
 
 
-def _pidfd_getfd(pid: int, fd: int) -> int:
+def pidfd_getfd(pid: int, fd: int) -> int:
+    """A descriptor of this process for what ``fd`` of process ``pid`` is; raises OSError."""
     import ctypes
 
     pidfd = os.pidfd_open(pid)

@@ -28,7 +28,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["obstacle", "probe_fionread", "probe_splice", "queued"]
+__all__ = ["ABSENT", "obstacle", "probe_fionread", "probe_splice", "queued", "unknown"]
+
+#: ``value`` of an INCONCLUSIVE answer about what this machine does not have.
+ABSENT = "absent"
 
 #: Sent in each experiment; any size below one segment will do.
 _SIZE = 1000
@@ -127,6 +130,12 @@ def _splice(sock: socket.socket) -> tuple[bool, str]:
     return moved > 0, "" if moved else "splice() says end of stream while data is waiting"
 
 
+def unknown(name: str, error: OSError) -> Feature:
+    """The answer of an experiment that cannot be made here."""
+    value = ABSENT if isinstance(error, Absent) else None
+    return Feature(name, INCONCLUSIVE, obstacle(error), value=value)
+
+
 def obstacle(error: OSError) -> str:
     """Why an experiment cannot be made here, in words."""
     from bpfkit.core.features import privileges, system
@@ -146,4 +155,4 @@ def obstacle(error: OSError) -> str:
         if config and missing:
             return f"no sockmap in this kernel: {', '.join(missing)} is not set"
         return "no sockmap in this kernel (CONFIG_BPF_STREAM_PARSER)"
-    return error.strerror or errno_text(code)
+    return error.strerror or (errno_text(code) if code else str(error))

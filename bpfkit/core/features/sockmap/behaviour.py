@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an application sees when its TCP socket is in a sockmap: reading, ending, entering.
+"""What an application sees when its TCP socket is in a sockmap: reading, ending, kTLS.
 
 Each function makes one experiment and returns one :class:`Feature`: WORKS, the application sees
 what it sees without a sockmap; NOT_SUPPORTED, it does not; INCONCLUSIVE, the experiment is
@@ -14,8 +14,8 @@ import select
 import socket
 from contextlib import ExitStack
 
-from bpfkit.core.features.answer import INCONCLUSIVE, NOT_SUPPORTED, WORKS, Feature
-from bpfkit.core.features.sockmap import obstacle, probe_fionread, probe_splice
+from bpfkit.core.features.answer import NOT_SUPPORTED, WORKS, Feature
+from bpfkit.core.features.sockmap import probe_fionread, probe_splice, unknown
 from bpfkit.core.features.sockmap.table import (
     EGRESS,
     INGRESS,
@@ -23,6 +23,7 @@ from bpfkit.core.features.sockmap.table import (
     SK_SKB,
     Absent,
     Table,
+    enters,
     errno_name,
     pair,
     readable,
@@ -33,10 +34,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["ABSENT", "behaviours", "entering"]
-
-#: ``value`` of an INCONCLUSIVE answer about what this machine does not have.
-ABSENT = "absent"
+__all__ = ["behaviours"]
 
 #: Seconds for data to cross loopback, and for a workqueue to run; far more than either takes.
 _PATIENCE = 0.5
@@ -44,7 +42,6 @@ _PATIENCE = 0.5
 _NEVER = 0.1
 _SIZE = 1000
 _TCP_ULP, _SOL_TLS = 31, 282
-_IPPROTO_MPTCP = 262
 
 
 def behaviours() -> Iterator[Feature]:
@@ -55,16 +52,11 @@ def behaviours() -> Iterator[Feature]:
         try:
             yield experiment(name)
         except OSError as error:
-            yield _unknown(name, error)
+            yield unknown(name, error)
 
 
 def _answer(name: str, works: bool, why: str, value: object = None) -> Feature:
     return Feature(name, WORKS if works else NOT_SUPPORTED, "" if works else why, value=value)
-
-
-def _unknown(name: str, error: OSError) -> Feature:
-    value = ABSENT if isinstance(error, Absent) else None
-    return Feature(name, INCONCLUSIVE, obstacle(error), value=value)
 
 
 class _Redirected:
@@ -242,7 +234,7 @@ def _tls_enters(name: str) -> Feature:
         why = _start_tls(ours)
         if why:
             raise Absent(errno.ENOENT, f"kTLS does not start here: {why}")
-        found = _enters(table, ours)
+        found = enters(table, ours)
         return _answer(name, not found, f"a kTLS socket is refused with {found}")
 
 
@@ -278,130 +270,4 @@ _EXPERIMENTS: dict[str, Callable[[str], Feature]] = {
     "a gap is visible": _drain_ends,
     "kTLS after entering": _tls_in_map,
     "entering with kTLS": _tls_enters,
-}
-
-
-# ---------------------------------------------------------------- entering
-
-
-def entering() -> Iterator[Feature]:
-    """Which sockets can enter a sockmap; NOT_SUPPORTED has the errno's name as its ``value``."""
-    for name, make in _ENTRANTS.items():
-        with ExitStack() as stack:
-            try:
-                table = stack.enter_context(Table())
-                refused = _enters(table, _made(make, stack))
-            except OSError as error:
-                yield _unknown(name, error)
-                continue
-        yield _entry(name, refused)
-    yield from _twice()
-
-
-def _made(make: Callable[[ExitStack], socket.socket], stack: ExitStack) -> socket.socket:
-    try:
-        return make(stack)
-    except Absent:
-        raise
-    except OSError as error:  # no such family or protocol, or switched off
-        if error.errno in (errno.EPERM, errno.EACCES, errno.EMFILE):
-            raise
-        text = f"no such sockets here ({errno_name(error)})"
-        raise Absent(error.errno, text) from None
-
-
-def _entry(name: str, refused: str) -> Feature:
-    return Feature(name, NOT_SUPPORTED if refused else WORKS, value=refused or None)
-
-
-def _enters(table: Table, sock: socket.socket, slot: int = 0) -> str:
-    """The errno's name when ``sock`` is refused, "" when it enters."""
-    try:
-        table.enter(sock, slot=slot)
-    except OSError as error:
-        return errno_name(error)
-    return ""
-
-
-def _twice() -> Iterator[Feature]:
-    """One socket in two places, and two programs on one map."""
-    with ExitStack() as stack:
-        keep = stack.enter_context
-        ours, _ = map(keep, pair("tcp"))
-        one, two = keep(Table()), keep(Table())
-        one.attach(SK_SKB)
-        two.attach(SK_SKB)
-        one.enter(ours)
-        yield _entry("two slots of one map", _enters(one, ours, slot=1))
-        yield _entry("two maps, a verdict program each", _enters(two, ours))
-        yield _entry("two maps, the second without program", _enters(keep(Table()), ours))
-
-
-def _listening(stack: ExitStack) -> socket.socket:
-    sock = stack.enter_context(socket.socket())
-    sock.bind(("127.0.0.1", 0))
-    sock.listen(1)
-    return sock
-
-
-def _connected(kind: str) -> Callable[[ExitStack], socket.socket]:
-    def make(stack: ExitStack) -> socket.socket:
-        ours, _ = map(stack.enter_context, pair(kind))
-        return ours
-
-    return make
-
-
-def _fresh(family: int, kind: int, protocol: int = 0) -> Callable[[ExitStack], socket.socket]:
-    def make(stack: ExitStack) -> socket.socket:
-        return stack.enter_context(socket.socket(family, kind, protocol))
-
-    return make
-
-
-def _bound_udp(stack: ExitStack) -> socket.socket:
-    sock = stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
-    sock.bind(("127.0.0.1", 0))
-    return sock
-
-
-def _half_closed(stack: ExitStack) -> socket.socket:
-    ours, _ = map(stack.enter_context, pair("tcp"))
-    ours.shutdown(socket.SHUT_WR)
-    return ours
-
-
-def _mptcp(stack: ExitStack) -> socket.socket:
-    keep = stack.enter_context
-    listener = keep(socket.socket(socket.AF_INET, socket.SOCK_STREAM, _IPPROTO_MPTCP))
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(1)
-    client = keep(socket.socket(socket.AF_INET, socket.SOCK_STREAM, _IPPROTO_MPTCP))
-    client.settimeout(1)
-    client.connect(listener.getsockname())
-    return client
-
-
-def _seqpacket(stack: ExitStack) -> socket.socket:
-    ours, _ = map(stack.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-    return ours
-
-
-_ENTRANTS: dict[str, Callable[[ExitStack], socket.socket]] = {
-    "tcp, connected": _connected("tcp"),
-    "tcp, listening": _listening,
-    "tcp, not connected": _fresh(socket.AF_INET, socket.SOCK_STREAM),
-    "tcp, half-closed": _half_closed,
-    "mptcp, connected": _mptcp,
-    "udp, connected": _connected("udp"),
-    "udp, bound": _bound_udp,
-    "udp, not bound": _fresh(socket.AF_INET, socket.SOCK_DGRAM),
-    "unix stream, connected": _connected("unix stream"),
-    "unix stream, not connected": _fresh(socket.AF_UNIX, socket.SOCK_STREAM),
-    "unix dgram, connected": _connected("unix dgram"),
-    "unix dgram, not connected": _fresh(socket.AF_UNIX, socket.SOCK_DGRAM),
-    "unix seqpacket, connected": _seqpacket,
-    "vsock, connected": _connected("vsock"),
-    "raw": _fresh(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP),
-    "netlink": _fresh(socket.AF_NETLINK, socket.SOCK_RAW),
 }

@@ -13,6 +13,7 @@ The kernel's own table: ``tools/testing/selftests/bpf/prog_tests/sockmap_redir.c
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import ExitStack
 from time import monotonic, sleep
@@ -58,6 +59,8 @@ ABSENT = "absent"  #: the machine has no such sockets
 DIRECTIONS = {"ingress": INGRESS, "egress": EGRESS}
 _SIZE = 1000
 _PATIENCE = 0.4
+#: errnos of this process's limits, which say nothing about a redirection.
+_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Cell:
@@ -107,7 +110,11 @@ class Cell:
             self._ends = (target, reader, bypass)
         except Absent:
             self.result, self.step = ABSENT, ""
+        except TimeoutError:
+            self.result = "ETIMEDOUT"
         except OSError as error:
+            if error.errno in _RESOURCES:
+                raise
             self.result = errno_name(error)
             dropped = self._table is not None and self._table.verdicts()[0]
             if self.step == "send" and dropped:
@@ -168,9 +175,11 @@ class Cell:
 
 
 def matrix(kinds: tuple[str, ...] = KINDS) -> Iterator[Cell]:
-    """Every source × target × direction × hook, judged; about half a second for each hook's half.
+    """Every source × target × direction × hook, judged.
 
     The cells of one hook and direction wait for their data together.
+
+    :raises OSError: too many open files (some 250 are needed), or out of memory.
     """
     for hook in (SK_SKB, SK_MSG):
         for direction in DIRECTIONS:

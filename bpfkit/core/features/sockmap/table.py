@@ -49,6 +49,7 @@ __all__ = [
     "STREAM_VERDICT",
     "Absent",
     "Table",
+    "enters",
     "errno_name",
     "pair",
     "readable",
@@ -72,6 +73,8 @@ _HOOKS = {
     SK_MSG: (SK_MSG, "SK_MSG_VERDICT", "msg_redirect_map"),
 }
 _SLOTS = 4
+#: What stops socket(2) and connect(2) and says nothing about the kind; None is a time-out's.
+_NOT_ABSENCE = (None, errno.EPERM, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Absent(OSError):
@@ -183,10 +186,20 @@ class Table(Closing):
                 os.close(fd)
 
 
+def enters(table: Table, sock: socket.socket, slot: int = 0) -> str:
+    """The errno's name when ``sock`` is refused, "" when it enters."""
+    try:
+        table.enter(sock, slot=slot)
+    except OSError as error:
+        return errno_name(error)
+    return ""
+
+
 def pair(kind: str) -> tuple[socket.socket, socket.socket]:
     """Two connected sockets of one of :data:`KINDS`, each of which can send to the other.
 
     :raises Absent: the kernel has none, or loopback is down.
+    :raises OSError: no privilege, too many files, or the connection took too long.
     """
     try:
         if kind == "tcp":
@@ -198,6 +211,8 @@ def pair(kind: str) -> tuple[socket.socket, socket.socket]:
         what = socket.SOCK_STREAM if kind == "unix stream" else socket.SOCK_DGRAM
         return socket.socketpair(socket.AF_UNIX, what)
     except OSError as error:
+        if error.errno in _NOT_ABSENCE:
+            raise
         raise Absent(error.errno, f"no {kind} sockets here ({errno_name(error)})") from None
 
 

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.cgroup_skb."""
+
+from bpfkit.app.lifecycle import main
+from bpfkit.cgroup_skb.program import CgroupSkb
+
+if __name__ == "__main__":
+    raise SystemExit(main(CgroupSkb))
