@@ -6,6 +6,7 @@
  * hook      points in the life of the TCP sockets that the cgroup's processes make (SOCK_OPS)
  * context   struct bpf_sock_ops: op says which point; the socket's addresses, state and counters
  * may       set socket options, and answer TIMEOUT_INIT with the first retransmission timeout
+ * packets   not changed; a segment's TCP header is read while the peer's window is small
  *
  *   connect(2) -- TCP_CONNECT --- TIMEOUT_INIT - SYN ->   <- SYN - TIMEOUT_INIT --- TCP_LISTEN -- listen(2)
  *                     |                                   - SYN-ACK, HDR_OPT_LEN ->      |
@@ -20,12 +21,15 @@
  * the current process is any. The counters are those that TCP_INFO shows; their offsets differ between
  * kernels, so this source is compiled against the running kernel's own types (BTF).
  *
+ * Not seen: repeated SYN-ACKs of a listener from before the program (the child's counter has them), and
+ * the windows that this end closes: they are the peer's to see.
+ *
  * Maps
  *   conns    sk_storage  socket -> struct conn; the iterator `live` reads them all
  *   rules    lpm_trie    remote prefix -> struct rule
  *   syn_ack  lru_hash    struct ends -> time of the first SYN-ACK, where one was repeated
  *   events   ringbuf     struct event
- *   count    percpu_array  OPENED, CLOSED, LOST -> sockets, events that the ring had no room for
+ *   count    percpu_array  OPENED, CLOSED, LOST, LOST_CLOSES -> sockets; events that found no room
  */
 #include <linux/tcp.h>
 #include <linux/sched.h>
@@ -346,7 +350,7 @@ static __always_inline void send(struct bpf_sock_ops *ctx, const struct conn *c,
 	}
 	e = bpf_ringbuf_reserve(BPFKIT_MAP_REF(events), sizeof(*e), 0);
 	if (!e) {
-		add_one(LOST);
+		add_one(news->kind == EVENT_CLOSE ? LOST_CLOSES : LOST);
 		return;
 	}
 	e->time_ns = news->now_ns ?: bpf_ktime_get_ns();

@@ -36,7 +36,8 @@ enum side {
 enum count {
 	OPENED,
 	CLOSED,
-	LOST,
+	LOST, /* events but close */
+	LOST_CLOSES,
 	COUNTS,
 };
 

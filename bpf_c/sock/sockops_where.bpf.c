@@ -6,6 +6,7 @@
  * hook      TX timestamping callbacks of the TCP sockets of a cgroup (SOCK_OPS, Linux 6.15)
  * context   struct bpf_sock_ops; args[0]: the packet's time stamp, ns
  * may       ask for the callbacks of a message (bpf_sock_ops_enable_tx_tstamp)
+ * packets   not changed; marked for their callbacks
  *
  *   send(2) -- TSTAMP_SENDMSG ------+
  *                                   | socket: until TCP sends it (window, Nagle, pacing, not sent yet)

@@ -42,7 +42,7 @@ _KINDS = (
     "failed",
     "close",
 )
-_OPENED, _CLOSED, _LOST = range(3)
+_OPENED, _CLOSED, _LOST, _LOST_CLOSES = range(4)
 #: Seconds that connections have to close after the command has ended.
 _CLOSING_S = 2.0
 #: Seconds that reading the last events may take.
@@ -112,7 +112,7 @@ class Sockops(CgroupApp):
             traced=int(options.trace_pipe),
             has_rules=int(bool(self.rules)),
         )
-        self.attach(program)
+        self.link = self.attach(program)
         if options.cgroup is not None:
             from bpfkit.sockops.owners import name_listeners
 
@@ -209,7 +209,11 @@ class Sockops(CgroupApp):
         from bpfkit.app.events import from_buffer
 
         buffer = self.keep(self.object["events"].open())
-        return from_buffer(buffer, self._event, lost=lambda: self.object["count"].sum(_LOST))
+        return from_buffer(buffer, self._event, lost=self._lost)
+
+    def _lost(self) -> int:
+        count = self.object["count"]
+        return int(count.sum(_LOST) + count.sum(_LOST_CLOSES))
 
     def _event(self, record: Any) -> Event:
         from bpfkit.sockops.show import event_of
@@ -247,10 +251,15 @@ class Sockops(CgroupApp):
         if self.command is not None:
             while (left := self.opened() - self.closed()) > 0 and monotonic() < deadline:
                 sleep(0.01)
-        # A burst of events may take longer to read than the life cycle waits at the end.
+        # A burst of events may take longer to read than the life cycle waits at the end; detached,
+        # so that it is the last.
+        self.link.close()
         deadline = monotonic() + _READING_S
         while self.channel is not None and self.channel.read() and monotonic() < deadline:
             pass
+        closes = int(self.object["count"].sum(_LOST_CLOSES))
+        if closes:
+            self.note(f"{closes} of the lost events are close events")
         if self.demo_runs:
             self._conclude_demo()
         if self.command is not None and left > 0:

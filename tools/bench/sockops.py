@@ -50,6 +50,7 @@ SAME = {
     "retransmits": "total_retrans",
 }
 LISTEN = 10  # TCP_LISTEN
+CLIENTS = 8  # at once, for equality
 #: Every kind of event but state changes.
 USUAL = 0b1101111
 
@@ -195,7 +196,8 @@ def equality(program: str, count: int, percent: float) -> bool:
             how = f"each {every}th data segment lost"
             loss = bpfkit.load("sock/sockops_loss.bpf.c", consts={"every": every})
             loss.programs["sockops_loss"].attach_tc(Interface.find("lo").index, "ingress")
-        connections(program, group, count, 2000 if percent else 1, 8)
+        count = count // CLIENTS * CLIENTS
+        connections(program, group, count, 2000 if percent else 1, CLIENTS)
         truth = []
         # Some sockets still wait for an acknowledgement, and the kernel reports freed ones later.
         deadline = time.monotonic() + 30
