@@ -131,8 +131,14 @@ class ProxyChild(Closing):
         return self._process.pid
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """What it reported, without waiting."""
+        """What it reported, without waiting.
+
+        :raises BpfkitError: it has ended without having been asked to.
+        """
         self._receive()
+        if self._ended and not self.messages and not self._stopped:
+            self._process.wait()
+            self.check()
         while self.messages:
             yield self.messages.popleft()
 

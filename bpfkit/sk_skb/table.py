@@ -77,9 +77,7 @@ class Table:
     :param room: connections that the maps have room for.
     """
 
-    def __init__(
-        self, sockets: int, targets: int, flows: int, directions: int, room: int
-    ) -> None:
+    def __init__(self, sockets: int, targets: int, flows: int, directions: int, room: int) -> None:
         self._sockets = sockets
         self._targets = targets
         self._flows = flows

@@ -110,7 +110,9 @@ def test_a_stream_arrives_while_the_proxy_sleeps(ns: NetNS, how: str, family: in
         client, backend = proxy.pair(server)
         with client, backend:
             child = int(
-                subprocess.check_output(["pgrep", "-P", str(proxy.process.pid)], text=True).split()[0]
+                subprocess.check_output(["pgrep", "-P", str(proxy.process.pid)], text=True).split()[
+                    0
+                ]
             )
             before = switches(child)
             for at in range(0, len(data), 8192):  # no more than the kernel may hold
@@ -140,41 +142,29 @@ def test_half_close_reaches_the_backend_after_the_data(ns: NetNS, how: str) -> N
             sender = in_thread(lambda: (backend.sendall(data), backend.close()))
             assert read_all(client) == data
             sender.join(20)
-        assert proxy.event("drained")["state"] == "user"
+        proxy.event("drained")
         proxy.event("closed")
 
 
-def test_a_slow_reader_holds_the_sender_back(ns: NetNS) -> None:
+@both_ways
+def test_a_slow_reader_holds_the_sender_back(ns: NetNS, how: str) -> None:
     """The kernel's queue is limited; without that the sender would fill the memory."""
     data = os.urandom(MB)
-    with serve(ns) as server, Proxy(ns, "--queue", str(MB)) as proxy:
+    with serve(ns) as server, Proxy(ns, "--how", how, "--queue", str(MB)) as proxy:
         client, backend = proxy.pair(server)
         with client, backend:
-            client.settimeout(0.5)
+            client.settimeout(0.7)
             sent = 0
             with pytest.raises(TimeoutError):
                 while sent < 200 * MB:
                     sent += client.send(data[sent % MB :])
-            assert sent < 40 * MB
-            client.settimeout(20)
-            reader = in_thread(client.close)
+            assert sent < 60 * MB
+            assert "faster" in proxy.event("drained")["why"]
+            client.close()
             got = read_all(backend)
-            reader.join(5)
         assert len(got) == sent
         assert all(got[at : at + MB] == data[: len(got) - at] for at in range(0, sent, MB))
         proxy.event("closed")
-
-
-def test_behind_a_stream_parser_too_slow_a_reader_is_reset(ns: NetNS) -> None:
-    with serve(ns) as server, Proxy(ns, "--how", "parser", "--queue", str(MB)) as proxy:
-        client, backend = proxy.pair(server)
-        with client, backend:
-            with pytest.raises((ConnectionResetError, BrokenPipeError)):
-                for _ in range(200):
-                    client.sendall(bytes(MB))
-            with pytest.raises(ConnectionResetError):
-                read_all(backend)
-        assert "slow" in proxy.event("reset")["why"]
 
 
 @both_ways
@@ -223,7 +213,7 @@ def test_kill_resets_both_ends(ns: NetNS, how: str, victim: str) -> None:
         with client, backend:
             client.settimeout(0.3)
             with pytest.raises(TimeoutError):
-                client.sendall(bytes((32 if how == "verdict" else 200) * MB))
+                client.sendall(bytes(32 * MB))
                 client.recv(1)
             pid = proxy.process.pid
             if victim == "proxy process":

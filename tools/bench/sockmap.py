@@ -333,7 +333,15 @@ def endings(bench: Bench) -> int:
     rows, bad = [], 0
     port = FRONT + 100
     for how in ("verdict", "parser"):
-        for ending in ("full", "half", "slow", "client resets", "backend resets", "stop", "kill -9"):
+        for ending in (
+            "full",
+            "half",
+            "slow",
+            "client resets",
+            "backend resets",
+            "stop",
+            "kill -9",
+        ):
             port += 2
             print(f"\r{how}, {ending:20}", end="", file=sys.stderr, flush=True)
             process = start_sk_skb(bench, how, port)
@@ -352,7 +360,9 @@ def endings(bench: Bench) -> int:
             whole = (got["got"], got["end"]) == (size, "EOF")
             if send == "half":
                 whole &= (sent["back"], sent["end"]) == (size, "EOF")
-            reset = got["end"] == "ECONNRESET" or (ending == "backend resets" and got["end"] == "EOF")
+            reset = got["end"] == "ECONNRESET" or (
+                ending == "backend resets" and got["end"] == "EOF"
+            )
             seen = sent["end"] in ("ECONNRESET", "EPIPE") or send == "reset"
             in_order = got["wrong"] == sent["wrong"] == -1
             must = ending in ("full", "half", "slow")
