@@ -402,7 +402,9 @@ def test_iperf3_both_directions(ns: NetNS) -> None:
                         timeout=60,
                     )
                     ends = json.loads(done.stdout)["end"]
-                    assert ends["sum_received"]["bytes"] >= 60e6, done.stdout
+                    assert ends["sum_sent"]["bytes"] >= 64e6, done.stdout
+                    # What is still on its way when the sender says that it has ended is not counted.
+                    assert ends["sum_received"]["bytes"] >= 24e6, done.stdout
         finally:
             server.kill()
 
