@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from bpfkit.app.options import positive, seconds
 from bpfkit.app.sockets import SocketsApp
-from bpfkit.core.errors import InputError, UsageError
+from bpfkit.core.errors import InputError, UnsupportedError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +49,24 @@ def split_port(text: str) -> tuple[str | None, int]:
     if not (port.isascii() and port.isdigit() and int(port) < 65536) or (colon and not host):
         raise UsageError(f"{text!r} is not PORT or HOST:PORT")
     return host or None, int(port)
+
+
+def tcp_sock_offsets() -> dict[str, int]:
+    """The LOAD_CONSTs that say where the kernel's struct tcp_sock has its fields.
+
+    :raises UnsupportedError: the kernel has no BTF.
+    """
+    from bpfkit.core.types.btf import vmlinux
+
+    btf = vmlinux()
+    found = btf.find("tcp_sock", "struct") if btf is not None else None
+    if btf is None or found is None:
+        raise UnsupportedError(
+            "cannot see how much waits for a reader", why="the kernel lacks CONFIG_DEBUG_INFO_BTF"
+        )
+    wanted = ("bytes_acked", "write_seq", "snd_una")
+    at = {one.name: one.bit_offset for one in btf.members(found) if one.name in wanted}
+    return {f"{name}_at": at[name] // 8 for name in wanted}
 
 
 class SkSkb(SocketsApp):
@@ -150,7 +168,7 @@ class SkSkb(SocketsApp):
         options = self.options
         # A second stream parser on a socket would be set up while the first may be at work.
         reenters = how == "verdict"
-        loaded = self.load(queue_limit=options.queue)
+        loaded = self.load(queue_limit=options.queue, **tcp_sock_offsets())
         names = ("verdict",) if how == "verdict" else ("parser", "stream_verdict")
         for name in names:
             # Sockets take the programs that the map has when they enter.
