@@ -6,7 +6,7 @@
  * hook      data that arrives on a TCP socket of a SOCKHASH, before the process can read it (SK_SKB):
  *           stream parser and stream verdict, or the verdict alone (kernel 5.13)
  * context   struct __sk_buff of the received data; its addresses and ports are the socket's
- * may       hand the data to another socket of a map, leave it to the process, or drop it
+ * packets   not changed; handed to another socket of a map, left to the process, or dropped
  *
  *   client ---> [near socket]   proxy process   [far socket] ---> backend
  *                     |                              ^

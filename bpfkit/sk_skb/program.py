@@ -82,7 +82,11 @@ class SkSkb(SocketsApp):
         "rest is reset at both ends. The end of the process by any other cause resets all."
     )
 
+    protects = True
+
     child: ProxyChild
+    #: How the proxy has ended without having been asked to.
+    failure = ""
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
@@ -120,10 +124,6 @@ class SkSkb(SocketsApp):
             split_port(options.listen)
             if split_port(options.to)[0] is None:
                 raise UsageError(f"--to {options.to}", why="write HOST:PORT")
-
-    def enter(self) -> None:
-        """The namespace, which a proxy does not enter without ``--netns``."""
-        super().enter()
 
     # -- setting up
 
@@ -180,9 +180,7 @@ class SkSkb(SocketsApp):
             "room": options.connections,
             "reenters": reenters,
         }
-        child = self.keep(ProxyChild(loaded, listener, to, **{**given, **more}))
-        self.check_regularly(child.check)
-        return child
+        return self.keep(ProxyChild(loaded, listener, to, **{**given, **more}))
 
     def describe_target(self) -> str:
         options = self.options
@@ -265,7 +263,17 @@ class SkSkb(SocketsApp):
 
     def finish(self, signals: Signals) -> None:
         """Drain and stop the proxy."""
+        self.failure = self.child.failed()
+        if self.failure:
+            self.note(f"{self.failure}: every connection was reset")
         self.child.stop()
+
+    def end_filenos(self) -> list[int]:
+        return [self.child.pidfd]
+
+    def exit_status(self) -> int:
+        """1 if the proxy has ended by itself."""
+        return int(bool(self.failure))
 
 
 def _end(address: str, port: int) -> str:

@@ -403,7 +403,7 @@ def test_iperf3_both_directions(ns: NetNS) -> None:
                     )
                     ends = json.loads(done.stdout)["end"]
                     assert ends["sum_sent"]["bytes"] >= 64e6, done.stdout
-                    # What is still on its way when the sender says that it has ended is not counted.
+                    # What is still on its way when the sender has ended is not counted.
                     assert ends["sum_received"]["bytes"] >= 24e6, done.stdout
         finally:
             server.kill()
