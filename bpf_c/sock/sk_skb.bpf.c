@@ -6,7 +6,7 @@
  * hook      data that arrives on a TCP socket of a SOCKHASH, before the process can read it (SK_SKB):
  *           stream parser and stream verdict, or the verdict alone (kernel 5.13)
  * context   struct __sk_buff of the received data; its addresses and ports are the socket's
- * may       hand the data to another socket of a map, leave it to the process, or drop it
+ * packets   not changed; handed to another socket of a map, left to the process, or dropped
  *
  *   client ---> [near socket]   proxy process   [far socket] ---> backend
  *                     |                              ^
@@ -25,8 +25,8 @@
  * read before it can write: the receive window closes, and the sender waits, as in every proxy. From
  * HARD_LIMIT on, which only a process that does not run lets happen, the connection is reset.
  *
- * The target's progress is read from its struct tcp_sock, whose layout differs between kernels: this
- * source is compiled against the running kernel's own types (BTF).
+ * The target's progress is in its struct tcp_sock, whose layout differs between kernels: the loader gives
+ * the offsets, from the kernel's BTF.
  *
  * Maps
  *   sockets     sockhash  key of a socket -> the socket; has the programs: its sockets are sources
@@ -35,13 +35,17 @@
  *   directions  array     key of the receiving socket -> struct direction; the process maps its memory
  *   notices     ringbuf   key of a socket whose data is no longer redirected: the process has to act
  */
-#include <linux/tcp.h>
-#include <linux/socket.h>
 #include <bpfkit/bpfkit.h>
 #include <bpfkit/maps.h>
+#include <uapi/linux/bpf.h>
 
 LOAD_CONST(0, queue_limit, 4 << 20); /* bytes that may wait in the kernel for a target */
+/* Offsets in struct tcp_sock; 0: not known, and no queue is seen. */
+LOAD_CONST(1, bytes_acked_at, 0);
+LOAD_CONST(2, write_seq_at, 0);
+LOAD_CONST(3, snd_una_at, 0);
 
+#define AF_INET6    10
 #define CONNECTIONS 4096
 #define HARD_LIMIT  (256LL << 20)
 
@@ -103,16 +107,20 @@ static __always_inline u32 *socket_key(struct __sk_buff *skb)
  */
 static __always_inline bool queued(u32 *to, const struct direction *dir, s64 *left)
 {
-	struct tcp_sock *tp;
 	struct bpf_sock *sk;
+	u32 waits;
+	u64 acked;
+	void *tp;
 
 	sk = bpf_map_lookup_elem(BPFKIT_MAP_REF(targets), to);
 	if (!sk)
 		return false;
-	tp = (struct tcp_sock *)bpf_skc_to_tcp_sock(sk);
-	if (tp)
-		*left = dir->written + dir->redirected -
-			(tp->bytes_acked + (tp->write_seq - tp->snd_una));
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (tp && write_seq_at()) {
+		acked = *(u64 *)(tp + bytes_acked_at());
+		waits = *(u32 *)(tp + write_seq_at()) - *(u32 *)(tp + snd_una_at());
+		*left = dir->written + dir->redirected - (acked + waits);
+	}
 	bpf_sk_release(sk);
 	return tp;
 }

@@ -8,7 +8,7 @@ import socket
 from collections import deque
 
 from bpfkit.core.closing import Closing
-from bpfkit.core.errors import BpfkitError, InputError, errno_text
+from bpfkit.core.errors import InputError, errno_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class ProxyChild(Closing):
     :param reenters: a direction that the proxy took over may enter the map again.
     :ivar pid: its process id.
     :ivar control: readable when it has something to say, or has ended.
+    :ivar pidfd: readable once it has ended.
     :ivar lost: reports that were lost because this process did not read.
     """
 
@@ -123,6 +124,7 @@ class ProxyChild(Closing):
             theirs.close()
             listener.close()
         self.control = ours
+        self.pidfd = os.pidfd_open(self._process.pid)
         ours.setblocking(False)
 
     @property
@@ -146,12 +148,11 @@ class ProxyChild(Closing):
             self._await_rows()
         return self._rows
 
-    def check(self) -> None:
-        """Raise BpfkitError if it has ended without having been asked to."""
-        if self._process.poll() is not None and not self._stopped:
-            raise BpfkitError(
-                "the proxy process has ended", why=f"status {self._process.returncode}"
-            )
+    def failed(self) -> str:
+        """How it has ended without having been asked to; empty: it runs."""
+        if self._stopped or self._process.poll() is None:
+            return ""
+        return f"the proxy process has ended, status {self._process.returncode}"
 
     def stop(self) -> None:
         """Drain, and wait until every connection has ended or was reset."""
@@ -179,8 +180,11 @@ class ProxyChild(Closing):
         self._process.wait()
 
     def close(self) -> None:
-        self.kill()
-        self.control.close()
+        if self.pidfd >= 0:
+            self.kill()
+            self.control.close()
+            os.close(self.pidfd)
+            self.pidfd = -1
 
     def _await_rows(self, timeout: float = _ANSWER_S) -> None:
         """Read until the table has come."""

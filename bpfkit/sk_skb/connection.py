@@ -16,8 +16,8 @@ nothing can be lost or overtaken:
 
 How much is left follows from four counts, each of them exact: of the bytes that the source
 received (TCP_INFO) so many were redirected (the program in the kernel) and so many read; of those
-handed to the target so many were acknowledged or wait in its send buffer.  FIONREAD is not used: for
-sockets in a map it has another meaning in every other kernel.
+handed to the target so many were acknowledged or wait in its send buffer.  FIONREAD is not used:
+for sockets in a map it has another meaning in every other kernel.
 
 Hence for the ends of a connection:
 
@@ -61,8 +61,19 @@ class Direction:
     :ivar done: the end of the stream was passed on.
     """
 
-    __slots__ = ("buffer", "counts", "done", "ended", "in_kernel", "key", "name", "read")
-    __slots__ += ("source", "target", "told")
+    __slots__ = (
+        "buffer",
+        "counts",
+        "done",
+        "ended",
+        "in_kernel",
+        "key",
+        "name",
+        "read",
+        "source",
+        "target",
+        "told",
+    )
 
     def __init__(self, name: str, source: Side, target: Side) -> None:
         self.name = name
@@ -87,7 +98,7 @@ class Direction:
         redirected = self.redirected  # first: what is redirected meanwhile counts as left
         info = TcpInfo(self.source.sock)  # takes the lock that the program runs under
         self.source.fin |= info.fin
-        left = info.received - redirected - self.read
+        left: int = info.received - redirected - self.read
         if left < 0:
             self.source.check()  # the connection was reset, and has no FIN
             raise OSError(errno.EPROTO, "bytes were forwarded twice")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from bpfkit.app.options import positive, seconds
 from bpfkit.app.sockets import SocketsApp
-from bpfkit.core.errors import InputError, UsageError
+from bpfkit.core.errors import InputError, UnsupportedError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,6 +51,24 @@ def split_port(text: str) -> tuple[str | None, int]:
     return host or None, int(port)
 
 
+def tcp_sock_offsets() -> dict[str, int]:
+    """The LOAD_CONSTs that say where the kernel's struct tcp_sock has its fields.
+
+    :raises UnsupportedError: the kernel has no BTF.
+    """
+    from bpfkit.core.types.btf import vmlinux
+
+    btf = vmlinux()
+    found = btf.find("tcp_sock", "struct") if btf is not None else None
+    if btf is None or found is None:
+        raise UnsupportedError(
+            "cannot see how much waits for a reader", why="the kernel lacks CONFIG_DEBUG_INFO_BTF"
+        )
+    wanted = ("bytes_acked", "write_seq", "snd_una")
+    at = {one.name: one.bit_offset for one in btf.members(found) if one.name in wanted}
+    return {f"{name}_at": at[name] // 8 for name in wanted}
+
+
 class SkSkb(SocketsApp):
     """A TCP proxy whose bytes the kernel forwards, and what becomes of them at every end."""
 
@@ -64,7 +82,11 @@ class SkSkb(SocketsApp):
         "rest is reset at both ends. The end of the process by any other cause resets all."
     )
 
+    protects = True
+
     child: ProxyChild
+    #: How the proxy has ended without having been asked to.
+    failure = ""
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
@@ -102,10 +124,6 @@ class SkSkb(SocketsApp):
             split_port(options.listen)
             if split_port(options.to)[0] is None:
                 raise UsageError(f"--to {options.to}", why="write HOST:PORT")
-
-    def enter(self) -> None:
-        """The namespace, which a proxy does not enter without ``--netns``."""
-        super().enter()
 
     # -- setting up
 
@@ -150,7 +168,7 @@ class SkSkb(SocketsApp):
         options = self.options
         # A second stream parser on a socket would be set up while the first may be at work.
         reenters = how == "verdict"
-        loaded = self.load(queue_limit=options.queue)
+        loaded = self.load(queue_limit=options.queue, **tcp_sock_offsets())
         names = ("verdict",) if how == "verdict" else ("parser", "stream_verdict")
         for name in names:
             # Sockets take the programs that the map has when they enter.
@@ -162,9 +180,7 @@ class SkSkb(SocketsApp):
             "room": options.connections,
             "reenters": reenters,
         }
-        child = self.keep(ProxyChild(loaded, listener, to, **{**given, **more}))
-        self.check_regularly(child.check)
-        return child
+        return self.keep(ProxyChild(loaded, listener, to, **{**given, **more}))
 
     def describe_target(self) -> str:
         options = self.options
@@ -247,7 +263,17 @@ class SkSkb(SocketsApp):
 
     def finish(self, signals: Signals) -> None:
         """Drain and stop the proxy."""
+        self.failure = self.child.failed()
+        if self.failure:
+            self.note(f"{self.failure}: every connection was reset")
         self.child.stop()
+
+    def end_filenos(self) -> list[int]:
+        return [self.child.pidfd]
+
+    def exit_status(self) -> int:
+        """1 if the proxy has ended by itself."""
+        return int(bool(self.failure))
 
 
 def _end(address: str, port: int) -> str:

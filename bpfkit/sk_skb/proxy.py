@@ -60,8 +60,8 @@ class Proxy:
         self.control.setblocking(False)
         self.listener: socket.socket | None = socket.socket(fileno=config["listener"])
         self.listener.setblocking(False)
-        maps = (config[name] for name in ("sockets", "targets", "flows", "directions"))
-        self.table = Table(*maps, self.room)
+        maps = {name: config[name] for name in ("sockets", "targets", "flows", "directions")}
+        self.table = Table(**maps, room=self.room)
         self.notices = Map.from_fd(config["notices"]).open()  # type: ignore[attr-defined]
         self.poller = select.epoll()
         self.poller.register(self.control.fileno(), select.EPOLLIN)

@@ -84,7 +84,7 @@ class Side:
 
     def _handed_over(self) -> int:
         # In this order: what is acknowledged in between is missing from the sum, not counted twice.
-        acknowledged = TcpInfo(self.sock).acknowledged
+        acknowledged: int = TcpInfo(self.sock).acknowledged
         waiting = bytearray(4)
         ioctl(self.fd, _SIOCOUTQ, waiting)
         return acknowledged + int.from_bytes(waiting, sys.byteorder)

@@ -142,41 +142,29 @@ def test_half_close_reaches_the_backend_after_the_data(ns: NetNS, how: str) -> N
             sender = in_thread(lambda: (backend.sendall(data), backend.close()))
             assert read_all(client) == data
             sender.join(20)
-        assert proxy.event("drained")["state"] == "user"
+        proxy.event("drained")
         proxy.event("closed")
 
 
-def test_a_slow_reader_holds_the_sender_back(ns: NetNS) -> None:
+@both_ways
+def test_a_slow_reader_holds_the_sender_back(ns: NetNS, how: str) -> None:
     """The kernel's queue is limited; without that the sender would fill the memory."""
     data = os.urandom(MB)
-    with serve(ns) as server, Proxy(ns, "--queue", str(MB)) as proxy:
+    with serve(ns) as server, Proxy(ns, "--how", how, "--queue", str(MB)) as proxy:
         client, backend = proxy.pair(server)
         with client, backend:
-            client.settimeout(0.5)
+            client.settimeout(0.7)
             sent = 0
             with pytest.raises(TimeoutError):
                 while sent < 200 * MB:
                     sent += client.send(data[sent % MB :])
-            assert sent < 40 * MB
-            client.settimeout(20)
-            reader = in_thread(client.close)
+            assert sent < 60 * MB
+            assert "faster" in proxy.event("drained")["why"]
+            client.close()
             got = read_all(backend)
-            reader.join(5)
         assert len(got) == sent
         assert all(got[at : at + MB] == data[: len(got) - at] for at in range(0, sent, MB))
         proxy.event("closed")
-
-
-def test_behind_a_stream_parser_too_slow_a_reader_is_reset(ns: NetNS) -> None:
-    with serve(ns) as server, Proxy(ns, "--how", "parser", "--queue", str(MB)) as proxy:
-        client, backend = proxy.pair(server)
-        with client, backend:
-            with pytest.raises((ConnectionResetError, BrokenPipeError)):
-                for _ in range(200):
-                    client.sendall(bytes(MB))
-            with pytest.raises(ConnectionResetError):
-                read_all(backend)
-        assert "slow" in proxy.event("reset")["why"]
 
 
 @both_ways
@@ -225,7 +213,7 @@ def test_kill_resets_both_ends(ns: NetNS, how: str, victim: str) -> None:
         with client, backend:
             client.settimeout(0.3)
             with pytest.raises(TimeoutError):
-                client.sendall(bytes((32 if how == "verdict" else 200) * MB))
+                client.sendall(bytes(32 * MB))
                 client.recv(1)
             pid = proxy.process.pid
             if victim == "proxy process":
@@ -377,31 +365,25 @@ def test_curl_fetches_from_nginx(ns: NetNS, how: str, tmp_path: Path) -> None:
 def test_openssl_speaks_tls_through_it(ns: NetNS, tmp_path: Path) -> None:
     openssl = _tool("openssl")
     key, cert = tmp_path / "key", tmp_path / "cert"
-    subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert]
-        + ["-days", "1", "-subj", "/CN=test"],
-        check=True,
-        capture_output=True,
-    )
+    made = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=test"]
+    subprocess.run([openssl, *made, "-keyout", key, "-out", cert], check=True, capture_output=True)
     words = ["s_server", "-accept", str(BACKEND), "-cert", cert, "-key", key, "-rev", "-quiet"]
-    with ns.popen([openssl, *words], stdout=subprocess.DEVNULL) as server:
-        try:
-            with Proxy(ns) as proxy:
-                time.sleep(0.3)
-                text = "".join(f"line {number}\n" for number in range(200))
-                done = subprocess.run(
-                    ["nsenter", f"--net={path_of(ns)}", openssl, "s_client", "-quiet", "-ign_eof"]
-                    + ["-no_ign_eof", "-connect", f"127.0.0.1:{PORT}"],
-                    input=text,
-                    capture_output=True,
-                    text=True,
-                    timeout=30,
-                )
-                turned = done.stdout.splitlines()
-                assert turned[:3] == ["0 enil", "1 enil", "2 enil"]
-                proxy.event("closed")
-        finally:
-            server.kill()
+    ask = ["s_client", "-quiet", "-connect", f"127.0.0.1:{PORT}"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with ns.popen([openssl, *words], stdout=subprocess.DEVNULL) as server, Proxy(ns) as proxy:
+        while f":{BACKEND:04X} " not in ns.check_output(["cat", "/proc/net/tcp", "/proc/net/tcp6"]):
+            assert server.poll() is None
+            time.sleep(0.02)
+        with ns.popen([openssl, *ask], text=True, **pipes) as client:
+            assert client.stdin is not None
+            assert client.stdout is not None
+            for number in range(200):
+                client.stdin.write(f"line {number}\n")
+                client.stdin.flush()
+                assert client.stdout.readline().rstrip() == f"line {number}"[::-1]
+            assert proxy.row(lambda row: row.get("by_kernel", 0) > 200 * 8)
+            client.kill()
+        server.kill()
 
 
 def test_iperf3_both_directions(ns: NetNS) -> None:
@@ -420,7 +402,9 @@ def test_iperf3_both_directions(ns: NetNS) -> None:
                         timeout=60,
                     )
                     ends = json.loads(done.stdout)["end"]
-                    assert ends["sum_received"]["bytes"] >= 60e6, done.stdout
+                    assert ends["sum_sent"]["bytes"] >= 64e6, done.stdout
+                    # What is still on its way when the sender has ended is not counted.
+                    assert ends["sum_received"]["bytes"] >= 24e6, done.stdout
         finally:
             server.kill()
 

@@ -8,8 +8,8 @@
     client -> proxy -> backend      a proxy: C with read and write, C with splice, sk_skb
     client -> backend               no proxy: loopback TCP, sk_msg, an AF_UNIX pair (the limit)
 
-The ends are tools/peers/traffic.c, the C proxy is tools/peers/proxy.c; both are compiled first.  All
-is in a network namespace of its own; the paths take turns, ROUNDS times; medians.
+The ends are tools/peers/traffic.c, the C proxy is tools/peers/proxy.c; both are compiled first.
+All is in a network namespace of its own; the paths take turns, ROUNDS times; medians.
 
 `p50`, `p99` and `longest`: a message of 1 KB and its answer.  `stalls`: messages of all rounds that
 took more than 40 ms.  `CPU s/GB`: time that the CPUs were busy, softirq and workqueues included
