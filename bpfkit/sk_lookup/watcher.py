@@ -14,6 +14,7 @@ from time import monotonic
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError
 from bpfkit.net.sockets.listeners import Listener, listeners
+from bpfkit.sk_lookup.rules import PROTOS
 from bpfkit.sk_lookup.sockets import Sockets, holder, in_use
 
 TYPE_CHECKING = False
@@ -58,6 +59,8 @@ class Watcher(Closing):
         self._generation = -1
         self._rules: list[Rule] = []
         self._targets: dict[int, Target] = {}
+        #: (number of a target, protocol) that there are rules for.
+        self._protos: set[tuple[int, str]] = set()
         #: (target's key, protocol) -> whether anything listens.
         self._listening: dict[tuple[object, str], bool] = {}
         self._missing_since: dict[object, float] = {}
@@ -134,14 +137,26 @@ class Watcher(Closing):
         with EditLock():
             generation = self._steering.generation
             if generation != self._generation:
-                self._rules = [entry.rule for entry in self._steering.entries()]
+                entries = self._steering.entries()
+                self._rules = [entry.rule for entry in entries]
+                self._protos = {
+                    (entry.target, proto)
+                    for entry in entries
+                    for proto, bit in PROTOS.items()
+                    if entry.rule.protos & bit
+                }
                 self._targets = self._steering.targets()
             self.sockets.refresh(self._targets)
         everybody = listeners()
         self._report_listeners(everybody)
         self._report_others(everybody, generation != self._generation)
         self._generation = generation
-        servers = [one for chosen in self.sockets.chosen.values() for one in chosen]
+        servers = [
+            one
+            for number, chosen in self.sockets.chosen.items()
+            for one in chosen
+            if (number, one.proto) in self._protos
+        ]
         self._replies.update(one for one in servers if one.proto == "udp")
         if servers:  # else stay in the cgroup where the server was
             self._binds.update(servers, {target.port for target in self._targets.values()})
@@ -151,7 +166,9 @@ class Watcher(Closing):
         now: dict[tuple[object, str], bool] = {}
         for number, target in self._targets.items():
             chosen = self.sockets.chosen.get(number, [])
-            for proto in ("tcp", "udp"):
+            for proto in PROTOS:
+                if (number, proto) not in self._protos:
+                    continue
                 key = target.key, proto
                 same = [one for one in chosen if one.proto == proto]
                 if same or key in self._listening:
