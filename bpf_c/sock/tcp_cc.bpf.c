@@ -35,6 +35,7 @@ LOAD_CONST(0, increase, 1); /* segments per round trip */
 LOAD_CONST(1, keep, 512); /* of 1024 parts of cwnd, those left after a loss */
 
 #define LEAST_CWND 2
+#define CWR        2 /* TCP_CA_CWR */
 #define LOSS       4 /* TCP_CA_Loss */
 #define INET6      10 /* AF_INET6 */
 
@@ -60,6 +61,7 @@ struct connection {
 	u32 reductions; /* calls of ssthresh */
 	u32 timeouts;
 	u32 undone;
+	u32 repaired; /* values of ssthresh that were not this program's, see set_state */
 	u64 acked; /* segments that made cwnd grow, or could have */
 };
 
@@ -176,18 +178,24 @@ int release(u64 *ctx)
 	return 0;
 }
 
+static __always_inline u32 reduced(u32 cwnd)
+{
+	u32 left = (u64)cwnd * keep() >> 10;
+
+	return left > LEAST_CWND ? left : LEAST_CWND;
+}
+
 /* The slow start threshold after a loss; the kernel lowers cwnd to it. */
 SEC("struct_ops/tcp_congestion_ops.ssthresh")
 int ssthresh(u64 *ctx)
 {
 	struct tcp_sock *tp = tcp_of(ctx);
-	u32 number = aimd_of(tp)->number, left;
+	u32 number = aimd_of(tp)->number;
 	struct connection *c = connections.lookup(&number);
 
 	if (c)
 		c->reductions++;
-	left = (u64)tp->snd_cwnd * keep() >> 10;
-	return left > LEAST_CWND ? left : LEAST_CWND;
+	return reduced(tp->snd_cwnd);
 }
 
 /* Did the sender use all of cwnd? If not, an ACK says nothing about a larger one (RFC 7661). */
@@ -254,15 +262,24 @@ int in_ack_event(u64 *ctx)
 	return 0;
 }
 
+/*
+ * A reduction has taken place if the state is CWR, Recovery or Loss. Seen on a busy machine with Linux
+ * 6.18, rarely: ssthresh is then not what the program returned (0x81101510, in all cases), far above
+ * cwnd, and PRR lets cwnd grow to it. A value above cwnd before the loss is never right; it is replaced.
+ */
 SEC("struct_ops/tcp_congestion_ops.set_state")
 int set_state(u64 *ctx)
 {
 	struct tcp_sock *tp = tcp_of(ctx);
-	u32 number = aimd_of(tp)->number, state = (u8)ctx[1];
+	u32 number = aimd_of(tp)->number, state = (u8)ctx[1], before = tp->prior_cwnd;
 	struct connection *c = connections.lookup(&number);
+	bool wrong = state >= CWR && before && tp->snd_ssthresh > before + LEAST_CWND;
 
+	if (wrong)
+		tp->snd_ssthresh = reduced(before);
 	if (c) {
 		c->state = state;
+		c->repaired += wrong;
 		if (state == LOSS)
 			c->timeouts++;
 	}

@@ -55,7 +55,7 @@ def transfer(lab: Lab, family: int, algorithm: str, seconds: int) -> tuple[float
         else:
             raise BpfkitError("iperf3 -s does not listen")
         end = json.loads(text)["end"]
-        used = end["sender_tcp_congestion"]
+        used = end.get("sender_tcp_congestion", "no algorithm")
         if used != algorithm:
             raise BpfkitError(f"iperf3 used {used}, not {algorithm}")
         received = end["sum_received"]["bits_per_second"] / 1e6
@@ -79,7 +79,10 @@ def measure(lab: Lab, family: int, names: tuple[str, str], rounds: int, seconds:
         [statistics.median(values) for values in zip(*found[name], strict=True)] for name in names
     )
     ratio = ours[0] / theirs[0]
-    pair = [f"{a:.{digits}f} / {b:.{digits}f}" for a, b, digits in zip(ours, theirs, (1, 0, 1))]
+    pair = [
+        f"{a:.{digits}f} / {b:.{digits}f}"
+        for a, b, digits in zip(ours, theirs, (1, 0, 1), strict=True)
+    ]
     return [*pair, f"{ratio:.3f}"]
 
 
@@ -100,16 +103,16 @@ def main() -> int:
         return 77
     names = (NAME, options.against)
     lines = []
-    with bpfkit.load("sock/tcp_cc.bpf.c") as loaded:
-        with loaded.attach_struct_ops("tcp_congestion_ops", name=NAME, flags=1):
-            for label, build in (
-                ("100 Mbit/s", lambda: bottleneck_lab(100, 100)),
-                ("no limit", router_lab),
-            ):
-                with build() as lab:
-                    for family in (4, 6):
-                        found = measure(lab, family, names, options.rounds, options.seconds)
-                        lines.append([f"{label}, IPv{family}", *found])
+    paths = {"100 Mbit/s": lambda: bottleneck_lab(100, 100), "no limit": router_lab}
+    with (
+        bpfkit.load("sock/tcp_cc.bpf.c") as loaded,
+        loaded.attach_struct_ops("tcp_congestion_ops", name=NAME, flags=1),
+    ):
+        for label, build in paths.items():
+            with build() as lab:
+                for family in (4, 6):
+                    found = measure(lab, family, names, options.rounds, options.seconds)
+                    lines.append([f"{label}, IPv{family}", *found])
     titles = ["path", "Mbit/s", "sent again", "CPU %", f"goodput, of {options.against}'s"]
     print(f"tcp_cc / {options.against}, medians of {options.rounds} transfers of each")
     print(benchlib.table(titles, lines, markdown=options.markdown))
