@@ -61,7 +61,7 @@ struct connection {
 	u32 reductions; /* calls of ssthresh */
 	u32 timeouts;
 	u32 undone;
-	u32 repaired; /* values of ssthresh that were not this program's, see set_state */
+	u32 repaired; /* values of ssthresh that were not this program's, see repair() */
 	u64 acked; /* segments that made cwnd grow, or could have */
 };
 
@@ -252,34 +252,48 @@ int undo_cwnd(u64 *ctx)
 	return tp->snd_cwnd > tp->prior_cwnd ? tp->snd_cwnd : tp->prior_cwnd;
 }
 
+/*
+ * In CWR, Recovery and Loss, ssthresh is what ssthresh() returned, never more than cwnd was before. Now
+ * and then on a busy machine with Linux 6.18 it was far more (0x81101510 each time; the cause is not
+ * known), and proportional rate reduction let cwnd grow up to it. Such a value is replaced, and counted.
+ */
+static __always_inline void repair(struct tcp_sock *tp, u32 state)
+{
+	u32 before = tp->prior_cwnd, number = aimd_of(tp)->number;
+	struct connection *c;
+
+	if (state < CWR || !before || tp->snd_ssthresh <= before + LEAST_CWND)
+		return;
+	tp->snd_ssthresh = reduced(before);
+	if (tp->snd_cwnd > before)
+		tp->snd_cwnd = before;
+	c = connections.lookup(&number);
+	if (c)
+		c->repaired++;
+}
+
 /* Each ACK, before anything is done about it: what the kernel itself changed since the last one. */
 SEC("struct_ops/tcp_congestion_ops.in_ack_event")
 int in_ack_event(u64 *ctx)
 {
 	struct tcp_sock *tp = tcp_of(ctx);
+	u32 state = state_of(tp);
 
-	note(tp, state_of(tp));
+	repair(tp, state);
+	note(tp, state);
 	return 0;
 }
 
-/*
- * A reduction has taken place if the state is CWR, Recovery or Loss. Seen on a busy machine with Linux
- * 6.18, rarely: ssthresh is then not what the program returned (0x81101510, in all cases), far above
- * cwnd, and PRR lets cwnd grow to it. A value above cwnd before the loss is never right; it is replaced.
- */
 SEC("struct_ops/tcp_congestion_ops.set_state")
 int set_state(u64 *ctx)
 {
 	struct tcp_sock *tp = tcp_of(ctx);
-	u32 number = aimd_of(tp)->number, state = (u8)ctx[1], before = tp->prior_cwnd;
+	u32 number = aimd_of(tp)->number, state = (u8)ctx[1];
 	struct connection *c = connections.lookup(&number);
-	bool wrong = state >= CWR && before && tp->snd_ssthresh > before + LEAST_CWND;
 
-	if (wrong)
-		tp->snd_ssthresh = reduced(before);
+	repair(tp, state);
 	if (c) {
 		c->state = state;
-		c->repaired += wrong;
 		if (state == LOSS)
 			c->timeouts++;
 	}
