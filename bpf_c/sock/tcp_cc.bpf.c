@@ -35,6 +35,7 @@ LOAD_CONST(0, increase, 1); /* segments per round trip */
 LOAD_CONST(1, keep, 512); /* of 1024 parts of cwnd, those left after a loss */
 
 #define LEAST_CWND 2
+#define CWR        2 /* TCP_CA_CWR */
 #define LOSS       4 /* TCP_CA_Loss */
 #define INET6      10 /* AF_INET6 */
 
@@ -60,6 +61,7 @@ struct connection {
 	u32 reductions; /* calls of ssthresh */
 	u32 timeouts;
 	u32 undone;
+	u32 repaired; /* values of ssthresh that were not this program's, see repair() */
 	u64 acked; /* segments that made cwnd grow, or could have */
 };
 
@@ -176,18 +178,24 @@ int release(u64 *ctx)
 	return 0;
 }
 
+static __always_inline u32 reduced(u32 cwnd)
+{
+	u32 left = (u64)cwnd * keep() >> 10;
+
+	return left > LEAST_CWND ? left : LEAST_CWND;
+}
+
 /* The slow start threshold after a loss; the kernel lowers cwnd to it. */
 SEC("struct_ops/tcp_congestion_ops.ssthresh")
 int ssthresh(u64 *ctx)
 {
 	struct tcp_sock *tp = tcp_of(ctx);
-	u32 number = aimd_of(tp)->number, left;
+	u32 number = aimd_of(tp)->number;
 	struct connection *c = connections.lookup(&number);
 
 	if (c)
 		c->reductions++;
-	left = (u64)tp->snd_cwnd * keep() >> 10;
-	return left > LEAST_CWND ? left : LEAST_CWND;
+	return reduced(tp->snd_cwnd);
 }
 
 /* Did the sender use all of cwnd? If not, an ACK says nothing about a larger one (RFC 7661). */
@@ -244,13 +252,35 @@ int undo_cwnd(u64 *ctx)
 	return tp->snd_cwnd > tp->prior_cwnd ? tp->snd_cwnd : tp->prior_cwnd;
 }
 
+/*
+ * In CWR, Recovery and Loss, ssthresh is what ssthresh() returned, never more than cwnd was before. Now
+ * and then on a busy machine with Linux 6.18 it was far more (0x81101510 each time; the cause is not
+ * known), and proportional rate reduction let cwnd grow up to it. Such a value is replaced, and counted.
+ */
+static __always_inline void repair(struct tcp_sock *tp, u32 state)
+{
+	u32 before = tp->prior_cwnd, number = aimd_of(tp)->number;
+	struct connection *c;
+
+	if (state < CWR || !before || tp->snd_ssthresh <= before + LEAST_CWND)
+		return;
+	tp->snd_ssthresh = reduced(before);
+	if (tp->snd_cwnd > before)
+		tp->snd_cwnd = before;
+	c = connections.lookup(&number);
+	if (c)
+		c->repaired++;
+}
+
 /* Each ACK, before anything is done about it: what the kernel itself changed since the last one. */
 SEC("struct_ops/tcp_congestion_ops.in_ack_event")
 int in_ack_event(u64 *ctx)
 {
 	struct tcp_sock *tp = tcp_of(ctx);
+	u32 state = state_of(tp);
 
-	note(tp, state_of(tp));
+	repair(tp, state);
+	note(tp, state);
 	return 0;
 }
 
@@ -261,6 +291,7 @@ int set_state(u64 *ctx)
 	u32 number = aimd_of(tp)->number, state = (u8)ctx[1];
 	struct connection *c = connections.lookup(&number);
 
+	repair(tp, state);
 	if (c) {
 		c->state = state;
 		if (state == LOSS)

@@ -297,6 +297,7 @@ class TcpCc(CgroupApp):
             "reductions": value.reductions,
             "timeouts": value.timeouts,
             "undone": value.undone,
+            "repaired": value.repaired,
         }
 
     # -- for people
