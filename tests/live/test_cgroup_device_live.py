@@ -42,7 +42,7 @@ def attached(group: Cgroup) -> list[str]:
     """The names that bpftool lists."""
     argv = ["bpftool", "-j", "cgroup", "show", group.path]
     out = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
-    return [row["name"] for row in json.loads(out or "[]")]
+    return [row["name"] for row in json.loads(out.strip() or "[]")]
 
 
 def settled(group: Cgroup, names: list[str]) -> None:
