@@ -22,7 +22,10 @@ bench:
 	/usr/bin/python3 tools/bench/rates.py
 	/usr/bin/python3 tools/bench/firewall.py
 	/usr/bin/python3 tools/bench/lb_cost.py
+	/usr/bin/python3 tools/bench/tcp_cc.py
 	/usr/bin/python3 tools/bench/map_read.py
+	/usr/bin/python3 tools/bench/sockops.py
+	/usr/bin/python3 tools/bench/sk_reuseport.py
 
 clean:
 	/usr/bin/python3 -m bpfkit clean --cache

@@ -59,7 +59,9 @@ ENTRIES = {
     ("attach", "clsact"): "bpfkit.net.attach.clsact:attach_clsact",
     ("undo", "cgroup"): "bpfkit.core.cgroups:undo_cgroup",
     ("undo", "clsact"): "bpfkit.net.attach.clsact:undo_clsact",
+    ("undo", "reuseport"): "bpfkit.net.attach.reuseport:undo_reuseport",
     ("undo", "route"): "bpfkit.net.attach.route:undo_route",
+    ("undo", "struct_ops"): "bpfkit.core.attach.struct_ops:undo_struct_ops",
 }
 
 __all__ = ["BpfkitError", "Link", "Map", "Object", "Program", "load"]

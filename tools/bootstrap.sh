@@ -26,8 +26,10 @@ TEST_PACKAGES="$RUN_PACKAGES python3-pytest python3-hypothesis python3-scapy pyt
 	python3-nbclient python3-nbformat python3-ipykernel python3-matplotlib
 	python3-venv python3-pip python3-hatchling
 	gcc libc6-dev libbpf-dev clang llvm make
-	tshark wireshark-common tcpdump iperf3 nginx-light curl iproute2 iputils-ping
+	tshark wireshark-common tcpdump iperf3 nginx-light curl openssl redis-server redis-tools
+	iproute2 iputils-ping
 	ethtool procps util-linux bpftool nftables nmap
+	redis-server dnsmasq-base bind9-dnsutils strace sslsplit openssl
 	qemu-system-x86 busybox-static kmod cpio"
 
 say()

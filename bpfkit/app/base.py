@@ -210,8 +210,13 @@ class App:
         return " ".join([when, event.kind, *fields])
 
     def event_row(self, event: Event, round_: int) -> Row:
-        """An event as a JSON row: ``ts`` (UNIX seconds), ``event`` (the kind), the fields."""
-        return {"ts": round(event.time, 6), "event": event.kind, **event.fields}
+        """An event as a JSON row: ``ts`` (UNIX seconds), ``round``, ``event`` (kind), fields."""
+        return {
+            "ts": round(event.time, 6),
+            "round": round_,
+            "event": event.kind,
+            **event.fields,
+        }
 
     def verify(self) -> Iterable[Verdict]:
         """After the demo: compare what was counted with what is known from other sources."""

@@ -40,7 +40,7 @@ _WHOLE_RUN = 1e6
 class CgroupApp(App):
     """Attached to a cgroup: the demo's, a command's, or the one that ``--cgroup`` names."""
 
-    needs = ("BPF", "NET_ADMIN", "SYS_ADMIN")
+    needs: tuple[str, ...] = ("BPF", "NET_ADMIN", "SYS_ADMIN")
     demo_rounds = 2
     demo_in_background = False
     #: Does the demo need a network of its own?
@@ -98,31 +98,8 @@ class CgroupApp(App):
         return super().wants_demo() and self.options.cgroup is None and not self.options.command
 
     def run_inside(self, argv: Sequence[str], **options: Any) -> CompletedProcess[str]:
-        """Run a command in the cgroup to its end; returns what it printed.
-
-        :param options: for :class:`subprocess.Popen`; ``input`` and ``timeout`` (20 s) as in
-            :func:`subprocess.run`.
-        """
-        import os
-        import subprocess
-
-        procs = self.group.open_procs()
-        try:
-            return subprocess.run(
-                list(argv),
-                **{
-                    "stdin": subprocess.DEVNULL if "input" not in options else None,
-                    "stdout": subprocess.PIPE,
-                    "stderr": subprocess.PIPE,
-                    "text": True,
-                    "timeout": 20,
-                    "check": False,
-                    "preexec_fn": lambda: os.write(procs, b"0"),
-                    **options,
-                },
-            )
-        finally:
-            os.close(procs)
+        """:meth:`bpfkit.core.cgroups.Cgroup.run` in the program's cgroup."""
+        return self.group.run(argv, **options)
 
     def begin(self) -> None:
         """Start the command."""
@@ -142,8 +119,8 @@ class CgroupApp(App):
         self.command.end(signals)
         left = len(self.group.pids()) if self.group.is_own else 0
         if left:
-            which = "a process" if left == 1 else f"{left} processes"
-            self.note(f"{self.command.argv[0]} has ended; {which} of it go on without the program")
+            which = "a process of it goes" if left == 1 else f"{left} processes of it go"
+            self.note(f"{self.command.argv[0]} has ended; {which} on without the program")
 
     def exit_status(self) -> int:
         """The command's status; else 0."""

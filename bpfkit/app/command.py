@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 
+from bpfkit.core.children import die_with_parent
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, errno_text
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Command", "add_command"]
 
-_PR_SET_PDEATHSIG = 1
 _GRACE_S = 3.0
 
 
@@ -46,19 +46,19 @@ class Command(Closing):
     """
 
     def __init__(self, argv: Sequence[str], group: Cgroup, *, json: bool = False) -> None:
-        import ctypes
-        import signal
         import subprocess
         import sys
+        from shutil import which
 
-        prctl = ctypes.CDLL(None).prctl
-        parent = os.getpid()
+        # Looked up here: the child would try each directory of $PATH, which tracing programs show.
+        path = which(argv[0])
+        if path is None and "/" not in argv[0]:
+            raise CannotRun(argv[0], OSError(2, ""))
+        bind_life = die_with_parent()
 
         def prepare() -> None:
             os.write(procs, b"0")
-            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(1)
+            bind_life()
 
         self.argv = list(argv)
         self._group = group
@@ -66,7 +66,9 @@ class Command(Closing):
         sys.stdout.flush()
         procs = group.open_procs()
         try:
-            self._process = subprocess.Popen(self.argv, stdout=2 if json else 1, preexec_fn=prepare)
+            self._process = subprocess.Popen(
+                self.argv, executable=path, stdout=2 if json else 1, preexec_fn=prepare
+            )
         except OSError as error:
             raise CannotRun(self.argv[0], error) from None
         except subprocess.SubprocessError:

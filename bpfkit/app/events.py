@@ -24,9 +24,9 @@ says how many were lost::
             fields = {"pid": record.pid, "port": record.port}
             return Event("connect", unix_seconds(record.time_ns), fields)
 
-As JSON an event is ``{"ts": 1700000000.25, "event": "connect", "pid": 17, "port": 443}``.  After
-events were lost comes ``{"ts": …, "event": "lost", "lost": N}``, N since the start; in text that is
-a line on standard error.  ``App.event_line`` and ``App.event_row`` change the form.
+As JSON an event is ``{"ts": 1700000000.25, "round": 0, "event": "connect", "pid": 17, …}``.  After
+events were lost comes ``{"ts": …, "round": …, "event": "lost", "lost": N}``, N since the start; in
+text that is a line on standard error.  ``App.event_line`` and ``App.event_row`` change the form.
 
 In ``--check`` events are kept: ``verify()`` finds them in ``self.channel``, which can also wait for
 those that are still to come (:meth:`Channel.wait`).

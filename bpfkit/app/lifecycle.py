@@ -312,7 +312,7 @@ class _Waiter:
         channel = self._app.channel
         if channel is not None and channel.lost > self._lost:
             self._lost = channel.lost
-            self._sink.lost(self._lost)
+            self._sink.lost(self.round, self._lost)
 
     def _show(self) -> None:
         channel = self._app.channel
@@ -399,7 +399,7 @@ def _check(app: App, signals: Signals) -> int:
         for batch in app.channel.drain():
             sink.events(0, batch)
         if app.channel.lost:
-            sink.lost(app.channel.lost)
+            sink.lost(0, app.channel.lost)
     sink.round(0, rows)
     return conclude(app, verdicts)
 

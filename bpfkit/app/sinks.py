@@ -47,7 +47,7 @@ class Sink:
         """Show events that came during a round."""
         raise NotImplementedError
 
-    def lost(self, count: int) -> None:
+    def lost(self, round_: int, count: int) -> None:
         """``count`` events were lost since the start; called when there are more of them."""
         self.note(f"{count} events lost: they came faster than they could be read")
 
@@ -96,10 +96,11 @@ class JsonSink(Sink):
 
         output(json_lines([self.app.event_row(event, round_) for event in events]))
 
-    def lost(self, count: int) -> None:
+    def lost(self, round_: int, count: int) -> None:
         from bpfkit.show.jsonl import json_lines
 
-        output(json_lines([{"ts": round(unix_time(), 6), "event": "lost", "lost": count}]))
+        row = {"ts": round(unix_time(), 6), "round": round_, "event": "lost", "lost": count}
+        output(json_lines([row]))
 
     def report(self, lines: Sequence[str]) -> None:
         say("\n".join(lines))
@@ -131,7 +132,7 @@ class LiveSink(Sink):
         if monotonic() >= self._drawn + _REDRAW:
             self._draw()
 
-    def lost(self, count: int) -> None:
+    def lost(self, round_: int, count: int) -> None:
         self._lost = f"{count} events lost"
 
     def note(self, text: str) -> None:

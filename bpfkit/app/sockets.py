@@ -22,7 +22,7 @@ __all__ = ["SocketsApp"]
 class SocketsApp(App):
     """Attached to sockets: the demo's, or the user's."""
 
-    needs = ("BPF", "NET_ADMIN", "SYS_ADMIN")
+    needs: tuple[str, ...] = ("BPF", "NET_ADMIN", "SYS_ADMIN")
     demo_rounds = 2
     takes_netns = True
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit doctor: what works on this machine, and what is missing for the rest."""
+"""python -m bpfkit doctor: what works on this machine, and what is missing for the rest.
+
+``doctor sockmap``: what a sockmap does to the applications whose sockets are in it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from bpfkit.app.signals import output
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import Namespace
+    from argparse import ArgumentParser, Namespace
     from collections.abc import Iterator
 
     from bpfkit.core.features import Feature
@@ -16,8 +19,22 @@ if TYPE_CHECKING:
 HELP = "check what works on this machine, and what is missing"
 
 
+def add_options(parser: ArgumentParser) -> None:
+    """The command's options, beside ``--json``."""
+    parser.add_argument(
+        "subject",
+        nargs="?",
+        choices=["sockmap"],
+        help="sockmap: what a sockmap does to applications on this kernel",
+    )
+
+
 def run(options: Namespace) -> int:
     """Print it; returns the exit status."""
+    if options.subject == "sockmap":
+        from bpfkit.commands.sockmap_report import report
+
+        return report(options.json)
     if options.json:
         from bpfkit.show.jsonl import json_lines
 
@@ -37,6 +54,7 @@ def run(options: Namespace) -> int:
                 body.append([f"  {part.name}", part.state, _detail(part)])
         lines = table([heading, "", ""], body)
         output("\n".join(lines) + "\n\n")
+    output("What a sockmap does to applications here: python -m bpfkit doctor sockmap\n")
     return 0
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class ContainerLab(App):
-    """A container behind a bridge: what XDP and tc let through, and what a capture there sees."""
+    """A container behind a bridge: what XDP and tc let through, what a capture there sees."""
 
     name = "container_lab"
     needs = ("NET_ADMIN", "NET_RAW", "SYS_ADMIN", "BPF")

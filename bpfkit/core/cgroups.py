@@ -18,10 +18,12 @@ from bpfkit.core.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from subprocess import CompletedProcess
     from types import TracebackType
     from typing import Any
 
-__all__ = ["Cgroup", "cgroup_root", "own_cgroup", "undo_cgroup"]
+__all__ = ["Cgroup", "cgroup_of", "cgroup_root", "own_cgroup", "undo_cgroup"]
 
 _REMOVE_S = 2.0
 _count = 0
@@ -52,8 +54,17 @@ def own_cgroup() -> str:
 
     :raises UnsupportedError: the hierarchy is not mounted.
     """
+    return cgroup_of("self")
+
+
+def cgroup_of(pid: int | str) -> str:
+    """The directory of a process's cgroup in the v2 hierarchy.
+
+    :raises UnsupportedError: the hierarchy is not mounted.
+    :raises OSError: there is no such process.
+    """
     root = cgroup_root()
-    with open("/proc/self/cgroup", errors="surrogateescape") as groups:
+    with open(f"/proc/{pid}/cgroup", errors="surrogateescape") as groups:
         for line in groups:
             if line.startswith("0::"):
                 path = root + line[3:].rstrip("\n").rstrip("/")
@@ -164,6 +175,30 @@ class Cgroup(Closing):
     def entered(self) -> _Inside:
         """``with group.entered():`` this process, with all its threads, is in the cgroup."""
         return _Inside(self)
+
+    def run(self, argv: Sequence[str], **options: Any) -> CompletedProcess[str]:
+        """Run a command in the cgroup to its end; returns what it printed.
+
+        :param options: for :func:`subprocess.run`; without them the input is empty, both outputs
+            are captured as text, the limit is 20 seconds, and no status is an error.
+        """
+        import subprocess
+
+        procs = self.open_procs()
+        defaults: dict[str, Any] = {
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+            "timeout": 20,
+            "check": False,
+            "preexec_fn": lambda: os.write(procs, b"0"),
+        }
+        if "input" not in options:
+            defaults["stdin"] = subprocess.DEVNULL
+        try:
+            return subprocess.run(list(argv), **{**defaults, **options})
+        finally:
+            os.close(procs)
 
     def kill(self) -> None:
         """Kill every process in it (SIGKILL)."""

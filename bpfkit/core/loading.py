@@ -20,7 +20,7 @@ from bpfkit.core.kernel.constants import prog_type_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from bpfkit.core.compile.artifact import ProgDef
     from bpfkit.core.kernel.sections import Section
@@ -51,8 +51,11 @@ def load_program(
     attach_btf_id: int = 0,
     attach_prog_fd: int = 0,
     find_line: Callable[[str, int], tuple[str, int] | None] | None = None,
+    missing_kfuncs: Sequence[str] = (),
 ) -> int:
     """BPF_PROG_LOAD; returns the fd, and explains the error if the kernel refuses.
+
+    :param missing_kfuncs: kernel functions that the program calls and this kernel does not have.
 
     The first attempt has no log, which makes loading fast; only a refused load is repeated with
     a log.
@@ -104,6 +107,11 @@ def load_program(
                 break
             if "\nprocessed " in text:
                 break  # cut off, but (from 6.4 on) at its start: the reason is there
+    if missing_kfuncs and "invalid func " in text:
+        raise UnsupportedError(
+            f"cannot load '{name}' ({prog_type_name(section.prog_type)})",
+            why=f"this kernel has no function {', '.join(dict.fromkeys(missing_kfuncs))} (kfunc)",
+        ) from None
     raise _load_error(name, section, len(insns) // 8, first, text, find_line) from None
 
 

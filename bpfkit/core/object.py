@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from bpfkit.core.attach.link import Link
     from bpfkit.core.compile.artifact import Artifact, ProgDef
     from bpfkit.core.maps.base import Map
     from bpfkit.core.types.btf import Btf
@@ -257,6 +258,7 @@ class Object(Closing):
             insns[offset + 1] &= 0x0F  # a plain 64-bit constant
             pack_into("<I", insns, offset + 4, value & 0xFFFFFFFF)
             pack_into("<I", insns, offset + 12, value >> 32)
+        missing = _put_kfuncs(insns, definition)
         btf_id, prog_fd = options.attach_targets.get(definition.name, (0, 0))
         if section.attach_btf and not btf_id:
             btf_id = _attach_btf_id(f"{self.name}: '{definition.name}'", section)
@@ -271,6 +273,7 @@ class Object(Closing):
             attach_btf_id=btf_id,
             attach_prog_fd=prog_fd,
             find_line=self._find_line,
+            missing_kfuncs=missing,
         )
         self.programs[definition.name] = Program(definition.name, section, fd, bytes(insns))
 
@@ -290,6 +293,20 @@ class Object(Closing):
             raise InputError(
                 f"no map '{name}' in {self.name}", why=f"it has {', '.join(self.maps) or 'none'}"
             ) from None
+
+    def attach_struct_ops(self, struct: str, **values: int | str | bytes) -> Link:
+        """Register the programs ``SEC("struct_ops/STRUCT.member")`` as one table of functions.
+
+        By a link where the kernel has it (6.4), else (5.6) with an ownership record, because the
+        registration outlives the process.  Sockets that use an algorithm keep it until they close.
+
+        :param struct: ``tcp_congestion_ops``.
+        :param values: the members that are no functions (``name="aimd"``, ``flags=1``).
+        :raises AttachError: EEXIST: the kernel has one of this name.
+        """
+        from bpfkit.core.attach.struct_ops import attach
+
+        return attach(self.programs.values(), struct, values)
 
     def close(self) -> None:
         """Detach every program and let go of everything."""
@@ -419,6 +436,28 @@ def _map_error(definition: MapDef, error: OSError) -> BpfkitError:
             hint="`python -m bpfkit doctor` shows which types work here",
         )
     return LoadError(what, why=errno_text(number))
+
+
+def _put_kfuncs(insns: bytearray, definition: ProgDef) -> list[str]:
+    """Make calls of kernel functions go to the ids of vmlinux BTF; returns the missing functions.
+
+    A call of a missing one stays as it is, a helper with a number that no kernel has: the verifier
+    refuses it if it can be reached.
+    """
+    if not definition.kfunc_relocs:
+        return []
+    from bpfkit.core.features.kfuncs import kfunc_id
+
+    missing = []
+    for offset, name in definition.kfunc_relocs:
+        number = kfunc_id(name)
+        if number is None:
+            missing.append(name)
+            continue
+        insns[offset + 1] = insns[offset + 1] & 0x0F | 0x20  # BPF_PSEUDO_KFUNC_CALL
+        pack_into("<h", insns, offset + 2, 0)  # vmlinux, not a module
+        pack_into("<i", insns, offset + 4, number)
+    return missing
 
 
 def _attach_btf_id(name: str, section: Section) -> int:

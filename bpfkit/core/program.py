@@ -15,13 +15,13 @@ from struct import pack_into
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_text
 from bpfkit.core.kernel import syscall
-from bpfkit.core.kernel.constants import SOCKET_FILTER, prog_type_name
+from bpfkit.core.kernel.constants import SOCKET_FILTER, SYSCALL, prog_type_name
 from bpfkit.core.kernel.sections import Section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket as socket_module
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from bpfkit.core.attach.link import Link
@@ -215,6 +215,11 @@ class Program(Closing):
         """``BPF_PROG_TYPE_…``."""
         return prog_type_name(self.type)
 
+    def recursion_misses(self) -> int:
+        """Runs that were left out because the program, or another of its kind, was running on that
+        CPU (kernel 5.12)."""
+        return int(syscall.prog_info(self.fd)["recursion_misses"]) if self.fd >= 0 else 0
+
     @property
     def links(self) -> tuple[Link, ...]:
         """The links that attach the program at this moment, if bpfkit made them."""
@@ -238,12 +243,15 @@ class Program(Closing):
             as a filter on a raw AF_PACKET socket sees it; the 14 bytes that the kernel takes off
             first are put in front here.
         :param repeat: number of runs; ``duration_ns`` is their mean.
-        :param ctx: the type's context struct as bytes (``skb_context()``, ``xdp_md`` …).
+        :param ctx: the type's context struct as bytes (``skb_context()``, ``xdp_md`` …); of a
+            SYSCALL program, which takes nothing else, whatever the program says that it is.
         :param skb: the same as a mapping, for the types whose context is ``__sk_buff``.
         :raises UnsupportedError: for a type without packet runs (sock_ops, sk_msg, …).
 
         Source: Documentation/bpf/bpf_prog_run.rst (kernel 4.12; context 5.2).
         """
+        if self.type == SYSCALL:
+            return self._run_syscall(ctx)
         data = packet
         strip = 0
         if self.type == SOCKET_FILTER:
@@ -275,6 +283,15 @@ class Program(Closing):
         if strip and len(out) >= strip and out[:strip] == data[:strip]:
             out = out[strip:]
         return RunResult(retval, out, duration, ctx_out)
+
+    def _run_syscall(self, ctx: bytes) -> RunResult:
+        try:
+            retval, left = syscall.prog_run_syscall(self.fd, ctx)
+        except OSError as error:
+            raise BpfkitError(
+                f"cannot run '{self.name}'", why=errno_text(error.errno or 0)
+            ) from None
+        return RunResult(retval, b"", 0, left)
 
     def runner(self, skb: bool = True) -> Runner:
         """A :class:`Runner` for many packets."""
@@ -347,7 +364,8 @@ class Program(Closing):
         Programs that others attached with BPF_F_ALLOW_MULTI (systemd's, container runtimes') stay.
 
         :param cgroup: an fd of the directory, or its path.
-        :param before: run before this link, program, or program id (kernel 6.17).
+        :param before: run before this link, program, or program id (kernel 6.17); 0: before all
+            others of the cgroup.
         :param after: run after this one.  Without either the program runs last.
         :param preorder: run before the programs of inner cgroups (kernel 6.15).
         :raises AttachError: EPERM where a program on a cgroup above forbids others.
@@ -416,6 +434,62 @@ class Program(Closing):
         from bpfkit.core.attach.perf_event import attach_tracepoint
 
         return attach_tracepoint(self, name)
+
+    def attach_kprobe(self, function: str = "", offset: int = 0) -> Link:
+        """Attach to a kernel function: ``SEC("kprobe/…")`` at its entry or at an offset,
+        ``SEC("kretprobe/…")`` at its return (4.17; CONFIG_KPROBE_EVENTS).
+
+        :param function: by default the one that the section names.
+        :raises InputError: no such function (offers the nearest names), or it cannot be probed.
+        """
+        from bpfkit.core.attach.kprobe import attach
+
+        return attach(self, function, offset)
+
+    def attach_kprobe_multi(self, functions: Sequence[str], cookies: Sequence[int] = ()) -> Link:
+        """Attach to many kernel functions by one link (5.18; CONFIG_FPROBE): ``kprobe.multi``,
+        ``kretprobe.multi`` and ``kprobe.session`` (6.10).
+
+        :param cookies: for each function what ``bpf_get_attach_cookie()`` returns.
+        """
+        from bpfkit.core.attach.kprobe import attach_multi
+
+        return attach_multi(self, functions, cookies)
+
+    def attach_uprobe(
+        self, path: str, where: str | int, *, pid: int = -1, ref_ctr_offset: int = 0
+    ) -> Link:
+        """Attach to a function of a program or library (4.17; CONFIG_UPROBE_EVENTS).
+
+        :param path: a path, a program in $PATH, or a library's name without lib and .so.
+        :param where: a symbol, ``symbol+0x10``, or an offset in the file.
+        :param pid: only in this process; -1: in all.
+        :param ref_ctr_offset: offset in the file of a USDT probe's semaphore (4.20).
+        :raises InputError: no such file or function, or no instruction there.
+        """
+        from bpfkit.core.attach.uprobe import attach
+
+        return attach(self, path, where, pid=pid, ref_ctr_offset=ref_ctr_offset)
+
+    def attach_uprobe_multi(
+        self,
+        path: str,
+        offsets: Sequence[int],
+        *,
+        cookies: Sequence[int] = (),
+        ref_ctr_offsets: Sequence[int] = (),
+        pid: int = 0,
+    ) -> Link:
+        """Attach to many places of a file by one link (6.6).
+
+        :param offsets: in the file; :func:`bpfkit.core.attach.uprobe.find_offset` finds them.
+        :param pid: only in this process; 0: in all.
+        """
+        from bpfkit.core.attach.uprobe import attach_multi
+
+        return attach_multi(
+            self, path, offsets, cookies=cookies, ref_ctr_offsets=ref_ctr_offsets, pid=pid
+        )
 
     # --- end --------------------------------------------------------------------------------
 

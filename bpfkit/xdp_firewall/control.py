@@ -29,17 +29,15 @@ from __future__ import annotations
 
 import _socket
 import errno
-import os
 import sys
-import time
 from array import array
 from struct import Struct
 
+from bpfkit.app.editing import EditLock, close_maps, maps_of, require_ids
 from bpfkit.core.closing import Closing
-from bpfkit.core.errors import BpfkitError, InputError, MapError, PrivilegeError, errno_text
+from bpfkit.core.errors import BpfkitError, InputError, MapError, errno_text
 from bpfkit.core.kernel import syscall as sc
 from bpfkit.core.maps.base import Map, MapFullError
-from bpfkit.core.records import records_dir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +76,6 @@ _NUMBERS = 2 * (_OTHERS + 1)  # those of the active list, and of the next one
 _TABLE = 256 + 5 * 65536  # cells of a list
 _CELLS = 2 * _TABLE
 _BLOCK = 4096  # cells compared at once
-_WAIT = 20.0  # seconds to wait for another editor
 
 #: ``enum reason``: (whether the packet passes, the reason).
 REASONS = (
@@ -230,39 +227,6 @@ def templates() -> dict[str, Map]:
     }
 
 
-class _Lock(Closing):
-    """A lock for editors: waits for another one, and is released on close."""
-
-    def __init__(self) -> None:
-        import fcntl
-
-        directory = records_dir()
-        try:
-            os.makedirs(directory, 0o700, exist_ok=True)
-            self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            why = errno_text(error.errno or 0)
-            raise BpfkitError(f"cannot lock {directory}", why=why) from None
-        deadline = time.monotonic() + _WAIT
-        while True:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    self.close()
-                    raise BpfkitError(
-                        "cannot change the rules",
-                        why=f"another editor has held the lock for {_WAIT} s",
-                    ) from None
-                time.sleep(0.01)
-
-    def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-
 class _Words(Closing):
     """``struct state`` as words; each is read and written in one piece."""
 
@@ -342,9 +306,9 @@ class Firewall(Closing):
             table = active >> 1 & 1 if others is None else others
             words[_ACTIVE] = edit << 2 | table << 1 | slot
 
-    def _editing(self) -> _Lock:
+    def _editing(self) -> EditLock:
         """The lock, after undoing what a killed editor left."""
-        lock = _Lock()
+        lock = EditLock()
         try:
             dirty = self._state()[_DIRTY]
             if dirty:
@@ -885,12 +849,7 @@ def find(interface: str | None = None) -> Firewall:
     :raises PrivilegeError: not permitted to open other processes' maps (CAP_SYS_ADMIN).
     :raises BpfkitError: no firewall, or more than one.
     """
-    try:
-        sc.next_id(sc.PROG_GET_NEXT_ID, 0)
-    except OSError as error:
-        if error.errno == errno.EPERM:
-            raise PrivilegeError("needs root: run it with sudo (missing CAP_SYS_ADMIN)") from None
-        raise
+    require_ids()
     wanted = None
     if interface is not None:
         from bpfkit.net.links.interfaces import Interface
@@ -930,23 +889,9 @@ def _firewalls(index: int) -> list[int]:
 
 
 def _open(interface: str, program: int) -> Firewall:
-    maps: dict[str, Map] = {}
-    try:
-        fd = sc.prog_get_fd_by_id(program)
-        try:
-            for number in sc.prog_map_ids(fd):
-                one = Map.from_id(number)
-                maps[one.name] = one
-        finally:
-            os.close(fd)
-    except (OSError, BpfkitError) as error:
-        for one in maps.values():
-            one.close()
-        why = errno_text(error.errno or 0) if isinstance(error, OSError) else str(error)
-        raise BpfkitError(f"the firewall on {interface} has just stopped", why=why) from None
+    maps = maps_of(program, f"the firewall on {interface}")
     if not set(MAPS) <= set(maps) or maps["state"].value_size != _STATE.size:
-        for one in maps.values():
-            one.close()
+        close_maps(maps)
         raise BpfkitError(
             f"program {program} on {interface} is not this version's firewall",
             why="it lacks maps of this version",

@@ -248,7 +248,7 @@ def test_events_as_json(program: Path) -> None:
     done = run(program, "-c", "1", "-t", "0.1", "--json", what="in turn")
     first, second = map(json.loads, done.stdout.splitlines())
     assert list(first.items()) == [
-        ("ts", 1700000000.5), ("event", "open"), ("pid", 1201), ("path", "/x y")
+        ("ts", 1700000000.5), ("round", 0), ("event", "open"), ("pid", 1201), ("path", "/x y")
     ]  # fmt: skip
     assert second["pid"] == 1202
 

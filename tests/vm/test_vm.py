@@ -128,6 +128,41 @@ def test_what_this_machine_may_lack_works_in_the_guest() -> None:
     assert b"complained" not in done.stderr
 
 
+#: Runs --check of every program of the catalog with a type of these; a line for each.
+CHECKS = """
+import re, subprocess, sys
+from bpfkit.commands.catalog import programs
+wanted = re.compile(sys.argv[1])
+for cls in programs():
+    if not any(wanted.search(kind) for kind in cls.types()):
+        continue
+    words = [sys.executable, "-m", f"bpfkit.{cls.name}", "--check"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240)
+    said = (done.stdout + done.stderr).strip().splitlines() or [""]
+    bad = [line for line in said if line.startswith("FAILED")]
+    print(f"@ {cls.name} {done.returncode} {bad or said[-1]}", flush=True)
+"""
+SOCKETS = "CGROUP|SOCK_OPS|SK_SKB|SK_MSG|SK_LOOKUP|SK_REUSEPORT|STRUCT_OPS"
+TRACING = "KPROBE|TRACEPOINT|TRACING|PERF_EVENT|LSM|EXT|SYSCALL"
+
+
+@pytest.mark.parametrize("types", [SOCKETS, TRACING], ids=["sockets and cgroups", "tracing"])
+def test_programs_verify_themselves_on_the_stock_kernel(types: str) -> None:
+    """Each program exits with 0, or with 77 and what that kernel lacks."""
+    done = vm("--mem", "2048M", "--timeout", "840", "--", sys.executable, "-c", CHECKS, types)
+    said = done.stdout.decode(errors="replace")
+    lines = re.findall(r"^@ (\w+) (-?\d+) (.*)$", said, re.M)
+    assert done.returncode == 0, said[-3000:] + done.stderr.decode(errors="replace")[-2000:]
+    assert len(lines) >= 8
+    failed = [line for line in lines if line[1] not in ("0", "77")]
+    assert failed == []
+    passed = [name for name, status, _ in lines if status == "0"]
+    assert len(passed) > len(lines) * 2 // 3, lines
+    for _, status, text in lines:
+        if status == "77":
+            assert re.search(r"CONFIG_\w+|kernel|Linux \d|policy|\d\.\d", text), text
+
+
 def test_time_limit() -> None:
     started = time.monotonic()
     done = vm("--timeout", "2", "--", "sleep", "1000")

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What every bpfkit program starts from: SEC, LICENSE, LOAD_CONST and EVENT_TYPE.
+ * What every bpfkit program starts from: SEC, LICENSE, LOAD_CONST, BPF_KFUNC and EVENT_TYPE.
  *
  * A source says with SEC() what its programs are, in libbpf's words.  The
  * name travels with the function through the compiler, as a declaration tag
@@ -81,6 +81,34 @@
 		char __text[64];                             \
 	} __bpfkit_const_##name __attribute__((              \
 		used, section("bpfkit.consts"))) = { index, (unsigned long long)(def), #name }
+#endif
+
+/*
+ * A kernel function (kfunc): BPF_KFUNC(type, name, arguments) declares it, and the loader puts the id
+ * in that the running kernel's BTF has for the name:
+ *
+ *	BPF_KFUNC(void, bpf_rcu_read_lock);
+ *	BPF_KFUNC(int, bpf_sock_destroy, struct sock_common *sock);
+ *
+ * A kernel that does not have the function refuses the program only if the call can be reached, so a
+ * LOAD_CONST can rule it out (bpfkit.core.features.kfuncs.has_kfunc() says whether it is there).
+ *
+ * clang emits a call of a helper whose number no kernel has; name and number are in a section of the
+ * object file that nothing loads.
+ */
+#ifdef BPFKIT_NO_LOADER
+#define BPF_KFUNC(type, name, ...) \
+	static type (*name)(__VA_ARGS__) __maybe_unused = (void *)0x7f000000
+#else
+#define BPF_KFUNC(type, name, ...) __BPF_KFUNC(__COUNTER__, type, name, __VA_ARGS__)
+#define __BPF_KFUNC(number, type, name, ...)                                                \
+	static type (*name)(__VA_ARGS__) __maybe_unused = (void *)(0x7f000000UL + number);  \
+	static const struct {                                                               \
+		unsigned long long __number;                                                \
+		char __text[64];                                                            \
+	} __bpfkit_kfunc_##name                                                             \
+		__attribute__((used, section("bpfkit.kfuncs"))) = { 0x7f000000ULL + number, \
+								    #name }
 #endif
 
 /*

@@ -34,6 +34,15 @@
 	struct ____bpfkit_map_##name __attribute__((section(".bpfkit.maps"), used))    \
 	____bpfkit_map_##name = {}
 
+/*
+ * clang leaves a struct that only BPFKIT_MAP() names incomplete in BTF, so that the loader cannot see
+ * its size; this completes it.
+ */
+#define BPFKIT_VALUE(name, type)                      \
+	static const struct ____bpfkit_value_##name { \
+		type value;                           \
+	} __bpfkit_value_##name __attribute__((used, section("bpfkit.values"))) = {}
+
 /* The map as helpers take it. */
 #define BPFKIT_MAP_REF(name) ((void *)bpf_pseudo_fd(14, __bpfkit_map_index_##name))
 

@@ -66,7 +66,7 @@ def _order(
         return flags, b""
     flags |= _BEFORE if before is not None else _AFTER
     if isinstance(anchor, int):
-        flags |= _ID
+        flags |= _ID if anchor else 0  # without an anchor: before or after all others
         relative = anchor
     else:
         relative = anchor.fd

@@ -91,6 +91,19 @@ class Link(Closing):
         size = _TARGET_SIZE[self.kind]
         return any(syscall.obj_info(self.fd, 16 + size)[16:])
 
+    def missed(self) -> int:
+        """Events that the kernel could not deliver: ``missed`` of kprobe links (kernel 6.7), by
+        perf event or kprobe.multi; 0 for other kinds.
+
+        Source: struct bpf_link_info, members kprobe_multi and perf_event.
+        """
+        if self.fd < 0 or self.kind not in ("kprobe", "kretprobe", "kprobe.multi"):
+            return 0
+        # Type, id, program, padding; then addrs u64, count u32, flags u32, missed u64; or
+        # perf_event's type u32, padding, func_name u64, name_len u32, offset u32, addr u64, missed.
+        at = 32 if self.kind == "kprobe.multi" else 48
+        return int.from_bytes(syscall.obj_info(self.fd, at + 8)[at:], "little")
+
     def update(self, program: Program) -> None:
         """Replace the program atomically, without a gap (kernel 5.7; BPF_LINK_UPDATE)."""
         try:
@@ -125,8 +138,9 @@ class Link(Closing):
         return f"<Link {self.kind} {self.program.name} on {self.target}{state}>"
 
 
-#: Kind of link -> bytes that say to what it is attached: an ifindex, a namespace, a cgroup's id.
-_TARGET_SIZE = {"xdp": 4, "tcx": 4, "netkit": 4, "netns": 4, "cgroup": 8}
+#: Kind of link -> bytes that say to what it is attached: an ifindex, a namespace, a cgroup's id,
+#: the id of a struct_ops map.
+_TARGET_SIZE = {"xdp": 4, "tcx": 4, "netkit": 4, "netns": 4, "cgroup": 8, "struct_ops": 4}
 
 
 def create_link(

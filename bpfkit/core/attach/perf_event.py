@@ -8,7 +8,7 @@ import os
 from struct import Struct
 
 from bpfkit.core.attach.link import Link, attach_error
-from bpfkit.core.errors import InputError, UnsupportedError, errno_text
+from bpfkit.core.errors import InputError, errno_text
 from bpfkit.core.kernel import syscall
 from bpfkit.core.kernel.constants import attach_type
 
@@ -45,19 +45,11 @@ def attach(program: Program, event_fd: int, target: str = "") -> Link:
 
 def attach_tracepoint(program: Program, name: str = "") -> Link:
     """See :meth:`bpfkit.core.program.Program.attach_tracepoint`."""
-    from bpfkit.core.features.system import tracefs
+    from bpfkit.core.features.tracefs import read_tracefs
 
     name = name or program.section.target
-    root = tracefs()
-    if not root:
-        raise UnsupportedError(
-            f"cannot attach '{program.name}' to tracepoint {name}",
-            why="tracefs is not mounted",
-            hint="mount it: mount -t tracefs tracefs /sys/kernel/tracing",
-        )
     try:
-        with open(f"{root}/events/{name}/id") as file:
-            number = int(file.read())
+        number = int(read_tracefs(f"events/{name}/id"))
     except OSError as error:
         raise InputError(f"no tracepoint {name}", why=errno_text(error.errno or 0)) from None
     return _attach_event(program, _TYPE_TRACEPOINT, number, f"tracepoint {name}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, TypeAlias
 
     #: {"v", "license", "kern_version", "btf", "maps", "progs", "sections", "unnamed", "consts",
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT", "MapDef", "ProgDef", "check", "map_defs", "prog_defs"]
 
 #: Version of this layout; part of the cache key.
-FORMAT = 2
+FORMAT = 3
 
 
 class MapDef:
@@ -86,7 +87,8 @@ class ProgDef:
     """A program: instructions with holes, and where the holes are.
 
     ``map_relocs`` and ``const_relocs`` are lists of (byte offset of a ld_imm64, index of the map
-    in the artifact / number of the LOAD_CONST).
+    in the artifact / number of the LOAD_CONST), ``kfunc_relocs`` of (byte offset of a call, name of
+    the kernel function).
     """
 
     __slots__ = (
@@ -94,6 +96,7 @@ class ProgDef:
         "func_info",
         "func_info_rec_size",
         "insns",
+        "kfunc_relocs",
         "line_info",
         "line_info_rec_size",
         "map_relocs",
@@ -110,6 +113,7 @@ class ProgDef:
         func_info_rec_size: int = 8,
         line_info: bytes = b"",
         line_info_rec_size: int = 16,
+        kfunc_relocs: Sequence[tuple[int, str]] = (),
     ) -> None:
         self.name = name
         self.insns = insns
@@ -119,6 +123,7 @@ class ProgDef:
         self.func_info_rec_size = func_info_rec_size
         self.line_info = line_info
         self.line_info_rec_size = line_info_rec_size
+        self.kfunc_relocs = kfunc_relocs
 
 
 _FIELDS = {

@@ -41,8 +41,15 @@ module.main()
 """
 #: bpfkit.h's word for a clang that cannot tag functions.
 _NO_TAGS = "bpfkit: no btf_decl_tag"
-#: clang optimises as if for this machine, which has vectors; BPF has none.
-_FLAGS = ("-Wno-macro-redefined", "-fno-vectorize", "-fno-slp-vectorize")
+#: clang optimises as if for this machine, which has vectors; BPF has none.  A run of bitfields (the
+#: padding of mm_struct and others) would become one integer of hundreds of bits, which BPF aligns
+#: to 16 bytes and this machine to 8: all fields behind it would be read 16 bytes off.
+_FLAGS = (
+    "-Wno-macro-redefined",
+    "-fno-vectorize",
+    "-fno-slp-vectorize",
+    "-ffine-grained-bitfield-accesses",
+)
 
 
 def compile_source(source: Source, cflags: Sequence[str] = (), verbose: bool = False) -> Artifact:

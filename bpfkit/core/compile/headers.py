@@ -40,6 +40,7 @@ from bpfkit.core.compile.headertext import (
 )
 from bpfkit.core.compile.vmlinux import SEEDS, WORD, Types, own_types
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_text
+from bpfkit.core.kernel.helpers import HELPERS
 from bpfkit.core.log import say
 from bpfkit.core.trust import UntrustedError, is_trusted, open_trusted
 
@@ -592,16 +593,10 @@ def _missing_functions(types: Types) -> str:
     if not texts:
         return ""
     data = texts[0]
-    used = set(re.findall(rb"\(void \*\)\s*BPF_FUNC_(\w+)", data))
-    numbers: dict[bytes, int] = {}
-    for match in re.finditer(rb"#define __BPF_FUNC_MAPPER\(FN[^)]*\)((?:[^\n]*\\\n)+)", data):
-        names = re.findall(rb"\bFN\((\w+)", match.group(1))
-        for number, name in enumerate(names):
-            numbers.setdefault(name, number)
     out = []
-    for name in sorted(used):
-        if f"BPF_FUNC_{name.decode()}" not in types.enumerators and name in numbers:
-            out.append(f"#define BPF_FUNC_{name.decode()} {numbers[name]}\n")
+    for name in sorted(set(re.findall(r"\(void \*\)\s*BPF_FUNC_(\w+)", data.decode("latin-1")))):
+        if f"BPF_FUNC_{name}" not in types.enumerators and name in HELPERS:
+            out.append(f"#define BPF_FUNC_{name} {HELPERS.index(name)}\n")
     return "".join(out)
 
 

@@ -534,6 +534,7 @@ class Linker:
         self.fake: Dict[int, int] = {}  # BCC's number of a map -> index in the artifact
         self.own: Dict[int, int] = {}  # index of a BPFKIT_MAP -> index in the artifact
         self.consts: Set[int] = {index for _, index, _ in request["consts"]}
+        self.kfuncs = _kfuncs(elf)
         self.heads: Set[str] = set(request["heads"])
         self.programs: Set[str] = set()
         self.shifts: Optional[Dict[Tuple[int, int], int]] = None
@@ -585,6 +586,7 @@ class Linker:
 
         maps: List[Tuple[int, int]] = []
         consts: List[Tuple[int, int]] = []
+        kfuncs: List[Tuple[int, str]] = []
         place(section, value, size)
         at = 0
         while at < len(pieces):
@@ -617,6 +619,8 @@ class Linker:
                     sub = place(*target)
                     out[byte + 1] = 1 << 4
                     pack_into(order + "i", out, byte + 4, sub - (first + i) - 1)
+                elif op == _CALL and source == 0 and imm in self.kfuncs:
+                    kfuncs.append((byte, self.kfuncs[imm]))
                 i += 1
         return (
             name,
@@ -627,6 +631,7 @@ class Linker:
             self.func_size or 8,
             self._lines(pieces),
             self.line_size or 16,
+            kfuncs,
         )
 
     def _reference(
@@ -668,7 +673,7 @@ class Linker:
                 "%s() is called but defined nowhere" % name,
                 file,
                 line,
-                "Kernel functions (kfuncs) and extern symbols are not available with BCC.",
+                "BCC has no extern symbols; BPF_KFUNC() declares a kernel function (kfunc).",
             )
         if not self.elf.is_code(section):
             variable = self.elf.variable(section, value + addend) or name
@@ -982,6 +987,16 @@ def _consts(elf: Elf) -> List[Tuple[str, int, int]]:
             raise Refused("LOAD_CONST %d (%s) is declared twice" % (index, name), "", 0, "")
         found.append((name, index, value))
     return sorted(found, key=lambda const: const[1])
+
+
+def _kfuncs(elf: Elf) -> Dict[int, str]:
+    """{number that is called: name} of every BPF_KFUNC."""
+    data = elf.section("bpfkit.kfuncs")
+    found: Dict[int, str] = {}
+    for at in range(0, len(data) - 71, 72):
+        number, text = unpack_from(elf.order + "Q64s", data, at)
+        found[number] = _cut(text).decode(errors="replace")
+    return found
 
 
 def _cut(data: bytes) -> bytes:

@@ -20,7 +20,7 @@ import errno
 import os
 from struct import pack
 
-from bpfkit.core.errors import errno_text
+from bpfkit.core.errors import UnsupportedError, errno_text
 from bpfkit.core.features import privileges, system
 from bpfkit.core.features.answer import INCONCLUSIVE, NOT_SUPPORTED, WORKS, Feature
 from bpfkit.core.features.privileges import RETURN_0
@@ -275,11 +275,14 @@ class _ProgramProbe(Probe):
 
     def _type_tracepoint(self, number: int) -> list[Feature]:
         found = self._load("load", number)
-        if found.state == WORKS and not system.tracefs():
-            known = system.filesystem("tracefs")
-            why = "tracefs is not mounted" if known else "no tracefs: CONFIG_TRACING"
-            state = INCONCLUSIVE if known else NOT_SUPPORTED
-            return [Feature("load", WORKS), Feature("attach", state, why)]
+        if found.state == WORKS:
+            from bpfkit.core.features.tracefs import tracefs_entries
+
+            try:
+                tracefs_entries("events")
+            except UnsupportedError as error:
+                state = NOT_SUPPORTED if "CONFIG_" in error.why else INCONCLUSIVE
+                return [Feature("load", WORKS), Feature("attach", state, error.why)]
         return [found]
 
     def _type_perf_event(self, number: int) -> list[Feature]:

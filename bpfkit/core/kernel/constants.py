@@ -57,6 +57,7 @@ ATTACH_TYPES = (
 ).split()
 
 SOCKET_FILTER = 1
+SYSCALL = 31
 
 
 def _name(names: list[str], prefix: str, number: int) -> str:

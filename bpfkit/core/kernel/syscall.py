@@ -58,6 +58,7 @@ __all__ = [
     "prog_load",
     "prog_map_ids",
     "prog_query",
+    "prog_run_syscall",
     "prog_test_run",
     "raw_tracepoint_open",
 ]
@@ -491,6 +492,18 @@ def prog_test_run(
     )
 
 
+def prog_run_syscall(fd: int, ctx: bytes = b"") -> tuple[int, bytes]:
+    """BPF_PROG_TEST_RUN of a SYSCALL program: (retval, the context as the program left it).
+
+    That type takes nothing but the context, which comes back in the same memory.
+    """
+    run = TestRun(fd, 0, 0, len(ctx))
+    if run.ctx_in is not None:
+        run.ctx_in.raw = ctx
+    retval, _, _, _ = run.run(0, repeat=0)
+    return retval, run.ctx_in.raw if run.ctx_in is not None else b""
+
+
 # --- attaching ------------------------------------------------------------------------------
 
 
@@ -598,6 +611,7 @@ def prog_info(fd: int) -> dict[str, Any]:
         "btf_id": unpack_from("<I", b, 128)[0],
         "run_time_ns": unpack_from("<Q", b, 192)[0],
         "run_cnt": unpack_from("<Q", b, 200)[0],
+        "recursion_misses": unpack_from("<Q", b, 208)[0],
         "verified_insns": unpack_from("<I", b, 216)[0],
     }
 

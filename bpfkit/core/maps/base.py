@@ -337,10 +337,7 @@ class Map(Walk):
         """The type of the records that programs send through the map, where ``EVENT_TYPE`` names
         it."""
         btf = self._btf() if callable(self._btf) else self._btf
-        marker = None if btf is None else btf.find(f"____bpfkit_event_{self.name}")
-        if btf is None or marker is None:
-            return None
-        return btf.layout(btf.members(marker)[0].type_id)
+        return None if btf is None else btf.record_layout(self.name)
 
     def _typed_key(self) -> Layout | None:
         return self._typed(self._key_id, self.key_size, "exact")

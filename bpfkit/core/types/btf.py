@@ -494,6 +494,12 @@ class Btf:
 
     # --- layouts ----------------------------------------------------------------------------
 
+    def record_layout(self, name: str) -> Layout | None:
+        """The type that ``EVENT_TYPE(name, …)`` of bpfkit.h gives to the records of a map or an
+        iterator; None without it."""
+        marker = self.find(f"____bpfkit_event_{name}")
+        return None if marker is None else self.layout(self.members(marker)[0].type_id)
+
     def layout(self, type_id: int, chars: str = "str") -> Layout:
         """The :class:`Layout` of a type.
 

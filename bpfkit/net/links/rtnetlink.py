@@ -51,18 +51,19 @@ def request(kind: int, body: bytes, flags: int = _NLM_F_ACK) -> bytes:
     return next(_answers(kind, body, flags), b"")
 
 
-def dump(kind: int, body: bytes) -> list[bytes]:
+def dump(kind: int, body: bytes, protocol: int = _NETLINK_ROUTE) -> list[bytes]:
     """The bodies of all objects of a dump in the calling thread's network namespace.
 
     :param kind: message type, RTM_GET….
+    :param protocol: NETLINK_…, where it is not rtnetlink that answers.
     :raises OSError: the error that the kernel answered with.
     """
-    return list(_answers(kind, body, _NLM_F_DUMP))
+    return list(_answers(kind, body, _NLM_F_DUMP, protocol))
 
 
-def _answers(kind: int, body: bytes, flags: int) -> Iterator[bytes]:
+def _answers(kind: int, body: bytes, flags: int, protocol: int = _NETLINK_ROUTE) -> Iterator[bytes]:
     """The bodies of the answers: all of a dump, else the first."""
-    sock = _socket.socket(_AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _NETLINK_ROUTE)
+    sock = _socket.socket(_AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, protocol)
     try:
         sock.settimeout(_PATIENCE_S)
         sock.send(struct.pack("=IHHII", 16 + len(body), kind, _NLM_F_REQUEST | flags, 1, 0) + body)

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Base of the programs that trace processes: tracepoints, kprobes, uprobes, fentry.
+
+::
+
+    python -m bpfkit.NAME                     a demo: processes in a cgroup of their own
+    python -m bpfkit.NAME -- COMMAND ARG …    a command and its children, until it ends
+    python -m bpfkit.NAME --pid PID           one process, until it ends
+    python -m bpfkit.NAME --cgroup PATH       the processes of a cgroup, until a signal
+    python -m bpfkit.NAME --no-demo           all processes, until a signal
+
+The C side includes ``bpf_c/trace/traced.h``, whose is_traced() tells whom an event is about.
+
+A program sets ``source``, overrides ``setup`` (:meth:`TraceApp.load_traced`, then attach and
+``keep``), ``events`` (:meth:`TraceApp.source_of`), ``demo`` and ``verify``.  Everything that was
+lost is said: records that found no room, and runs that the kernel left out (:meth:`missed`).
+"""
+
+from __future__ import annotations
+
+import os
+
+from bpfkit.app.base import App
+from bpfkit.core.errors import InputError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from collections.abc import Callable, Sequence
+    from subprocess import CompletedProcess
+    from typing import Any
+
+    from bpfkit.app.command import Command
+    from bpfkit.app.events import EventSource
+    from bpfkit.app.signals import Signals
+    from bpfkit.core.cgroups import Cgroup
+    from bpfkit.core.object import Object
+    from bpfkit.show.rows import Event
+
+__all__ = ["TraceApp"]
+
+#: Seconds of a round that lasts until the command ends.
+_WHOLE_RUN = 1e6
+
+
+class TraceApp(App):
+    """Traces the demo's processes, a command's, one process, or all."""
+
+    needs: tuple[str, ...] = ("BPF", "PERFMON")
+    demo_rounds = 2
+    demo_in_background = False
+    has_live_view = False
+
+    #: The cgroup of the demo, of the command or of ``--cgroup``; None: others are traced.
+    group: Cgroup | None = None
+    #: The command of ``-- COMMAND``, once it was started.
+    command: Command | None = None
+    _pidfd = -1
+
+    @classmethod
+    def add_options(cls, parser: ArgumentParser) -> None:
+        from bpfkit.app.command import add_command
+        from bpfkit.app.options import positive
+
+        add = parser.add_argument
+        add("--pid", metavar="PID", type=positive, help="trace this process until it ends")
+        add(
+            "--cgroup", metavar="PATH", help="trace the processes of this cgroup and those below it"
+        )
+        add_command(parser, "run this command, trace it and its children, and end with it")
+        parser.set_defaults(interval=None)
+
+    def check_options(self) -> None:
+        options = self.options
+        given = {
+            "--pid": options.pid is not None,
+            "--cgroup": options.cgroup is not None,
+            "COMMAND": bool(options.command),
+        }
+        chosen = " and ".join(name for name, is_there in given.items() if is_there)
+        if sum(given.values()) > 1:
+            raise UsageError(f"{chosen} do not go together")
+        if options.check and chosen:
+            raise UsageError(
+                f"{chosen} and --check do not go together", why="--check traces its own demo"
+            )
+        if options.interval is None:
+            options.interval = _WHOLE_RUN if options.command else 1.0
+
+    def wants_demo(self) -> bool:
+        options = self.options
+        chosen = options.pid is not None or options.cgroup is not None or options.command
+        return super().wants_demo() and not chosen
+
+    def enter(self) -> None:
+        """Make the cgroup of the demo or of the command, or find the process."""
+        options = self.options
+        if options.pid is not None:
+            try:
+                self._pidfd = os.pidfd_open(options.pid)
+            except OSError as error:
+                raise InputError(f"no process {options.pid}", why=str(error.strerror)) from None
+            self.keep(_Descriptor(self._pidfd))
+        elif options.cgroup is not None:
+            from bpfkit.core.cgroups import Cgroup
+
+            self.group = self.keep(Cgroup.open(options.cgroup))
+        elif options.command or self.wants_demo():
+            from bpfkit.core.cgroups import Cgroup
+
+            self.group = self.keep(Cgroup.new(self.name.replace("_", "-")))
+
+    def load_traced(self, **consts: int) -> Object:
+        """The program's object, which is also ``self.object``; traces whom the options name."""
+        whom = {"only_pid": self.options.pid or 0}
+        if self.group is not None:
+            from bpfkit.core.cgroups import cgroup_root
+
+            below = self.group.path.removeprefix(cgroup_root()).strip("/")
+            whom["only_cgroup"] = self.group.id
+            whom["cgroup_level"] = below.count("/") + 1
+        self.object = self.load(**whom, **consts)
+        return self.object
+
+    def run_traced(self, argv: Sequence[str], **options: Any) -> CompletedProcess[str]:
+        """Run a command of the demo to its end; returns what it printed.
+
+        :param options: for :func:`subprocess.run`.
+        """
+        assert self.group is not None
+        return self.group.run(argv, **options)
+
+    def source_of(
+        self,
+        buffer: str,
+        decode: Callable[[Any], Event | None],
+        lost: Callable[[], int],
+    ) -> EventSource:
+        """The events of a ring buffer.
+
+        :param buffer: the map's name.
+        :param lost: records that the program in the kernel could not send; :meth:`missed` is added.
+        """
+        from bpfkit.app.events import from_buffer
+
+        opened = self.keep(self.object[buffer].open())
+        return from_buffer(opened, decode, lost=lambda: lost() + self.missed())
+
+    def missed(self) -> int:
+        """Runs that the kernel left out because the program was running already on that CPU
+        (``recursion_misses`` of the programs, kernel 5.12) or had no room (``missed`` of links)."""
+        programs = self.object.programs.values()
+        runs = sum(program.recursion_misses() for program in programs)
+        return runs + sum(link.missed() for program in programs for link in program.links)
+
+    def begin(self) -> None:
+        """Start the command."""
+        if self.options.command:
+            from bpfkit.app.command import Command
+
+            assert self.group is not None
+            json = bool(self.options.json)
+            self.command = self.keep(Command(self.options.command, self.group, json=json))
+
+    def end_filenos(self) -> list[int]:
+        if self.command is not None:
+            return [self.command.pidfd]
+        return [self._pidfd] if self._pidfd >= 0 else []
+
+    def finish(self, signals: Signals) -> None:
+        """End the command if it has not ended."""
+        if self.command is not None:
+            self.command.end(signals)
+
+    def exit_status(self) -> int:
+        """The command's status; else 0."""
+        return self.command.status if self.command is not None else 0
+
+    def describe_target(self) -> str:
+        options = self.options
+        if options.command:
+            return f"{options.command[0]} and its children"
+        if options.pid is not None:
+            return f"process {options.pid}"
+        if options.cgroup is not None and self.group is not None:
+            return f"the processes of cgroup {self.group.path}"
+        return "the demo's processes" if self.group is not None else "all processes"
+
+
+class _Descriptor:
+    """A descriptor that is closed at the end."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def close(self) -> None:
+        os.close(self._fd)

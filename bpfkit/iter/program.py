@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.iter: tables of tasks, TCP sockets, map elements and BPF links.
+
+The C side is bpf_c/trace/iter.bpf.c.
+"""
+
+from __future__ import annotations
+
+import os
+
+from bpfkit.app.base import App
+from bpfkit.core.errors import UsageError
+from bpfkit.iter.tables import Tables
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from collections.abc import Iterable
+    from subprocess import Popen
+    from typing import Any
+
+    from bpfkit.core.maps.base import Map
+    from bpfkit.show.rows import Row, Verdict
+
+KINDS = ("task", "tcp", "link", "map")
+#: Rows of a table that the demo prints.
+_SHORT = 6
+
+
+class Iter(App):
+    """Tables of tasks, TCP sockets, map elements and BPF links, by BPF iterators."""
+
+    name = "iter"
+    source = "trace/iter.bpf.c"
+    needs = ("BPF", "PERFMON")
+    demo_rounds = 1
+    demo_in_background = False
+    has_live_view = False
+    epilog = (
+        "The tables: task (processes), tcp (sockets of all network namespaces), link (BPF links), "
+        "map (the elements of the map that --map names). Without a table the demo prints the "
+        "beginning of each; -c 1 prints a table once, without -c it is printed each interval."
+    )
+
+    @classmethod
+    def add_options(cls, parser: ArgumentParser) -> None:
+        add = parser.add_argument
+        add("table", nargs="?", choices=KINDS, help="the table to print (default: a demo)")
+        add("--map", metavar="ID", type=int, help="the map whose elements are printed")
+
+    def check_options(self) -> None:
+        options = self.options
+        if options.map is not None and options.table is None:
+            options.table = "map"
+        if options.table == "map" and options.map is None:
+            raise UsageError("the table map needs --map ID", why="`bpftool map` lists the ids")
+        if options.map is not None and options.table != "map":
+            raise UsageError(f"--map and the table {options.table} do not go together")
+        if options.check and options.table is not None:
+            raise UsageError("--check takes no table", why="it verifies all of them")
+        if options.table is None and options.no_demo:
+            raise UsageError("--no-demo needs a table")
+
+    def wants_demo(self) -> bool:
+        return super().wants_demo() and self.options.table is None
+
+    def setup(self) -> None:
+        self.object = self.load()
+        self.tables = Tables(self.object)
+        if self.options.table is None:
+            self._make_example()
+
+    def _make_example(self) -> None:
+        """A map with three elements, and a namespace with a listening socket."""
+        import socket
+
+        from bpfkit.core.maps.base import Map
+
+        self.example: Map = self.keep(Map.create("hash", 4, 8, 16, name="example"))
+        for key in range(3):
+            self.example[key] = key * 100
+        namespace = self.keep(self.place.new_namespace("iter"))
+        self.netns = namespace.inode
+        self.listener = self.keep(namespace.socket(socket.AF_INET, socket.SOCK_STREAM))
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen()
+        # The namespace is found by a process that is in it.
+        self.keeper = self.keep(_Child(namespace.popen(["sleep", "1000"])))
+
+    def rows(self) -> list[Row]:
+        table = self.options.table
+        if table is not None:
+            return self._table(table)
+        rows: list[Row] = []
+        for kind in KINDS:
+            found = self._table(kind)
+            rows += found if self.options.check else found[:_SHORT]
+        return rows
+
+    def _table(self, kind: str) -> list[Row]:
+        if kind == "task":
+            found = self.tables.tasks()
+        elif kind == "tcp":
+            found = self.tables.tcp()
+        elif kind == "link":
+            found = self.tables.links()
+        else:
+            number = self.options.map
+            found = self.tables.elements(self.example.id if number is None else number)
+        return [{"table": kind, **row} for row in found]
+
+    def lines(self, rows: list[Row]) -> Iterable[str]:
+        """A table for each kind, with a blank line between."""
+        first = True
+        for kind in KINDS:
+            part = [
+                {name: value for name, value in row.items() if name != "table"}
+                for row in rows
+                if row["table"] == kind
+            ]
+            if not part:
+                continue
+            if not first:
+                yield ""
+            first = False
+            if self.options.table is None:
+                yield f"{kind}:"
+            yield from super().lines(part)
+
+    def verify(self) -> Iterable[Verdict]:
+        """Against /proc, the sockets' own names, bpftool's ids, and the map's elements."""
+        seen = {row["pid"] for row in self.tables.tasks()}
+        pids = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+        # Processes come and go meanwhile, and those of a sandbox may be hidden from both.
+        stable = {pid for pid in pids if os.path.exists(f"/proc/{pid}/exe") and _mine(pid)}
+        missing = stable - seen
+        yield (
+            len(seen) > 1 and not missing,
+            (f"task: {len(seen)} processes, {len(missing)} of /proc's {len(stable)} missing"),
+        )
+        port = self.listener.getsockname()[1]
+        found = [
+            row
+            for row in self.tables.tcp()
+            if row["netns"] == self.netns and row["sport"] == port and row["state"] == "LISTEN"
+        ]
+        yield len(found) == 1, f"tcp: the listener of another namespace, port {port}"
+        with self.object.programs["task"].attach_iter() as link:
+            number = link.id
+            ids = {row["id"] for row in self.tables.links()}
+            yield number in ids, f"link: {len(ids)} links, with {number}, which is one of ours"
+        values = {row["key"]: row["value"] for row in self.tables.elements(self.example.id)}
+        wanted = {
+            key.to_bytes(4, "little").hex(): (key * 100).to_bytes(8, "little").hex()
+            for key in range(3)
+        }
+        yield values == wanted, f"map: {len(values)} elements of 3, keys and values equal"
+
+
+class _Child:
+    """A process of the demo, killed at the end."""
+
+    def __init__(self, process: Popen[Any]) -> None:
+        self._process = process
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def _mine(pid: int) -> bool:
+    """Whether this process may inspect another, as a sandbox's own may not be."""
+    try:
+        os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.profile."""
+
+from bpfkit.app.lifecycle import main
+from bpfkit.profile.program import Profile
+
+if __name__ == "__main__":
+    raise SystemExit(main(Profile))

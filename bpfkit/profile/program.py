@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.profile: where processes spend their time, by samples of whole stacks.
+
+The C side is bpf_c/trace/profile.bpf.c.  A table of functions, folded stacks (``--folded``), or a
+flame graph (``--svg FILE``).
+"""
+
+from __future__ import annotations
+
+import errno
+from struct import Struct
+
+from bpfkit.app.trace import TraceApp
+from bpfkit.core.cpus import online
+from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, UsageError, errno_text
+from bpfkit.profile.symbols import KernelSymbols, ProcessSymbols
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from collections.abc import Iterable
+    from typing import Any
+
+    from bpfkit.app.events import EventSource
+    from bpfkit.app.signals import Signals
+    from bpfkit.show.rows import Row, Verdict
+
+#: enum total of the C side.
+TAKEN, LOST, NO_USER_STACK = 0, 1, 2
+#: --event: (perf_event_attr.type, config).
+EVENTS = {
+    "cpu-clock": (1, 0),
+    "cycles": (0, 0),
+    "instructions": (0, 1),
+    "cache-misses": (0, 3),
+    "branch-misses": (0, 5),
+}
+_FREQ = 1 << 10  # perf_event_attr.freq, a bit of the flags
+_WORD = 8
+_TOP = 20
+#: Seconds of CPU time of the demo's child.
+_BUSY = 1.0
+CHILD = """
+import os, time
+zero, null = os.open("/dev/zero", os.O_RDONLY), os.open("/dev/null", os.O_WRONLY)
+while time.process_time() < SECONDS:
+    os.write(null, os.read(zero, 1 << 20))
+print(time.process_time())
+"""
+
+
+class Profile(TraceApp):
+    """Where processes spend their time: samples of whole stacks, as a table or a flame graph."""
+
+    name = "profile"
+    source = "trace/profile.bpf.c"
+    counters = ("samples",)
+    epilog = (
+        "Times are measured by samples of each CPU at --hz. Frames of the kernel end in _[k]. User "
+        "stacks are found by frame pointers; programs built without them show their last function "
+        "only."
+    )
+
+    @classmethod
+    def add_options(cls, parser: ArgumentParser) -> None:
+        from bpfkit.app.options import positive, seconds
+
+        super().add_options(parser)
+        add = parser.add_argument
+        add("--hz", metavar="N", type=positive, default=99, help="samples a second (default: 99)")
+        add("--seconds", metavar="S", type=seconds, help="end after S seconds")
+        add(
+            "--event",
+            choices=EVENTS,
+            default="cpu-clock",
+            help="what triggers a sample (default: cpu-clock)",
+        )
+        add(
+            "--folded",
+            action="store_true",
+            help="print stacks as comm;frame;frame count, at the end",
+        )
+        add("--svg", metavar="FILE", help="write a flame graph at the end")
+        add("--top", metavar="N", type=positive, default=_TOP, help="functions in the table")
+
+    def check_options(self) -> None:
+        options = self.options
+        if options.seconds is not None:
+            if options.count is not None:
+                raise UsageError("--seconds and -c do not go together")
+            if options.interval is None:
+                options.interval, options.count = options.seconds, 1
+            else:
+                options.count = max(1, round(options.seconds / options.interval))
+        super().check_options()
+        if options.folded and options.json:
+            raise UsageError("--folded and --json do not go together")
+
+    def setup(self) -> None:
+        if self.options.svg:
+            try:
+                self._svg = self.keep(open(self.options.svg, "w", encoding="utf-8"))  # noqa: SIM115
+            except OSError as error:
+                raise InputError(
+                    f"cannot write {self.options.svg}", why=errno_text(error.errno or 0)
+                ) from None
+        program = self.load_traced().programs["profile"]
+        self.kernel = KernelSymbols()
+        if self.kernel.hidden:
+            self.note("the kernel hides its addresses (kernel.kptr_restrict): frames have no names")
+        #: (comm, outermost frame, …, innermost frame) -> samples
+        self.stacks: dict[tuple[str, ...], int] = {}
+        self._processes: dict[int, ProcessSymbols] = {}
+        self._kernel_names: dict[int, str] = {}
+        for cpu in online():
+            self.keep(program.attach_perf_event(self._open_event(cpu), target=f"CPU {cpu}"))
+        self.burned: list[float] = self.for_check([])
+
+    def _open_event(self, cpu: int) -> int:
+        from bpfkit.core.kernel import syscall
+
+        kind, config = EVENTS[self.options.event]
+        # struct perf_event_attr: type, size, config, sample_freq, sample_type, read_format, flags.
+        attr = Struct("<IIQQQQQ").pack(kind, 128, config, self.options.hz, 0, 0, _FREQ | 1)
+        try:
+            return syscall.perf_event_open(attr.ljust(128, b"\0"), -1, cpu)
+        except OSError as error:
+            raise self._refused(error) from None
+
+    def _refused(self, error: OSError) -> BpfkitError:
+        what = f"cannot sample {self.options.event}"
+        if error.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.ENODEV):
+            return UnsupportedError(
+                what,
+                why="this machine has no such counter (virtual machines often have none)",
+                hint="--event cpu-clock works everywhere",
+            )
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return UnsupportedError(what, why="not permitted (kernel.perf_event_paranoid)")
+        if error.errno == errno.EINVAL:
+            return InputError(
+                what,
+                why=f"--hz {self.options.hz} is above what the kernel allows",
+                hint="sysctl kernel.perf_event_max_sample_rate",
+            )
+        return BpfkitError(what, why=errno_text(error.errno or 0))
+
+    def demo(self) -> None:
+        """A child reads /dev/zero and writes /dev/null for a second of CPU time."""
+        import sys
+
+        if not self.burned and not self.options.check:
+            self.note(
+                "a child reads /dev/zero and writes /dev/null for a second of CPU time: most "
+                "samples should be in the kernel's read()"
+            )
+        script = CHILD.replace("SECONDS", str(_BUSY))
+        done = self.run_traced([sys.executable, "-I", "-S", "-c", script], timeout=60)
+        self.burned.append(float(done.stdout))
+
+    # -- samples
+
+    def events(self) -> EventSource:
+        return self.source_of("samples", self._sample, self._lost)
+
+    def _lost(self) -> int:
+        return int(self.object["totals"].sum(LOST))
+
+    def _sample(self, record: Any) -> None:
+        """Count a sample; there is no event to show."""
+        addresses = record.address
+        kernel = max(record.kernel_size, 0) // _WORD
+        user = max(record.user_size, 0) // _WORD
+        frames = [record.comm]
+        process = self._processes.get(record.pid)
+        if process is None:
+            process = self._processes[record.pid] = ProcessSymbols(record.pid)
+        for at in range(kernel + user - 1, kernel - 1, -1):
+            frames.append(process.name(addresses[at]))
+        names = self._kernel_names
+        for at in range(kernel - 1, -1, -1):
+            address = addresses[at]
+            if address not in names:
+                names[address] = self.kernel.name(address)
+            frames.append(names[address])
+        stack = tuple(frames)
+        self.stacks[stack] = self.stacks.get(stack, 0) + 1
+
+    # -- output
+
+    def rows(self) -> list[Row]:
+        """Functions by the samples that they were running in: ``samples`` in the function itself,
+        ``total`` with what it called."""
+        own: dict[str, int] = {}
+        total: dict[str, int] = {}
+        for frames, count in self.stacks.items():
+            own[frames[-1]] = own.get(frames[-1], 0) + count
+            for name in set(frames[1:]):
+                total[name] = total.get(name, 0) + count
+        every = sum(self.stacks.values()) or 1
+        ranked = sorted(own.items(), key=lambda item: (-item[1], item[0]))[: self.options.top]
+        return [
+            {
+                "function": name,
+                "samples": count,
+                "share": round(count / every, 4),
+                "total": total.get(name, count),
+            }
+            for name, count in ranked
+        ]
+
+    def lines(self, rows: list[Row]) -> Iterable[str]:
+        if self.options.folded:
+            return []
+        return super().lines(rows)
+
+    def finish(self, signals: Signals) -> None:
+        super().finish(signals)
+        self._finished = True
+
+    _finished = False
+
+    def rows_accumulate(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Print the folded stacks and write the flame graph, then undo everything."""
+        if self._finished or self.options.check:
+            self._write()
+        super().close()
+
+    def _write(self) -> None:
+        self._finished = False
+        if self.options.folded:
+            from bpfkit.app.signals import output
+
+            lines = sorted(f"{';'.join(map(_word, s))} {n}" for s, n in self.stacks.items())
+            output("".join(f"{line}\n" for line in lines))
+        if self.options.svg:
+            from bpfkit.profile.flamegraph import flamegraph
+
+            total = sum(self.stacks.values())
+            title = f"{self.describe_target()}: {total} samples at {self.options.hz} Hz"
+            self._svg.write(flamegraph(self.stacks, title))
+            self._svg.flush()
+            self.note(f"{total} samples in {self.options.svg}")
+
+    def verify(self) -> Iterable[Verdict]:
+        """The child's own CPU time, and the functions that it spends it in."""
+        assert self.channel is not None
+        wanted = round(sum(self.burned) * self.options.hz)
+        # The start and the end of each child are on neither side of the clock.
+        slack = max(3 * len(self.burned), wanted // 50)
+        self.channel.wait(lambda: sum(self.stacks.values()) >= wanted - slack, 1.0)
+        taken = sum(self.stacks.values())
+        text = f"{sum(self.burned):.2f} s of CPU time at {self.options.hz} Hz: {taken} samples"
+        yield abs(taken - wanted) <= slack + wanted // 10, text
+        inside = sum(n for s, n in self.stacks.items() if "vfs_read_[k]" in s)
+        yield inside > taken * 0.6, f"{inside} of {taken} samples are in the kernel's vfs_read()"
+        deep = sum(n for s, n in self.stacks.items() if len(s) > 6)
+        yield deep > taken * 0.6, f"{deep} of {taken} stacks have more than five frames"
+        lost = self._lost()
+        yield lost == 0, f"{lost} samples lost"
+
+
+def _word(frame: str) -> str:
+    """A frame as folded stacks take it: no semicolon, no line break."""
+    return frame.replace(";", ":").replace("\n", " ")

@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A proxied connection: two sockets, two directions, and who forwards: the process or the kernel.
+
+::
+
+    user ──enter()──▶ kernel ──half-close, stop──▶ draining ──▶ user ──▶ closed
+      │                  └──────────── reset ─────────────────────────▶ reset
+
+A direction is forwarded by the kernel while its source is in the map: then the process reads
+nothing of it, and only waits for the end of the stream.  It is forwarded by the process while the
+source is not in the map; the target stays a target.  Between the two it goes at moments at which
+nothing can be lost or overtaken:
+
+- into the map when the process has written all that it has read, and read no segment in part;
+- out of it at any time: what was redirected before goes to the target before what is read after.
+
+How much is left follows from four counts, each of them exact: of the bytes that the source
+received (TCP_INFO) so many were redirected (the program in the kernel) and so many read; of those
+handed to the target so many were acknowledged or wait in its send buffer.  FIONREAD is not used: for
+sockets in a map it has another meaning in every other kernel.
+
+Hence for the ends of a connection:
+
+- The end of a stream is passed on only after every byte of it.  The other direction goes on in user
+  space: a socket that closes throws away what the kernel has for it.
+- Both sockets reset their connection when they are closed, by SO_LINGER, also by the end of the
+  process, until both streams have ended.
+"""
+
+from __future__ import annotations
+
+import errno
+from time import monotonic
+
+from bpfkit.sk_skb.side import Side, TcpInfo, text_of
+from bpfkit.sk_skb.table import Full, Refused
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from typing import Any
+
+    from bpfkit.sk_skb.proxy import Proxy
+    from bpfkit.sk_skb.table import DirectionState
+
+__all__ = ["Connection", "Direction"]
+
+_PIECE = 256 * 1024
+#: Pieces read from one connection before the others have their turn.
+_TURN = 16
+#: Seconds after which a condition that nobody announces is looked at again.
+_SOONEST, _LATEST = 0.001, 0.016
+
+
+class Direction:
+    """From one socket of a connection to the other.
+
+    :ivar counts: those shared with the kernel, once the source has been in the map.
+    :ivar in_kernel: the source is in the map.
+    :ivar read: bytes that the process read from the source.
+    :ivar done: the end of the stream was passed on.
+    """
+
+    __slots__ = ("buffer", "counts", "done", "ended", "in_kernel", "key", "name", "read")
+    __slots__ += ("source", "target", "told")
+
+    def __init__(self, name: str, source: Side, target: Side) -> None:
+        self.name = name
+        self.source = source
+        self.target = target
+        self.buffer = memoryview(b"")
+        self.read = 0
+        self.key = 0
+        self.counts: DirectionState | None = None
+        self.in_kernel = False
+        self.ended = False  # everything up to the end of the stream was read or redirected
+        self.done = False
+        self.told = False  # that the process took over
+
+    @property
+    def redirected(self) -> int:
+        """Bytes that the kernel forwarded."""
+        return 0 if self.counts is None else self.counts.redirected
+
+    def left(self) -> int:
+        """Bytes that the source received and that were neither read nor redirected."""
+        redirected = self.redirected  # first: what is redirected meanwhile counts as left
+        info = TcpInfo(self.source.sock)  # takes the lock that the program runs under
+        self.source.fin |= info.fin
+        left = info.received - redirected - self.read
+        if left < 0:
+            self.source.check()  # the connection was reset, and has no FIN
+            raise OSError(errno.EPROTO, "bytes were forwarded twice")
+        return left
+
+    def queued(self) -> int:
+        """Bytes that were redirected and are not in the target's send buffer yet.
+
+        Exact while nothing more is redirected.
+        """
+        redirected = self.redirected
+        if not redirected:
+            return 0
+        return redirected + self.target.written - self.target.accepted()
+
+    def write(self) -> bool:
+        """Write what is in the buffer; True: it is empty.  False: the target has no room."""
+        while self.buffer:
+            try:
+                count = self.target.sock.send(self.buffer)
+            except BlockingIOError:
+                return False
+            self.buffer = self.buffer[count:]
+            self.target.written += count
+        return True
+
+
+class Connection:
+    """Two sockets, and the directions between them.
+
+    :ivar mode: ``connecting``, ``user``, ``kernel``, ``draining`` or ``closed``.
+    :ivar number: the connection's in the map; None: it is not in the map.
+    :ivar next_look: monotonic time at which to call :meth:`work` without a reason.
+    """
+
+    def __init__(self, proxy: Proxy, near: socket.socket, far: socket.socket) -> None:
+        self.proxy = proxy
+        self.near = Side(near, self)
+        self.far = Side(far, self)
+        self.client = text_of(near.getpeername())
+        self.mode = "connecting"
+        self.number: int | None = None
+        self.flows: list[bytes] = []
+        self.up = Direction("up", self.near, self.far)
+        self.down = Direction("down", self.far, self.near)
+        self.directions = (self.up, self.down)
+        self.pieces = 0
+        self.may_enter = True
+        self.draining = False
+        self.next_look = 0.0
+        self._delay = _SOONEST / 2
+        self.opened = monotonic()
+
+    # -- what the poller reports
+
+    def work(self) -> None:
+        """Do all that can be done now.
+
+        :raises OSError: a socket has an error: the connection is to be reset.
+        """
+        self.next_look = 0.0
+        wait = False
+        for direction in self.directions:
+            wait |= self._pump(direction)
+        if self.up.done and self.down.done:
+            self.proxy.closed(self, reset=False)
+            return
+        if self.may_enter and self.mode == "user" and self.pieces >= self.proxy.after:
+            self.enter()
+            wait |= self.may_enter
+            for direction in self.directions:
+                wait |= self._pump(direction)
+        self._watch()
+        if wait:
+            self._delay = min(2 * self._delay, _LATEST)
+            self.next_look = monotonic() + self._delay
+        else:
+            self._delay = _SOONEST / 2
+
+    def _watch(self) -> None:
+        poller = self.proxy.poller
+        for one, other in ((self.up, self.down), (self.down, self.up)):
+            reads = not (one.ended or one.buffer or one.in_kernel)
+            writes = bool(other.buffer) and not other.queued()
+            one.source.watch(poller, reads, writes)
+
+    def _pump(self, one: Direction) -> bool:
+        """Move what can be moved in a direction; True: look again soon."""
+        if one.done:
+            return False
+        if one.in_kernel:
+            return one.source.fin and self._await_kernel(one)
+        for _ in range(_TURN):
+            if one.buffer:
+                if one.queued():
+                    return True
+                if not one.write():
+                    return False  # EPOLLOUT will tell
+            if one.ended:
+                return self._finish(one)
+            try:
+                piece = one.source.sock.recv(_PIECE)
+            except BlockingIOError:
+                return self._nothing_to_read(one)
+            if not piece:
+                one.source.fin = True
+                return self._nothing_to_read(one)
+            one.read += len(piece)
+            one.buffer = memoryview(piece)
+            self.pieces += 1
+            if self.proxy.shows_pieces:
+                self.proxy.piece(self, one, piece)
+        return bool(one.queued()) or not one.write()
+
+    def _await_kernel(self, one: Direction) -> bool:
+        """Have the kernel forward what is in the receive queue; True: look again soon.
+
+        The program runs when a segment arrives, and when a process reads: that is what the call of
+        recv is for, which is given nothing.
+        """
+        redirected = one.redirected
+        try:
+            piece = one.source.sock.recv(_PIECE)
+        except BlockingIOError:
+            piece = b""
+        if piece:  # some kernels give the process what their program has not seen
+            self._take_out(one, "the kernel left data to the process")
+            one.read += len(piece)
+            one.buffer = memoryview(piece)
+            if one.redirected != redirected:
+                raise OSError(errno.EPROTO, "bytes were overtaken")
+            return True
+        if one.left():
+            return True
+        if not one.source.fin:
+            return False
+        one.ended = True
+        return self._finish(one)
+
+    def _nothing_to_read(self, one: Direction) -> bool:
+        if one.source.fin:
+            if one.left():
+                return True
+            one.ended = True
+            return self._finish(one)
+        other = self.down if one is self.up else self.up
+        if one.told and self.proxy.reenters and not (self.draining or other.done):
+            if one.queued():
+                return True
+            if not one.left():
+                self._redirect(one)
+                return self._await_kernel(one)
+        return False
+
+    # -- into the map
+
+    def enter(self) -> None:
+        """Put both sockets into the map, unless data has been read in part: then later."""
+        for one in self.directions:
+            # Data that waits is taken into the map as it came, in whole segments: of one that was
+            # read in part, the part would be forwarded again.
+            if one.buffer or (one.read and one.left()):
+                return
+        self.may_enter = False
+        table = self.proxy.table
+        if not (TcpInfo(self.near.sock).established and TcpInfo(self.far.sock).established):
+            self.proxy.stays(self, "one end has ended its stream: the kernel takes it no more")
+            return
+        try:
+            number = table.reserve()
+        except Full:
+            self.proxy.stays(self, f"the map is full: {self.proxy.room} connections")
+            return
+        try:
+            for key, one in enumerate(self.directions, 2 * number):
+                one.key = key
+                one.counts = table.state(key)
+                one.counts.clear()
+                self.flows.append(table.name(key, one.source))
+                table.make_target(key, one.source)
+            for one in self.directions:
+                self._redirect(one)
+        except Refused as error:
+            for one in self.directions:
+                if one.in_kernel:
+                    self._take_out(one, "")
+            self._forget()
+            self.number = number  # they stay targets until they are closed
+            self.proxy.stays(self, str(error))
+            return
+        self.number = number
+        self.mode = "kernel"
+        self.proxy.entered(self)
+        for one in self.directions:
+            self._await_kernel(one)
+
+    def _redirect(self, one: Direction) -> None:
+        """The kernel forwards from now on."""
+        assert one.counts is not None
+        one.counts.start(one.target.written)
+        self.proxy.table.make_source(one.key, one.source)
+        one.in_kernel = True
+
+    def _forget(self) -> None:
+        for flow in self.flows:
+            self.proxy.table.forget(flow)
+        self.flows.clear()
+
+    # -- out of it
+
+    def drain(self) -> None:
+        """The process forwards until the connection ends."""
+        self.may_enter = False
+        self.draining = True
+        self.mode = "draining"
+        for one in self.directions:
+            if one.in_kernel:
+                self._take_out(one, "")
+
+    def drained(self) -> bool:
+        """Has all that was redirected reached the send buffers, and is nothing left to forward?"""
+        return not any(
+            not one.done and (one.buffer or one.left() or one.queued()) for one in self.directions
+        )
+
+    def _finish(self, one: Direction) -> bool:
+        """Pass on the end of a stream whose bytes were all read or redirected; True: not yet."""
+        if one.buffer or one.queued():
+            return True
+        back = self.down if one is self.up else self.up
+        if back.in_kernel:
+            self._take_out(back, "one end has ended its stream")
+        one.source.check()
+        one.target.shut_down()
+        one.done = True
+        return False
+
+    def take_over(self, one: Direction) -> None:
+        """Forward in user space for a while: too much waits in the kernel for the reader."""
+        if one.in_kernel:
+            self._take_out(one, "the sender is faster than the reader")
+
+    def _take_out(self, one: Direction, why: str) -> None:
+        """What arrives from now on stays in the receive queue."""
+        self.proxy.table.leave(one.key)
+        one.left()  # no run of the program is under way any more
+        one.in_kernel = False
+        if why and not one.told:
+            one.told = True
+            self.proxy.left(self, why)
+
+    def close(self, reset: bool) -> None:
+        """Close both sockets."""
+        for side in (self.near, self.far):
+            side.close(self.proxy.poller, reset)
+        self.mode = "closed"
+        self._forget()
+        if self.number is not None:
+            self.proxy.table.release(self.number)
+            self.number = None
+
+    # -- for people
+
+    def fields(self) -> dict[str, Any]:
+        """What a row says about the connection."""
+        return {
+            "src": self.client[0],
+            "sport": self.client[1],
+            "state": self._state(),
+            "to_backend": self.up.read + self.up.redirected,
+            "to_client": self.down.read + self.down.redirected,
+            "by_kernel": self.up.redirected + self.down.redirected,
+        }
+
+    def _state(self) -> str:
+        if self.mode == "kernel" and not (self.up.in_kernel or self.down.in_kernel):
+            return "user"
+        return self.mode

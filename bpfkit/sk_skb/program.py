@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m bpfkit.sk_skb: a TCP proxy whose bytes the kernel forwards.
+
+The C side is bpf_c/sock/sk_skb.bpf.c.  The proxy is a process of its own (proxy.py), which accepts,
+connects and forwards; after a few messages it puts both sockets of a connection into a SOCKHASH,
+and from there on the kernel forwards::
+
+    python -m bpfkit.sk_skb                                       the demo
+    python -m bpfkit.sk_skb --listen 8080 --to 192.0.2.7:80       a proxy, until a signal
+
+Every byte is delivered, or both connections are reset: connection.py says how.
+"""
+
+from __future__ import annotations
+
+from bpfkit.app.options import positive, seconds
+from bpfkit.app.sockets import SocketsApp
+from bpfkit.core.errors import InputError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from collections.abc import Iterable, Iterator
+    from socket import socket as Socket
+    from typing import Any
+
+    from bpfkit.app.events import EventSource
+    from bpfkit.app.signals import Signals
+    from bpfkit.show.rows import Event, Row, Verdict
+    from bpfkit.sk_skb.child import ProxyChild
+
+PORT, BACKEND = 5201, 5202
+ROOM = 4096  # CONNECTIONS of the C side
+#: Pieces that the proxy of the demo forwards: three messages and their answers.
+DEMO_AFTER = 6
+_HOWS = ("verdict", "parser")
+
+
+def split_port(text: str) -> tuple[str | None, int]:
+    """``PORT``, ``HOST:PORT`` or ``[ADDRESS]:PORT`` -> (host or None, port).
+
+    :raises UsageError: the text is neither.
+    """
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise UsageError(f"{text!r} is ambiguous", why="write an IPv6 address as [ADDRESS]:PORT")
+    if not (port.isascii() and port.isdigit() and int(port) < 65536) or (colon and not host):
+        raise UsageError(f"{text!r} is not PORT or HOST:PORT")
+    return host or None, int(port)
+
+
+class SkSkb(SocketsApp):
+    """A TCP proxy whose bytes the kernel forwards, and what becomes of them at every end."""
+
+    name = "sk_skb"
+    source = "sock/sk_skb.bpf.c"
+    counters = ("to_backend", "to_client", "by_kernel")
+    check_rounds = 1
+    epilog = (
+        "States: user (the proxy process forwards), kernel, draining (leaves the kernel at a "
+        "stop), closed. A signal stops the proxy: connections have --grace seconds to end, the "
+        "rest is reset at both ends. The end of the process by any other cause resets all."
+    )
+
+    child: ProxyChild
+
+    @classmethod
+    def add_options(cls, parser: ArgumentParser) -> None:
+        super().add_options(parser)
+        add = parser.add_argument
+        add("--listen", metavar="PORT", help="be a proxy on PORT or ADDRESS:PORT (0: any port)")
+        add("--to", metavar="HOST:PORT", help="connect clients to this server")
+        text = "verdict (the verdict program alone) or parser (stream parser and verdict)"
+        add("--how", choices=_HOWS, default="verdict", help=text)
+        text = "pieces of data that the proxy process forwards first (default: 0; the demo: 6)"
+        add("--after", metavar="N", type=int, help=text)
+        text = "bytes that may wait in the kernel for a slow reader (default: 4194304)"
+        add("--queue", metavar="BYTES", type=positive, default=4 << 20, help=text)
+        text = f"connections that the kernel forwards at once (default, and most: {ROOM})"
+        add("--connections", metavar="N", type=positive, default=ROOM, help=text)
+        text = "seconds that connections have to end after a signal (default: 2)"
+        add("--grace", metavar="S", type=seconds, default=2.0, help=text)
+        add("--pieces", action="store_true", help="an event for each piece the process forwards")
+
+    def has_target(self) -> bool:
+        return self.options.listen is not None or self.options.to is not None
+
+    def check_options(self) -> None:
+        options = self.options
+        if (options.listen is None) != (options.to is None):
+            raise UsageError("--listen and --to go together")
+        super().check_options()
+        if options.netns is not None and not self.has_target():
+            raise UsageError("--netns needs --listen and --to")
+        if options.after is not None and options.after < 0:
+            raise UsageError(f"--after {options.after}", why="a count is 0 or more")
+        if options.connections > ROOM:
+            raise UsageError(f"--connections {options.connections}", why=f"at most {ROOM}")
+        if self.has_target():
+            split_port(options.listen)
+            if split_port(options.to)[0] is None:
+                raise UsageError(f"--to {options.to}", why="write HOST:PORT")
+
+    def enter(self) -> None:
+        """The namespace, which a proxy does not enter without ``--netns``."""
+        super().enter()
+
+    # -- setting up
+
+    def setup(self) -> None:
+        from bpfkit.sk_skb.child import listen
+
+        options = self.options
+        self.demo_queue = None
+        self.after = options.after if options.after is not None else 0
+        if self.has_target():
+            to = self._backend(*split_port(options.to))
+            sock = listen(*split_port(options.listen))
+            self.port = int(sock.getsockname()[1])
+            self.child = self.start(options.how, sock, to)
+            if options.listen.endswith("0") and self.port != int(options.listen.rpartition(":")[2]):
+                self.note(f"listens on port {self.port}")
+            return
+        if options.after is None:
+            self.after = DEMO_AFTER
+        options.pieces = True
+        from bpfkit.sk_skb.demo import Demo
+
+        self.scene = self.keep(Demo(self))
+        self.child = self.scene.child
+
+    def _backend(self, host: str | None, port: int) -> tuple[int, Any]:
+        import socket
+
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise InputError(f"no server {host}", why=str(error.strerror)) from None
+        return found[0][0], found[0][4]
+
+    def start(self, how: str, listener: Socket, to: tuple[int, Any], **more: Any) -> ProxyChild:
+        """Load, attach to the map in one of the two ways, and start a proxy.
+
+        :param more: options of the proxy that differ from the command line's.
+        """
+        from bpfkit.sk_skb.child import ProxyChild
+
+        options = self.options
+        # A second stream parser on a socket would be set up while the first may be at work.
+        reenters = how == "verdict"
+        loaded = self.load(queue_limit=options.queue)
+        names = ("verdict",) if how == "verdict" else ("parser", "stream_verdict")
+        for name in names:
+            # Sockets take the programs that the map has when they enter.
+            self.keep(loaded.programs[name].attach_sockmap(loaded["sockets"]))
+        given = {
+            "after": self.after,
+            "pieces": options.pieces,
+            "grace": options.grace,
+            "room": options.connections,
+            "reenters": reenters,
+        }
+        child = self.keep(ProxyChild(loaded, listener, to, **{**given, **more}))
+        self.check_regularly(child.check)
+        return child
+
+    def describe_target(self) -> str:
+        options = self.options
+        if not self.has_target():
+            return "proxy of a network namespace of its own"
+        return f"proxy {options.listen} → {options.to}"
+
+    # -- figures
+
+    def rows(self) -> list[Row]:
+        """Open connections, and the last that have ended."""
+        return self.child.rows()
+
+    def lines(self, rows: list[Row]) -> Iterable[str]:
+        from bpfkit.show.text import table
+
+        titles = ["client", "state", "to backend", "to client", "by kernel"]
+        body = [
+            [_end(row["src"], row["sport"]), row["state"], *(str(row[n]) for n in self.counters)]
+            for row in rows
+        ]
+        return table(titles, body, right=[False, False, True, True, True]) if body else []
+
+    def text_cells(self, row: Row) -> dict[str, str]:
+        return {"client": _end(row["src"], row["sport"]), "state": row["state"]}
+
+    # -- events
+
+    def events(self) -> EventSource | None:
+        from bpfkit.app.events import EventSource
+
+        filenos = [self.child.control.fileno()]
+        if self.demo_queue is not None:
+            filenos += self.demo_queue.filenos
+        return EventSource(self._read, filenos, lambda: self.child.lost)
+
+    def _read(self) -> Iterator[Event]:
+        from bpfkit.show.rows import Event
+
+        found = [_event(message) for message in self.child.read()]
+        if self.demo_queue is not None:
+            found += self.demo_queue.read()
+        for event in sorted(found, key=lambda one: one.time):
+            if event.kind == "note":
+                self.note(event.fields["text"])
+                continue
+            yield Event(event.kind, event.time, event.fields)
+
+    def event_line(self, event: Event) -> str:
+        from time import localtime, strftime
+
+        row = event.fields
+        when = f"{strftime('%H:%M:%S', localtime(event.time))}.{int(event.time * 1000) % 1000:03}"
+        client = _end(row["src"], row["sport"])
+        if event.kind == "forwarded":
+            to = {"up": "backend", "down": "client"}[row["to"]]
+            text = f"the proxy forwards {row['bytes']} bytes to the {to}: {row['text']!r}"
+        elif event.kind == "answer":
+            text = f"{client} reads {row['text']!r}"
+        elif event.kind == "spliced":
+            text = f"{client} is in the map: the kernel forwards, the proxy is out of it"
+        elif event.kind in ("closed", "reset", "drained"):
+            sums = f"{row['to_backend']} bytes to the backend, {row['to_client']} back"
+            text = f"{client} {event.kind}: {sums}, {row['by_kernel']} by the kernel"
+        else:
+            text = f"{client} {event.kind}"
+        return f"{when} {text}" + (f" ({row['why']})" if "why" in row else "")
+
+    # -- the demo
+
+    def demo(self) -> None:
+        """One client, whose messages first the proxy and then the kernel forwards."""
+        if self.options.check:
+            self.scene.check()
+        else:
+            self.scene.talk()
+
+    def verify(self) -> Iterable[Verdict]:
+        return self.scene.verdicts
+
+    def finish(self, signals: Signals) -> None:
+        """Drain and stop the proxy."""
+        self.child.stop()
+
+
+def _end(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _event(message: dict[str, Any]) -> Event:
+    from bpfkit.show.rows import Event
+
+    kind, time = message.pop("kind"), message.pop("time")
+    message.pop("lost", None)
+    return Event(kind, time, message)

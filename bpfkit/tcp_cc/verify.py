@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What --check compares: the program's figures with TCP_INFO, the receiver and the router."""
+
+from __future__ import annotations
+
+import errno
+
+from bpfkit.core.errors import AttachError
+from bpfkit.tcp_cc.series import Series
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bpfkit.show.rows import Row, Verdict
+    from bpfkit.tcp_cc.program import TcpCc
+    from bpfkit.tcp_cc.transfer import Fall, Transfer
+
+__all__ = ["verify"]
+
+#: Of the demo's path, at least: cwnd grows at most once in a round trip.
+_ROUND_TRIP_NS = 10_000_000
+_LEAST_SAMPLES = 100
+
+
+def verify(app: TcpCc) -> Iterable[Verdict]:
+    """The verdicts, once every change has been read."""
+    from bpfkit.tcp_cc.program import AVAILABLE, MBIT
+    from bpfkit.tcp_cc.transfer import goodput_share
+
+    name = app.options.name
+    with open(AVAILABLE) as file:
+        yield name in file.read().split(), f"the kernel lists {name} in {AVAILABLE}"
+    yield _refuses_twice(app), f"a second {name} is refused with EEXIST"
+    lost = app.channel.lost if app.channel is not None else -1
+    yield lost == 0, f"{lost} changes of cwnd were lost"
+    by_port = {row["sport"]: row for row in app.rows()}
+    for transfer, drops in zip(app.transfers, app.dropped, strict=True):
+        label = f"IPv{transfer.family}"
+        yield from _verify_transfer(app, transfer, by_port.get(transfer.port))
+        share = transfer.mbit / (MBIT * goodput_share(transfer.family))
+        text = f"{label}: {transfer.mbit:.1f} Mbit/s arrived, {share:.0%} of what the link has"
+        yield 0.7 < share < 1.05, text
+        # An ACK of the handshake or of the end may be among those dropped; TCP may also send
+        # again what was only late.
+        again = transfer.retransmitted
+        text = f"{label}: the router dropped {drops} packets, TCP_INFO has {again} sent again"
+        yield 0 < drops <= again + 1, text
+    for other in app.others:
+        free = other.algorithm != name and other.port not in by_port
+        text = f"IPv{other.family}: a connection that did not ask for it has {other.algorithm}"
+        yield free, text
+
+
+def _verify_transfer(app: TcpCc, transfer: Transfer, row: Row | None) -> Iterable[Verdict]:
+    label = f"IPv{transfer.family}"
+    yield transfer.algorithm == app.options.name, f"{label}: getsockopt: {transfer.algorithm}"
+    text = f"{label}: {transfer.received} of {transfer.sent} bytes arrived"
+    yield transfer.received == transfer.sent, text
+    yield row is not None, f"{label}: the program knows the connection from {transfer.port}"
+    if row is None:
+        return
+    missing = app.series.get(row["connection"], Series()).missing(transfer.samples)
+    count = len(transfer.samples)
+    text = f"{label}: {count - len(missing)} of {count} samples of TCP_INFO have the same cwnd"
+    yield count > _LEAST_SAMPLES and not missing, f"{text} and ssthresh"
+    falls = transfer.falls()
+    right = sum(_kept(app, fall) for fall in falls)
+    text = f"{label}: by TCP_INFO, {right} of {len(falls)} losses took {app.options.decrease} %"
+    yield 1 <= len(falls) == right, f"{text} off cwnd"
+
+
+def _kept(app: TcpCc, fall: Fall) -> bool:
+    """Whether ssthresh is what the algorithm says, for a cwnd that may have grown meanwhile."""
+    grown = app.options.increase * (1 + fall.passed_ns // _ROUND_TRIP_NS)
+    least = max(2, fall.cwnd * app.kept >> 10)
+    most = max(2, (fall.cwnd + grown) * app.kept >> 10)
+    return bool(least <= fall.ssthresh <= most)
+
+
+def _refuses_twice(app: TcpCc) -> bool:
+    try:
+        app.object.attach_struct_ops("tcp_congestion_ops", name=app.options.name).close()
+    except AttachError as error:
+        return error.errno == errno.EEXIST
+    return False

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""opensnoop, execs, syscounts against strace on the same work, and what their options promise."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from running import Row, run
+
+STRACE = shutil.which("strace")
+needs_strace = pytest.mark.skipif(STRACE is None, reason="strace is not installed")
+
+
+def rows(name: str, *words: str, **more: object) -> list[Row]:
+    """The JSON rows of a program around a command, whose status must be 0."""
+    done = run(name, "--json", *words, **more)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def script(tmp_path: Path, text: str) -> list[str]:
+    path = tmp_path / "work.py"
+    path.write_text(text)
+    return ["/usr/bin/python3", "-I", "-S", str(path)]
+
+
+OPENS = """
+import os, sys
+from threading import Thread
+
+def work(number):
+    for i in range(250):
+        for path in (f"/nonexistent/{number}/{i}", "/etc/passwd"):
+            try:
+                os.close(os.open(path, os.O_RDONLY))
+            except OSError:
+                pass
+
+children = []
+for number in range(4):
+    pid = os.fork()
+    if not pid:
+        threads = [Thread(target=work, args=(number * 2 + k,)) for k in range(2)]
+        [t.start() for t in threads]
+        [t.join() for t in threads]
+        os._exit(0)
+    children.append(pid)
+for pid in children:
+    os.waitpid(pid, 0)
+"""
+
+
+def test_opensnoop_shows_each_open_of_parallel_threads_once(tmp_path: Path) -> None:
+    """4 processes of 2 threads: 2000 names that no other open has, and 2000 times the same."""
+    events = rows("opensnoop", "--", *script(tmp_path, OPENS))
+    assert not [row for row in events if row["event"] == "lost"]
+    seen = Counter(row["path"] for row in events if str(row["path"]).startswith("/nonexistent/"))
+    wanted = {f"/nonexistent/{number}/{i}" for number in range(8) for i in range(250)}
+    assert set(seen) == wanted
+    assert set(seen.values()) == {1}
+    assert {row["ret"] for row in events if row["path"] in wanted} == {-2}
+    passwd = [row["ret"] for row in events if row["path"] == "/etc/passwd"]
+    assert len(passwd) == 2000
+    assert all(ret >= 0 for ret in passwd)
+
+
+@needs_strace
+def test_opensnoop_sees_what_strace_sees(tmp_path: Path) -> None:
+    """Paths, flags and results of a command's opens, in order."""
+    log = tmp_path / "strace"
+    assert STRACE is not None
+    command = ["cat", "/etc/hostname", "/nonexistent/x"]
+    traced = [STRACE, "-f", "-e", "trace=open,openat,openat2,creat", "-o", str(log), *command]
+    subprocess.run(traced, capture_output=True, check=False)
+    wanted = []
+    for line in log.read_text().splitlines():
+        found = re.search(r'open\w*\((?:AT_FDCWD, )?"([^"]*)", ([A-Z_|]+).*\) = (-?\d+)', line)
+        if found:
+            ret = int(found[3])
+            wanted.append((found[1], found[2], -2 if ret < 0 else ret))
+    done = run("opensnoop", "--json", "--", *command)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 1  # cat's own
+    assert [(row["path"], row["flags"], row["ret"]) for row in events] == wanted
+
+
+def test_opensnoop_shows_only_failures_when_asked() -> None:
+    done = run("opensnoop", "--json", "-x", "--", "cat", "/etc/hostname", "/nonexistent/x")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert "/nonexistent/x" in [row["path"] for row in events]
+    assert all(row["ret"] < 0 for row in events)
+
+
+def test_opensnoop_shows_names_that_are_no_utf8(tmp_path: Path) -> None:
+    text = "import os\ntry: os.open(b'/nonexistent/\\xff\\x1b[31m', 0)\nexcept OSError: pass\n"
+    events = rows("opensnoop", "--", *script(tmp_path, text))
+    names = [row["path"] for row in events if str(row["path"]).startswith("/nonexistent")]
+    assert names == ["/nonexistent/\\xff\x1b[31m"]
+
+
+def test_a_name_that_cannot_be_read_is_null(tmp_path: Path) -> None:
+    text = "import ctypes\nctypes.CDLL(None).syscall(257, -100, ctypes.c_void_p(8), 0)\n"
+    if sys.maxsize < 1 << 32:
+        pytest.skip("the script's system call is that of x86-64")
+    events = rows("opensnoop", "--", *script(tmp_path, text))
+    assert [row["ret"] for row in events if row["path"] is None] == [-14]  # EFAULT
+
+
+EXECS = """
+import os
+for start in range(0, {count}, 8):
+    children = []
+    for i in range(start, start + 8):
+        pid = os.fork()
+        if not pid:
+            os.execv("/bin/true", ["true", str(i), "x" * (i % 7 * 3000), "", "two words"])
+        children.append(pid)
+    for pid in children:
+        os.waitpid(pid, 0)
+"""
+
+
+def test_execs_shows_each_exec_of_parallel_children_with_all_its_words(tmp_path: Path) -> None:
+    count = 400
+    events = rows("execs", "--", *script(tmp_path, EXECS.replace("{count}", str(count))))
+    seen = Counter(tuple(row["argv"]) for row in events if row["argv"][0] == "true")
+    wanted = [("true", str(i), "x" * (i % 7 * 3000), "", "two words") for i in range(count)]
+    assert seen == Counter(wanted)
+    assert {row["ret"] for row in events if row["argv"][0] == "true"} == {0}
+    assert len({row["pid"] for row in events if row["argv"][0] == "true"}) == count
+    parents = {row["ppid"] for row in events if row["argv"][0] == "true"}
+    assert len(parents) == 1
+    assert not [row for row in events if row["event"] == "lost"]
+
+
+def test_execs_shows_a_megabyte_of_arguments(tmp_path: Path) -> None:
+    text = (
+        "import os\nos.execv('/bin/true', ['true', *[str(i) * 20000 for i in range(1, 10)] * 6])\n"
+    )
+    events = rows("execs", "--", *script(tmp_path, text))
+    argv = next(row["argv"] for row in events if row["argv"][0] == "true")
+    assert argv == ["true", *[str(i) * 20000 for i in range(1, 10)] * 6]
+    assert sum(map(len, argv)) > 1_000_000
+
+
+def test_execs_shows_failed_calls_with_their_words_and_errno(tmp_path: Path) -> None:
+    text = (
+        "import os\n"
+        "for path in ('/nonexistent/a', '/etc/passwd', '/etc'):\n"
+        "    try: os.execv(path, ['word', path])\n"
+        "    except OSError: pass\n"
+    )
+    events = rows("execs", "-x", "--", *script(tmp_path, text))
+    seen = [(row["path"], row["argv"], row["ret"]) for row in events if row["argv"][0] == "word"]
+    assert seen == [
+        ("/nonexistent/a", ["word", "/nonexistent/a"], -2),
+        ("/etc/passwd", ["word", "/etc/passwd"], -13),
+        ("/etc", ["word", "/etc"], -13),
+    ]
+
+
+def test_an_exec_from_a_thread_is_one_event(tmp_path: Path) -> None:
+    text = (
+        "import os, threading\n"
+        "t = threading.Thread(target=os.execv, args=('/bin/true', ['true', 'from a thread']))\n"
+        "t.start(); t.join()\n"
+    )
+    events = rows("execs", "--", *script(tmp_path, text))
+    assert [row["argv"] for row in events].count(["true", "from a thread"]) == 1
+
+
+@needs_strace
+def test_syscounts_counts_what_strace_counts(tmp_path: Path) -> None:
+    """The calls of ls, whose number does not vary; those of the start are bpfkit's child's, too."""
+    log = tmp_path / "strace"
+    assert STRACE is not None
+    subprocess.run(
+        [STRACE, "-c", "-f", "-o", str(log), "ls", "/etc"], capture_output=True, check=True
+    )
+    wanted = {}
+    for line in log.read_text().splitlines():
+        fields = line.split()
+        if len(fields) >= 5 and fields[-1].isidentifier() and fields[3].isdigit():
+            wanted[fields[-1]] = (int(fields[3]), int(fields[4]) if len(fields) > 5 else 0)
+    assert "getdents64" in wanted
+    counted = {
+        row["syscall"]: (row["calls"], row["errors"])
+        for row in rows("syscounts", "--by-process", "--", "ls", "/etc")
+        if row.get("comm") == "ls"
+    }
+    for name in ("openat", "mmap", "getdents64", "read", "mprotect", "brk", "access", "ioctl"):
+        assert counted.get(name) == wanted.get(name), name
+
+
+def test_a_process_is_traced_until_it_ends() -> None:
+    with subprocess.Popen(["sleep", "1.5"]) as sleeper:
+        done = run("syscounts", "--json", "--pid", str(sleeper.pid), "-t", "0.5")
+    assert done.returncode == 0, done.stderr
+    names = {json.loads(line)["syscall"] for line in done.stdout.splitlines()}
+    assert "exit_group" in names
+    done = run("syscounts", "--pid", str(sleeper.pid))
+    assert done.returncode == 2
+    assert f"no process {sleeper.pid}" in done.stderr
