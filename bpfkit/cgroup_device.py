@@ -147,8 +147,9 @@ class CgroupDevice(CgroupApp):
         self._tried: list[tuple[int, list[int]]] = self.for_check([])
         self._below: Cgroup | None = None
         if self.wants_demo():
-            rules = " ".join(f"--deny '{text}'" for text in deny)
-            self.note(f"the demo opens and makes devices; {rules or 'its rules are yours'}")
+            words = [("deny", text) for text in deny] + [("allow", text) for text in options.allow]
+            rules = " ".join(f"--{word} '{text}'" for word, text in words)
+            self.note(f"the demo opens and makes devices with {rules}")
             if not own:
                 self._make_allow_list()
 

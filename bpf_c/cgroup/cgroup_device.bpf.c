@@ -5,6 +5,7 @@
  *
  * hook      open(2) and mknod(2) of a device node by a process of the cgroup (CGROUP_DEVICE)
  * context   struct bpf_cgroup_dev_ctx: access_type (type | access << 16), major, minor
+ * packets   none: the hook is at devices
  * may       refuse: 0 makes the system call fail with EPERM; nothing else can be changed
  *
  *   open(2), mknod(2) -> rule of this device? -> of its major number? -> of its type?

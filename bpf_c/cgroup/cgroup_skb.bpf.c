@@ -3,11 +3,11 @@
  * cgroup_skb: packets and bytes of a cgroup's processes, and which addresses and ports they reach
  * ===============================================================================================
  *
- * hooks     packets to and from the sockets of the cgroup (CGROUP_SKB), data starts at the IP header;
+ * hook      a packet to or from a socket of the cgroup (CGROUP_SKB); its data starts at the IP header;
  *           socket(2) (CGROUP_SOCK), connect(2) and sendmsg(2) (CGROUP_SOCK_ADDR)
  * context   struct __sk_buff, struct bpf_sock, struct bpf_sock_addr
- * may       drop the packet (0; a sender of UDP gets EPERM, TCP retransmits); refuse the system call
- *           with an errno of the program's choice; packets are not changed
+ * packets   not changed; 0 drops one: a sender of UDP gets EPERM, TCP sends it again
+ * may       refuse the system call as well, with an errno of the program's choice
  *
  *   socket(2) ----------> owners[socket] = who: cgroup, name of the process
  *   connect(2), sendmsg(2)    -> a reject rule for the destination? -> ECONNREFUSED, at once
