@@ -39,7 +39,7 @@
 #include <bpfkit/maps.h>
 #include <uapi/linux/bpf.h>
 
-LOAD_CONST(0, queue_limit, 4 << 20); /* bytes that may wait in the kernel for a target */
+LOAD_CONST(0, queue_limit, 4194304); /* bytes that may wait in the kernel for a target */
 /* Offsets in struct tcp_sock; 0: not known, and no queue is seen. */
 LOAD_CONST(1, bytes_acked_at, 0);
 LOAD_CONST(2, write_seq_at, 0);

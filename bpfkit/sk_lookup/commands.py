@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from bpfkit.app.signals import Signals
-    from bpfkit.net.sockets.listeners import Listener, Target
+    from bpfkit.net.sockets.listeners import Listener
     from bpfkit.show.rows import Row
     from bpfkit.sk_lookup.control import Steering
     from bpfkit.sk_lookup.rules import Rule
+    from bpfkit.sk_lookup.targets import Target
 
 __all__ = [
     "add_listener_options",
@@ -140,9 +141,9 @@ def wanted_rules(rules: Iterable[Rule], options: Namespace) -> list[tuple[Rule, 
     """
     from copy import copy
 
-    from bpfkit.net.sockets.listeners import Target
     from bpfkit.sk_lookup.rules import PROTOS
     from bpfkit.sk_lookup.sockets import check_free, ephemeral_clash, resolve
+    from bpfkit.sk_lookup.targets import Target
 
     if options.fd is not None and options.pid is None:
         raise UsageError("--fd needs --pid", why="descriptors are numbers of a process")

@@ -24,8 +24,8 @@ from bpfkit.app.editing import EditLock, close_maps
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, InputError
 from bpfkit.core.maps.base import Map
-from bpfkit.net.sockets.listeners import Target
 from bpfkit.sk_lookup.rules import Place, Rule, tables
+from bpfkit.sk_lookup.targets import Target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bpfkit.app.events import EventSource
-    from bpfkit.net.sockets.listeners import Target
     from bpfkit.show.rows import Event, Row, Verdict
     from bpfkit.sk_lookup.control import Steering
     from bpfkit.sk_lookup.demo import Demo
     from bpfkit.sk_lookup.rules import Rule
+    from bpfkit.sk_lookup.targets import Target
     from bpfkit.sk_lookup.watcher import Watcher
 
 COMMANDS = ("add", "del", "list")

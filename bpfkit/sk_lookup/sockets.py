@@ -13,18 +13,15 @@ from time import monotonic
 
 from bpfkit.core.errors import BpfkitError, InputError, MapError
 from bpfkit.net.sockets.listeners import (
-    SPARES,
     Listener,
-    Target,
     borrow,
-    choose,
     find_owner,
     listeners,
     process_name,
-    several,
     sockets_of,
 )
 from bpfkit.sk_lookup.rules import PROTOS
+from bpfkit.sk_lookup.targets import SPARES, Target, choose, several
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from bpfkit.net.sockets.listeners import Target
     from bpfkit.sk_lookup.binds import Binds
     from bpfkit.sk_lookup.control import Steering
     from bpfkit.sk_lookup.replies import Replies
     from bpfkit.sk_lookup.rules import Rule
+    from bpfkit.sk_lookup.targets import Target
 
 __all__ = ["Watcher"]
 

@@ -19,9 +19,9 @@ import bpfkit
 from bpfkit.core.maps.base import Map
 from bpfkit.core.object import Object
 from bpfkit.net.links.netns import NetNS
-from bpfkit.net.sockets.listeners import Target
 from bpfkit.sk_lookup.control import ERRORS, MAPS, Steering, port_table
 from bpfkit.sk_lookup.rules import parse_rule
+from bpfkit.sk_lookup.targets import Target
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 SK_PASS = 1

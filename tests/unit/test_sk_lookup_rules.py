@@ -9,8 +9,9 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from bpfkit.net.sockets.listeners import Listener, Target, choose, several
+from bpfkit.net.sockets.listeners import Listener
 from bpfkit.sk_lookup.rules import NUMBERS, PROTOS, Rule, parse_rule, tables
+from bpfkit.sk_lookup.targets import Target, choose, several
 
 
 @pytest.mark.parametrize(
