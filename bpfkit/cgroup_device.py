@@ -184,14 +184,7 @@ class CgroupDevice(CgroupApp):
 
         from bpfkit.core.errors import BpfkitError
 
-        procs = group.open_procs()
-        try:
-            done = self.run_inside(
-                [sys.executable, "-I", "-S", "-c", _CLIENT],
-                preexec_fn=lambda: os.write(procs, b"0"),
-            )
-        finally:
-            os.close(procs)
+        done = group.run([sys.executable, "-I", "-S", "-c", _CLIENT])
         try:
             return [int(errno) for errno in loads(done.stdout)]
         except ValueError:

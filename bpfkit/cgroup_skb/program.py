@@ -147,7 +147,8 @@ class CgroupSkb(CgroupApp):
         if self._below is not None:
             groups.append(self._below)
         for group in groups:
-            done = self._run_in(group, CLIENT)
+            ran = group.run(CLIENT)
+            done = ran.stdout or ran.stderr
             try:
                 said = loads(done)
             except ValueError:
@@ -161,14 +162,6 @@ class CgroupSkb(CgroupApp):
                     for host, number, ms in said.get("rejected", [])[:2]
                 )
             )
-
-    def _run_in(self, group: Cgroup, argv: list[str]) -> str:
-        procs = group.open_procs()
-        try:
-            done = self.run_inside(argv, preexec_fn=lambda: os.write(procs, b"0"))
-        finally:
-            os.close(procs)
-        return done.stdout or done.stderr
 
     # -- figures
 
