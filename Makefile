@@ -26,6 +26,11 @@ bench:
 	/usr/bin/python3 tools/bench/map_read.py
 	/usr/bin/python3 tools/bench/sockops.py
 	/usr/bin/python3 tools/bench/sk_reuseport.py
+	/usr/bin/python3 tools/bench/sk_lookup.py
+	/usr/bin/python3 tools/bench/sockmap.py
+	/usr/bin/python3 tools/bench/cgroup_skb.py
+	/usr/bin/python3 tools/bench/cgroup_sock_addr.py
+	/usr/bin/python3 tools/bench/cgroup_hooks.py
 
 clean:
 	/usr/bin/python3 -m bpfkit clean --cache

@@ -21,7 +21,7 @@
  * Maps
  *   rules   hash     struct option -> u32 flags
  *   values  hash     struct option -> struct value
- *   counts  hash     struct option -> struct option_count
+ *   counts  percpu_hash  struct option -> struct option_count
  *   uses    ringbuf  struct use
  *   lost    array    0: events without room in the ring, 1: options without room in `counts`
  */
@@ -80,7 +80,7 @@ struct use {
 
 BPF_HASH(rules, struct option, u32, 256);
 BPF_HASH(values, struct option, struct value, 256);
-BPF_HASH(counts, struct option, struct option_count, 4096);
+BPF_TABLE("percpu_hash", struct option, struct option_count, counts, 4096);
 BPF_RINGBUF_OUTPUT(uses, 64);
 EVENT_TYPE(uses, struct use);
 BPF_PERCPU_ARRAY(scratch, struct use, 1);
@@ -136,20 +136,39 @@ static __always_inline bool put_value(struct bpf_sockopt *ctx, struct option *op
 	return true;
 }
 
-static __always_inline void finish(struct use *u)
+static __always_inline void count(struct option *option, u32 is_set, u32 action)
 {
 	struct option_count none = {}, *c;
 
-	c = counts.lookup_or_try_init(&u->option, &none);
-	if (c) {
-		__sync_fetch_and_add(u->is_set ? &c->sets : &c->gets, 1);
-		if (u->action & (DENY_GET | DENY_SET))
-			__sync_fetch_and_add(&c->denied, 1);
-		else if (u->action)
-			__sync_fetch_and_add(&c->changed, 1);
-	} else {
+	c = counts.lookup_or_try_init(option, &none);
+	if (!c) {
 		count_lost(1);
+		return;
 	}
+	if (is_set)
+		c->sets++;
+	else
+		c->gets++;
+	if (action & (DENY_GET | DENY_SET))
+		c->denied++;
+	else if (action)
+		c->changed++;
+}
+
+/* Whether nobody wants to know more of a call than that it was made; counts it then. */
+static __always_inline bool only_counted(struct bpf_sockopt *ctx, u32 is_set)
+{
+	struct option option = { .level = ctx->level, .name = ctx->optname };
+
+	if (with_events() || ctx->optlen > (s32)page_size() || rules.lookup(&option))
+		return false;
+	count(&option, is_set, 0);
+	return true;
+}
+
+static __always_inline void finish(struct use *u)
+{
+	count(&u->option, u->is_set, u->action);
 	if (with_events() && uses.ringbuf_output(u, sizeof(*u), 0))
 		count_lost(0);
 }
@@ -182,9 +201,12 @@ static __always_inline struct use *begin(struct bpf_sockopt *ctx, u32 is_set)
 SEC("cgroup/setsockopt")
 int setsockopt(struct bpf_sockopt *ctx)
 {
-	struct use *u = begin(ctx, 1);
+	struct use *u;
 	u32 *rule;
 
+	if (only_counted(ctx, 1))
+		return 1;
+	u = begin(ctx, 1);
 	if (!u)
 		return 1;
 	rule = rules.lookup(&u->option);
@@ -207,9 +229,12 @@ int setsockopt(struct bpf_sockopt *ctx)
 SEC("cgroup/getsockopt")
 int getsockopt(struct bpf_sockopt *ctx)
 {
-	struct use *u = begin(ctx, 0);
+	struct use *u;
 	u32 *rule;
 
+	if (only_counted(ctx, 0))
+		return 1;
+	u = begin(ctx, 0);
 	if (!u)
 		return 1;
 	u->retval = ctx->retval;

@@ -172,7 +172,7 @@ class CgroupSockopt(CgroupApp):
                 "denied": count.denied,
                 "changed": count.changed,
             }
-            for key, count in self.object["counts"].items()
+            for key, count in self.object["counts"].sums()
         ]
         return sorted(rows, key=lambda row: str(row["option"]))
 

@@ -90,6 +90,12 @@ HOOKS = {
         _ten_options,
         (("with_events", 0),),
     ),
+    "setsockopt, one instruction": Hook(
+        "setsockopt", "the same, a program that says yes", f"{HERE}/sockopt_one.bpf.c"
+    ),
+    "getsockopt, one instruction": Hook(
+        "getsockopt", "the same, a program that says yes", f"{HERE}/sockopt_one.bpf.c"
+    ),
     "sock": Hook("socket", "socket(2) and close(2), no rules", "cgroup/cgroup_sock.bpf.c"),
 }
 
