@@ -23,14 +23,14 @@ _MEANING = {
     "fionread": (
         "Applications that size their reads by FIONREAD (nginx, Java's available(), .NET) work.",
         "nginx, Java and .NET, which size reads by FIONREAD, stall or cut bodies short: {where}.",
-        "sk_msg and sk_skb ask probe_fionread() before they take sockets of others: they attach "
-        "an SK_PASS verdict, warn or refuse.",
+        "sk_msg enters a socket only if its peer enters, too, and refuses `--ports all` where "
+        "redirected data is not counted; the sockets of sk_skb are those of its own proxy.",
     ),
     "splice": (
         "Programs that move data by splice() (Go's io.Copy, HAProxy, docker-proxy) work.",
         "Go's io.Copy, HAProxy and docker-proxy, which read by splice(), miss the data, and a "
         "blocking splice() hangs: {where}.",
-        "sk_msg and sk_skb take only the ports they are told; their own proxies use recv().",
+        "sk_msg takes only the ports that it is told; the proxy of sk_skb uses recv().",
     ),
     "poll and select": (
         "Servers on poll() or select() are woken for redirected data.",
@@ -72,7 +72,8 @@ _MEANING = {
     "leaving with unread data": (
         "Stopping keeps redirected data that the application has not read.",
         "Stopping loses redirected data that the application has not read yet.",
-        "sk_skb and sk_msg drain before a socket leaves: verdict to SK_PASS, queues empty, out.",
+        "sk_skb and sk_msg drain: they stop redirecting, and a socket leaves once nothing in it is "
+        "unread.",
     ),
     "a gap is visible": (
         "An application is told when redirected data was lost.",
