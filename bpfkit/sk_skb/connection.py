@@ -70,9 +70,11 @@ class Direction:
         "key",
         "name",
         "read",
+        "settling",
         "source",
         "target",
         "told",
+        "waits",
     )
 
     def __init__(self, name: str, source: Side, target: Side) -> None:
@@ -87,6 +89,8 @@ class Direction:
         self.ended = False  # everything up to the end of the stream was read or redirected
         self.done = False
         self.told = False  # that the process took over
+        self.settling = False  # data that waited when the source entered may still be there
+        self.waits = False  # for what was redirected before to be in the send buffer
 
     @property
     def redirected(self) -> int:
@@ -182,7 +186,7 @@ class Connection:
         poller = self.proxy.poller
         for one, other in ((self.up, self.down), (self.down, self.up)):
             reads = not (one.ended or one.buffer or one.in_kernel)
-            writes = bool(other.buffer) and not other.queued()
+            writes = bool(other.buffer) and not other.waits
             one.source.watch(poller, reads, writes)
 
     def _pump(self, one: Direction) -> bool:
@@ -190,10 +194,11 @@ class Connection:
         if one.done:
             return False
         if one.in_kernel:
-            return one.source.fin and self._await_kernel(one)
+            return (one.source.fin or one.settling) and self._await_kernel(one)
         for _ in range(_TURN):
             if one.buffer:
-                if one.queued():
+                one.waits = bool(one.queued())
+                if one.waits:
                     return True
                 if not one.write():
                     return False  # EPOLLOUT will tell
@@ -211,7 +216,10 @@ class Connection:
             self.pieces += 1
             if self.proxy.shows_pieces:
                 self.proxy.piece(self, one, piece)
-        return bool(one.queued()) or not one.write()
+        one.waits = bool(one.queued())
+        if not one.waits:
+            one.write()
+        return one.waits
 
     def _await_kernel(self, one: Direction) -> bool:
         """Have the kernel forward what is in the receive queue; True: look again soon.
@@ -233,6 +241,7 @@ class Connection:
             return True
         if one.left():
             return True
+        one.settling = False
         if not one.source.fin:
             return False
         one.ended = True
@@ -300,7 +309,7 @@ class Connection:
         assert one.counts is not None
         one.counts.start(one.target.written)
         self.proxy.table.make_source(one.key, one.source)
-        one.in_kernel = True
+        one.in_kernel = one.settling = True
 
     def _forget(self) -> None:
         for flow in self.flows:

@@ -132,6 +132,16 @@ class SkSkb(SocketsApp):
 
         options = self.options
         self.demo_queue = None
+        self.verdict_works = self.leaves_intact()
+        if options.how == "verdict" and not self.verdict_works:
+            if self.has_target():
+                raise UnsupportedError(
+                    "--how verdict does not work here",
+                    why="this kernel loses its place in a stream that it redirected (fixed in 6.4)",
+                    hint="use --how parser",
+                )
+            options.how = "parser"
+            self.note("this kernel needs a stream parser (Linux 6.4 does not)")
         self.after = options.after if options.after is not None else 0
         if self.has_target():
             to = self._backend(*split_port(options.to))
@@ -158,6 +168,43 @@ class SkSkb(SocketsApp):
             raise InputError(f"no server {host}", why=str(error.strerror)) from None
         return found[0][0], found[0][4]
 
+    def leaves_intact(self) -> bool:
+        """Whether a socket whose data was redirected by the verdict alone can be read afterwards.
+
+        Kernels before 6.4 do not move its copied_seq on.  FIONREAD then counts what was redirected.
+        """
+        import socket
+        from fcntl import ioctl
+        from time import sleep
+
+        from bpfkit.sk_skb.side import flow_key
+
+        with self.load(**tcp_sock_offsets()) as loaded, socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            server.listen(2)
+            link = loaded.programs["verdict"].attach_sockmap(loaded["sockets"])
+            ends = [socket.create_connection(server.getsockname()) for _ in range(2)]
+            ends += [server.accept()[0] for _ in range(2)]
+            one, other, near, far = ends
+            try:
+                loaded["flows"][flow_key(near)] = 0
+                loaded["targets"][1] = far
+                loaded["sockets"][0] = near
+                one.send(b"redirected")
+                other.settimeout(2.0)
+                other.recv(10)
+                del loaded["sockets"][0]
+                sleep(0.01)
+                left = bytearray(4)
+                ioctl(near.fileno(), 0x541B, left)
+                return not any(left)
+            except OSError:
+                return False
+            finally:
+                for sock in ends:
+                    sock.close()
+                link.close()
+
     def start(self, how: str, listener: Socket, to: tuple[int, Any], **more: Any) -> ProxyChild:
         """Load, attach to the map in one of the two ways, and start a proxy.
 
@@ -166,8 +213,9 @@ class SkSkb(SocketsApp):
         from bpfkit.sk_skb.child import ProxyChild
 
         options = self.options
-        # A second stream parser on a socket would be set up while the first may be at work.
-        reenters = how == "verdict"
+        # Off: entering again was seen to stall, and a second stream parser on a socket would be set
+        # up while the first may be at work.
+        reenters = False
         loaded = self.load(queue_limit=options.queue, **tcp_sock_offsets())
         names = ("verdict",) if how == "verdict" else ("parser", "stream_verdict")
         for name in names:
