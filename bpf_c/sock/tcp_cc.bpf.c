@@ -6,7 +6,8 @@
  * hook      the members of struct tcp_congestion_ops (STRUCT_OPS): each is a program, and together
  *           they are an algorithm that sockets choose by name, setsockopt(TCP_CONGESTION)
  * context   an array of u64, the member's arguments; the first is the socket
- * may       write snd_cwnd, snd_cwnd_cnt, snd_ssthresh and the 104 bytes of icsk_ca_priv
+ * packets   not seen; it may write snd_cwnd, snd_cwnd_cnt, snd_ssthresh and the 104 bytes of
+ *           icsk_ca_priv
  *
  *   ACK -> in_ack_event -> open, cwnd was the limit? -> cong_avoid    cwnd < ssthresh: + acked
  *              |                                                      else: + `increase` per round trip

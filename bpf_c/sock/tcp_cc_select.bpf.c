@@ -6,7 +6,7 @@
  * hook      TCP events of the cgroup's sockets (SOCK_OPS): before the SYN of a connect(2), and when an
  *           accepted connection is established
  * context   struct bpf_sock_ops
- * may       set socket options; here TCP_CONGESTION
+ * packets   not seen; it may set socket options, here TCP_CONGESTION
  *
  *   connect(2) -> TCP_CONNECT_CB -----------------+-> bpf_setsockopt(TCP_CONGESTION, name)
  *   SYN-ACK's ACK -> PASSIVE_ESTABLISHED_CB ------+        |

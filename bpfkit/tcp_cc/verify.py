@@ -21,8 +21,8 @@ __all__ = ["verify"]
 #: Of the demo's path, at least: cwnd grows at most once in a round trip.
 _ROUND_TRIP_NS = 10_000_000
 _LEAST_SAMPLES = 100
-#: Shares of the samples and of the losses that must be right.  On a busy machine with Linux 6.18 some
-#: calls of the programs seem to be left out (see repair() in the C source); elsewhere all are right.
+#: Shares of the samples and of the losses that must be right.  On a busy machine with Linux 6.18
+#: some were not, for a reason not known yet: see repair() in the C source.
 _SAMPLES_RIGHT = 0.95
 _LOSSES_RIGHT = 0.6
 
