@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bpfkit.app.cgroup import CgroupApp
 from bpfkit.app.lifecycle import main
-from bpfkit.core.errors import InputError, UsageError
+from bpfkit.core.errors import InputError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ class CgroupSock(CgroupApp):
     """Which sockets the processes of a cgroup create, and which ports they bind; socket marks."""
 
     protects = True
+    rule_options = ("deny_family", "deny_type", "deny_bind", "mark", "priority", "bind_to")
     name = "cgroup_sock"
     source = "cgroup/cgroup_sock.bpf.c"
     counters = ("created", "released", "denied", "bound", "binds_denied")
@@ -153,18 +154,9 @@ class CgroupSock(CgroupApp):
         add("--priority", metavar="N", type=_number, help="SO_PRIORITY of new sockets")
         add("--bind-to", metavar="IF", help="bind new sockets to this interface")
 
-    def check_options(self) -> None:
-        super().check_options()
-        options = self.options
-        names = ("deny_family", "deny_type", "deny_bind", "mark", "priority", "bind_to")
-        given = any(getattr(options, name) not in ([], None) for name in names)
-        if options.check and given:
-            raise UsageError("--check takes no rules", why="it verifies those of the demo")
-        self._demo_rules = not (given or options.cgroup is not None or options.command)
-
     def setup(self) -> None:
         options = self.options
-        if self._demo_rules:
+        if self.demo_rules:
             for name, value in DEMO.items():
                 setattr(options, name, value)
         self.families = [family(text) for text in options.deny_family]
@@ -204,19 +196,12 @@ class CgroupSock(CgroupApp):
 
     def demo(self) -> None:
         """A child tries sockets and ports, and prints what it gets."""
-        import json
-        import sys
-
-        if not self.seen and not self.options.check and self._demo_rules:
+        if not self.seen and not self.options.check and self.demo_rules:
             self.note(
                 "a child may not create UDP sockets nor bind port 5201 (EPERM); its "
                 "sockets get mark 7 and priority 3"
             )
-        done = self.run_inside([sys.executable, "-I", "-S", "-c", CHILD])
-        if done.returncode == 0:
-            self.seen.append(json.loads(done.stdout))
-        else:
-            self.note(f"the child failed: {done.stderr.strip().splitlines()[-1:]}")
+        self.seen.append(self.python_inside(CHILD))
 
     def rows(self) -> list[Row]:
         families = {number: name for name, number in FAMILIES.items()}

@@ -86,6 +86,7 @@ class CgroupSysctl(CgroupApp):
     """Which kernel parameters (sysctl) the processes of a cgroup read and write; rules for them."""
 
     protects = True
+    rule_options = ("deny", "allow", "set")
     name = "cgroup_sysctl"
     source = "cgroup/cgroup_sysctl.bpf.c"
     counters = ("reads", "writes", "denied", "replaced")
@@ -122,17 +123,9 @@ class CgroupSysctl(CgroupApp):
         )
         add("--no-events", action="store_true", help="count only: the values are not read")
 
-    def check_options(self) -> None:
-        super().check_options()
-        options = self.options
-        given = bool(options.deny or options.set or options.allow)
-        if options.check and given:
-            raise UsageError("--check takes no rules", why="it verifies those of the demo")
-        self._demo_rules = not (given or options.cgroup is not None or options.command)
-
     def setup(self) -> None:
         options = self.options
-        if self._demo_rules:
+        if self.demo_rules:
             options.deny = [DENIED]
             options.set = [f"{REPLACED}={VALUE}"]
         self.rules: dict[str, int] = {}
@@ -188,7 +181,7 @@ class CgroupSysctl(CgroupApp):
 
     def demo(self) -> None:
         """Write both parameters, read them back from outside the cgroup."""
-        if not self.tried and self._demo_rules and not self.options.check:
+        if not self.tried and self.demo_rules and not self.options.check:
             self.note(
                 f"tee writes 1 to {shown(DENIED)}, which is denied (EPERM), and 99 to "
                 f"{shown(REPLACED)}, which gets {VALUE}"

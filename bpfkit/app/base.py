@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any, Protocol, TypeVar
 
+    from bpfkit.app.command import Command
     from bpfkit.app.events import Channel, EventSource
     from bpfkit.app.signals import Signals
     from bpfkit.app.sinks import Sink
@@ -98,6 +99,8 @@ class App:
     entry = ""
 
     object: Object
+    #: The command of ``-- COMMAND``, which :meth:`enter` makes and :meth:`begin` starts.
+    command: Command | None = None
 
     def __init__(self, options: Namespace) -> None:
         self.options = options
@@ -253,17 +256,21 @@ class App:
 
     def begin(self) -> None:
         """Called before the first round, when events are being read: start what is observed."""
+        if self.command is not None:
+            self.keep(self.command).start()  # closed before the links: it never runs without them
 
     def end_filenos(self) -> list[int]:
         """Descriptors that end the run when they become readable: what is observed has ended."""
-        return []
+        return [self.command.pidfd] if self.command is not None else []
 
     def finish(self, signals: Signals) -> None:
         """Called before the last figures are read: end what :meth:`begin` started."""
+        if self.command is not None:
+            self.command.end(signals)
 
     def exit_status(self) -> int:
-        """The exit status after the last round."""
-        return 0
+        """The exit status after the last round: the command's, else 0."""
+        return self.command.status if self.command is not None else 0
 
     def goes_on(self) -> bool:
         """Whether the program goes on when output, events or files fail: it protects, and a target

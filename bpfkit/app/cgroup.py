@@ -16,7 +16,8 @@ it, for good.
 from __future__ import annotations
 
 from bpfkit.app.base import App
-from bpfkit.core.errors import UsageError
+from bpfkit.app.command import set_interval
+from bpfkit.core.errors import BpfkitError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,16 +26,12 @@ if TYPE_CHECKING:
     from subprocess import CompletedProcess
     from typing import Any
 
-    from bpfkit.app.command import Command
     from bpfkit.app.signals import Signals
     from bpfkit.core.attach.link import Link
     from bpfkit.core.cgroups import Cgroup
     from bpfkit.core.program import Program
 
 __all__ = ["CgroupApp"]
-
-#: Seconds of a round that lasts until the command ends.
-_WHOLE_RUN = 1e6
 
 
 class CgroupApp(App):
@@ -45,12 +42,12 @@ class CgroupApp(App):
     demo_in_background = False
     #: Does the demo need a network of its own?
     demo_namespace = True
+    #: Options that are rules of the user's: without any of them the demo sets rules, which
+    #: ``--check`` verifies.
+    rule_options: tuple[str, ...] = ()
 
     #: The cgroup that the program is attached to.
     group: Cgroup
-
-    #: The command of ``-- COMMAND``, once it was started.
-    command: Command | None = None
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
@@ -59,8 +56,6 @@ class CgroupApp(App):
         text = "a cgroup of the v2 hierarchy, a path (default: one of its own)"
         parser.add_argument("--cgroup", metavar="PATH", help=text)
         add_command(parser, "run this command in a cgroup of its own and end with it")
-        # A command's figures come once, when it has ended, unless -t asks for more.
-        parser.set_defaults(interval=None)
 
     def check_options(self) -> None:
         options = self.options
@@ -73,21 +68,28 @@ class CgroupApp(App):
             raise UsageError(
                 "--no-demo needs --cgroup or a command", why="a new cgroup has no processes"
             )
-        if options.interval is None:
-            options.interval = _WHOLE_RUN if options.command else 1.0
+        given = any(getattr(options, name) not in ([], None) for name in self.rule_options)
+        if options.check and given:
+            raise UsageError("--check takes no rules", why="it verifies those of the demo")
+        #: Does the demo set rules?
+        self.demo_rules = not (given or options.cgroup is not None or options.command)
+        set_interval(options)
         if options.command:
             self.has_live_view = False  # the terminal is the command's
 
     def enter(self) -> None:
         """Open the cgroup, or make one; the demo gets a network namespace, too."""
+        from bpfkit.app.command import Command
         from bpfkit.core.cgroups import Cgroup
 
         options = self.options
         if options.cgroup is not None:
             self.group = self.keep(Cgroup.open(options.cgroup))
-            return
-        self.group = self.keep(Cgroup.new(self.name.replace("_", "-")))
-        if not options.command and self.demo_namespace:
+        else:
+            self.group = self.keep(Cgroup.new(self.name.replace("_", "-")))
+        if options.command:
+            self.command = Command(options.command, self.group, json=options.json)
+        elif options.cgroup is None and self.demo_namespace:
             self.enter_namespace(self.place.new_namespace(self.name))
 
     def attach(self, program: Program, attach_type: int | None = None) -> Link:
@@ -101,30 +103,29 @@ class CgroupApp(App):
         """:meth:`bpfkit.core.cgroups.Cgroup.run` in the program's cgroup."""
         return self.group.run(argv, **options)
 
-    def begin(self) -> None:
-        """Start the command."""
-        if self.options.command:
-            from bpfkit.app.command import Command
+    def python_inside(self, script: str) -> Any:
+        """Run a Python script in the cgroup; returns what it prints as JSON.
 
-            json = bool(self.options.json)
-            self.command = self.keep(Command(self.options.command, self.group, json=json))
+        :raises BpfkitError: it failed.
+        """
+        import json
+        import sys
 
-    def end_filenos(self) -> list[int]:
-        return [self.command.pidfd] if self.command is not None else []
+        done = self.run_inside([sys.executable, "-I", "-S", "-c", script])
+        if done.returncode:
+            last = " ".join(done.stderr.split("\n")[-2:]).strip()
+            raise BpfkitError("a process of the demo failed", why=last)
+        return json.loads(done.stdout)
 
     def finish(self, signals: Signals) -> None:
         """End the command if it has not ended, and say what goes on without the program."""
+        super().finish(signals)
         if self.command is None:
             return
-        self.command.end(signals)
         left = len(self.group.pids()) if self.group.is_own else 0
         if left:
             which = "a process of it goes" if left == 1 else f"{left} processes of it go"
             self.note(f"{self.command.argv[0]} has ended; {which} on without the program")
-
-    def exit_status(self) -> int:
-        """The command's status; else 0."""
-        return self.command.status if self.command is not None else 0
 
     def describe_target(self) -> str:
         options = self.options

@@ -21,6 +21,7 @@ from __future__ import annotations
 import os
 
 from bpfkit.app.base import App
+from bpfkit.app.command import set_interval
 from bpfkit.core.errors import InputError, UsageError
 
 TYPE_CHECKING = False
@@ -30,17 +31,12 @@ if TYPE_CHECKING:
     from subprocess import CompletedProcess
     from typing import Any
 
-    from bpfkit.app.command import Command
     from bpfkit.app.events import EventSource
-    from bpfkit.app.signals import Signals
     from bpfkit.core.cgroups import Cgroup
     from bpfkit.core.object import Object
     from bpfkit.show.rows import Event
 
 __all__ = ["TraceApp"]
-
-#: Seconds of a round that lasts until the command ends.
-_WHOLE_RUN = 1e6
 
 
 class TraceApp(App):
@@ -53,8 +49,6 @@ class TraceApp(App):
 
     #: The cgroup of the demo, of the command or of ``--cgroup``; None: others are traced.
     group: Cgroup | None = None
-    #: The command of ``-- COMMAND``, once it was started.
-    command: Command | None = None
     _pidfd = -1
 
     @classmethod
@@ -68,7 +62,6 @@ class TraceApp(App):
             "--cgroup", metavar="PATH", help="trace the processes of this cgroup and those below it"
         )
         add_command(parser, "run this command, trace it and its children, and end with it")
-        parser.set_defaults(interval=None)
 
     def check_options(self) -> None:
         options = self.options
@@ -84,8 +77,7 @@ class TraceApp(App):
             raise UsageError(
                 f"{chosen} and --check do not go together", why="--check traces its own demo"
             )
-        if options.interval is None:
-            options.interval = _WHOLE_RUN if options.command else 1.0
+        set_interval(options)
 
     def wants_demo(self) -> bool:
         options = self.options
@@ -109,6 +101,10 @@ class TraceApp(App):
             from bpfkit.core.cgroups import Cgroup
 
             self.group = self.keep(Cgroup.new(self.name.replace("_", "-")))
+            if options.command:
+                from bpfkit.app.command import Command
+
+                self.command = Command(options.command, self.group, json=options.json)
 
     def load_traced(self, **consts: int) -> Object:
         """The program's object, which is also ``self.object``; traces whom the options name."""
@@ -153,28 +149,8 @@ class TraceApp(App):
         runs = sum(program.recursion_misses() for program in programs)
         return runs + sum(link.missed() for program in programs for link in program.links)
 
-    def begin(self) -> None:
-        """Start the command."""
-        if self.options.command:
-            from bpfkit.app.command import Command
-
-            assert self.group is not None
-            json = bool(self.options.json)
-            self.command = self.keep(Command(self.options.command, self.group, json=json))
-
     def end_filenos(self) -> list[int]:
-        if self.command is not None:
-            return [self.command.pidfd]
-        return [self._pidfd] if self._pidfd >= 0 else []
-
-    def finish(self, signals: Signals) -> None:
-        """End the command if it has not ended."""
-        if self.command is not None:
-            self.command.end(signals)
-
-    def exit_status(self) -> int:
-        """The command's status; else 0."""
-        return self.command.status if self.command is not None else 0
+        return [*super().end_filenos(), *([self._pidfd] if self._pidfd >= 0 else [])]
 
     def describe_target(self) -> str:
         options = self.options

@@ -74,6 +74,7 @@ class CgroupSockopt(CgroupApp):
     """Which socket options the processes of a cgroup set and get; denied, forced or faked ones."""
 
     protects = True
+    rule_options = ("deny", "set", "fake")
     name = "cgroup_sockopt"
     source = "cgroup/cgroup_sockopt.bpf.c"
     counters = ("sets", "gets", "denied", "changed")
@@ -93,19 +94,11 @@ class CgroupSockopt(CgroupApp):
 
         add("--no-events", action="store_true", help="count only")
 
-    def check_options(self) -> None:
-        super().check_options()
-        options = self.options
-        given = bool(options.deny or options.set or options.fake)
-        if options.check and given:
-            raise UsageError("--check takes no rules", why="it verifies those of the demo")
-        self._demo_rules = not (given or options.cgroup is not None or options.command)
-
     def setup(self) -> None:
         from mmap import PAGESIZE
 
         options = self.options
-        if self._demo_rules:
+        if self.demo_rules:
             for name, value in DEMO.items():
                 setattr(options, name, value)
         self.rules: dict[tuple[int, int], int] = {}
@@ -149,19 +142,12 @@ class CgroupSockopt(CgroupApp):
 
     def demo(self) -> None:
         """A child sets and gets options, and prints what it gets."""
-        import json
-        import sys
-
-        if self._demo_rules and not self.seen and not self.options.check:
+        if self.demo_rules and not self.seen and not self.options.check:
             self.note(
                 "a child may not touch SO_MARK (EPERM), sets cubic and gets reno, sets SO_SNDBUF "
                 "20000 and gets twice 65536, and is told TOS 66"
             )
-        done = self.run_inside([sys.executable, "-I", "-S", "-c", CHILD])
-        if done.returncode == 0:
-            self.seen.append(json.loads(done.stdout))
-        else:
-            self.note(f"the child failed: {' '.join(done.stderr.splitlines()[-1:])}")
+        self.seen.append(self.python_inside(CHILD))
 
     def rows(self) -> list[Row]:
         rows = [
