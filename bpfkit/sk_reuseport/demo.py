@@ -125,17 +125,11 @@ class Pool(Closing):
         seen = Restart(number)
         old = self.generation[number]
         self.pause()
-        clients = []
+        clients: list[socket.socket] = []
         for i in range(connections):
-            family = socket.AF_INET6 if i % 2 else socket.AF_INET
-            client = socket.socket(family, socket.SOCK_STREAM)
-            client.settimeout(_WAIT_S)
-            try:
-                client.connect((HOSTS[i % 2], self.port))
-            except OSError:
-                client.close()
-                continue
-            clients.append(client)
+            client = self._connected(HOSTS[i % 2])
+            if client is not None:
+                clients.append(client)
         seen.opened = len(clients)
         self.start(number)
         self.end(number, old)
@@ -145,19 +139,24 @@ class Pool(Closing):
         seen.answered = sum(_answer(client) is not None for client in asked)
         return seen
 
+    def _connected(self, host: str) -> socket.socket | None:
+        """A connection to the workers' port; None: it was refused."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        client = socket.socket(family, socket.SOCK_STREAM)
+        client.settimeout(_WAIT_S)
+        try:
+            client.connect((host, self.port))
+        except OSError:
+            client.close()
+            return None
+        return client
+
     def connect(self, count: int) -> list[int]:
         """The numbers of the workers that answered so many connections, half of them IPv6."""
         numbers = []
         for i in range(count):
-            family = socket.AF_INET6 if i % 2 else socket.AF_INET
-            client = socket.socket(family, socket.SOCK_STREAM)
-            client.settimeout(_WAIT_S)
-            try:
-                client.connect((HOSTS[i % 2], self.port))
-            except OSError:
-                client.close()
-                continue
-            answer = _answer(client) if _request(client) else None
+            client = self._connected(HOSTS[i % 2])
+            answer = _answer(client) if client is not None and _request(client) else None
             if answer is not None:
                 numbers.append(answer)
         return numbers
