@@ -11,6 +11,7 @@ from bpfkit.core.errors import BpfkitError, UsageError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+    from typing import Any
 
     from bpfkit.net.links.lab import Lab
     from bpfkit.net.links.netns import NetNS
@@ -20,9 +21,29 @@ __all__ = ["Place", "add_interface", "add_netns", "add_pcap", "check_pcap"]
 _SPEC = "a name, a process id or a path"
 
 
+def _add_once(parser: ArgumentParser, *names: str, metavar: str, help: str) -> None:
+    """Declare an option with a value that may be given once: a second value would replace the
+    first without a word."""
+    from argparse import Action
+
+    class Once(Action):
+        def __call__(
+            self,
+            parser: ArgumentParser,
+            namespace: Namespace,
+            values: Any,
+            option_string: str | None = None,
+        ) -> None:
+            if getattr(namespace, self.dest) is not None:
+                parser.error(f"{option_string} was given twice; the program takes one")
+            setattr(namespace, self.dest, values)
+
+    parser.add_argument(*names, metavar=metavar, help=help, action=Once)
+
+
 def add_interface(parser: ArgumentParser, text: str) -> None:
     """Declare ``-i``."""
-    parser.add_argument("-i", "--interface", metavar="IF", help=text)
+    _add_once(parser, "-i", "--interface", metavar="IF", help=text)
 
 
 def add_netns(
@@ -33,12 +54,12 @@ def add_netns(
     :param default: the namespace without the option; "": the caller's.
     """
     end = f" (default: {default})" if default else ""
-    parser.add_argument("--netns", metavar="NS", help=f"{text}: {_SPEC}{end}")
+    _add_once(parser, "--netns", metavar="NS", help=f"{text}: {_SPEC}{end}")
 
 
 def add_pcap(parser: ArgumentParser, text: str) -> None:
     """Declare ``--pcap``."""
-    parser.add_argument("--pcap", metavar="FILE", help=text)
+    _add_once(parser, "--pcap", metavar="FILE", help=text)
 
 
 def check_pcap(options: Namespace) -> None:

@@ -25,6 +25,8 @@ PROGRAMS = {cls.name: cls for cls in programs()}
 NAMES = sorted(PROGRAMS)
 EVERY = ("--interval", "--count", "--no-demo", "--json", "--check", "--verbose")
 each = pytest.mark.parametrize("name", NAMES)
+#: Programs whose -i may be given for each interface.
+SEVERAL_INTERFACES = {"xdp_redirect"}
 
 
 def rows_of(text: str) -> list[dict[str, object]]:
@@ -132,3 +134,20 @@ def test_a_signal_ends_it_cleanly_with_the_last_figures(name: str, tmp_path: Pat
     assert all({"ts", "round"} <= row.keys() for row in rows)
     assert "Traceback" not in said
     assert "internal error" not in said
+
+
+@each
+def test_a_second_interface_namespace_or_capture_is_refused(name: str, tmp_path: Path) -> None:
+    """An option that takes one value does not silently forget the first."""
+    text = run_elsewhere(
+        command(name, "--help"), tmp_path, environ={"PYTHONPATH": str(ROOT)}
+    ).stdout
+    for option in ("-i", "--netns", "--pcap"):
+        if not re.search(rf"(?:^| ){option}[ ,]", text, re.M):
+            continue
+        if option == "-i" and name in SEVERAL_INTERFACES:
+            continue
+        words = command(name, option, "a", option, "b")
+        done = run_elsewhere(words, tmp_path, environ={"PYTHONPATH": str(ROOT)})
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "was given twice" in done.stderr
