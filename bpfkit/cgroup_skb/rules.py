@@ -6,6 +6,7 @@
     192.0.2.0/24        these remote addresses; without a length: this address
     192.0.2.0/24:443    the same, only where the remote port is 443
     2001:db8::/32       IPv6; in brackets where a port follows: [2001:db8::/32]:443
+    ::ffff:192.0.2.1    192.0.2.1: packets of an IPv6 socket to there are IPv4
 
 The longest prefix that holds the address decides; in it a rule of the port goes before one without
 port.  A prefix that has rules of ports only leaves other ports to the next shorter prefix.
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = ["ACTIONS", "ALLOW", "DENY", "REJECT", "Rule", "Table", "parse_rule", "resolve"]
+
+_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
 
 ALLOW, DENY, REJECT = 1, 2, 3  # enum action
 ACTIONS = {ALLOW: "allow", DENY: "deny", REJECT: "reject"}
@@ -79,7 +82,10 @@ def parse_rule(text: str, action: int) -> Rule:
                 f"{text!r} is not PREFIX[:PORT]", why=f"port {port!r} is not 1 to 65535"
             )
         number = int(port)
-    return Rule(action, _masked(address, int(length)), int(length), number)
+    bits = int(length)
+    if address.startswith(_MAPPED) and bits >= 96:
+        address, bits = address[12:], bits - 96  # such packets are IPv4
+    return Rule(action, _masked(address, bits), bits, number)
 
 
 def _split(text: str) -> tuple[str, str | None]:

@@ -86,12 +86,15 @@ def find_option(text: str) -> tuple[int, int]:
     known = _table().get(text.upper())
     if known is not None:
         return known
-    level, colon, number = text.partition(":")
+    level, _, number = text.partition(":")
     try:
-        if colon:
-            return int(level, 0), int(number, 0)
+        option = int(level, 0), int(number, 0)
     except ValueError:
         pass
+    else:
+        if not all(-(1 << 31) <= one < 1 << 31 for one in option):
+            raise InputError(f"no socket option {text}", why="LEVEL and NUMBER have 32 bits")
+        return option
     import difflib
 
     near = difflib.get_close_matches(text.upper(), _table(), n=3, cutoff=0.6)

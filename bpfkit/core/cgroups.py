@@ -96,6 +96,9 @@ class Cgroup(Closing):
         :raises InputError: there is none, or the directory is not one of the v2 hierarchy.
         :raises UnsupportedError: the hierarchy is not mounted.
         """
+        if not path:
+            # Below the root it would name the root: every process of the machine.
+            raise InputError("the name of the cgroup is empty", why="write / for the root")
         root = cgroup_root()
         if not os.path.isdir(path) and os.path.isdir(f"{root}/{path}"):
             path = f"{root}/{path.strip('/')}"

@@ -151,7 +151,11 @@ def _prefix(text: str) -> tuple[int, int, bytes]:
         raise ValueError(why) from None
     if "%" in inside:
         raise ValueError(f"{text!r} names an interface: prefixes hold on all of them")
-    return network.version, network.prefixlen, network.network_address.packed.ljust(16, b"\0")
+    first, length = network.network_address, network.prefixlen
+    mapped = getattr(first, "ipv4_mapped", None)
+    if mapped is not None and length >= 96:
+        first, length = mapped, length - 96  # such packets are IPv4
+    return first.version, length, first.packed.ljust(16, b"\0")
 
 
 def _contains(outer: Rule, family: int, length: int, address: bytes) -> bool:

@@ -182,3 +182,10 @@ def test_a_program_above_that_forbids_others_is_named() -> None:
 def test_own_cgroup_is_what_the_kernel_says() -> None:
     with open(f"{own_cgroup()}/cgroup.procs") as procs:
         assert str(os.getpid()) in procs.read().split()
+
+
+def test_an_empty_name_is_not_the_root() -> None:
+    """``--cgroup "$UNSET"`` would put every process of the machine under the rules."""
+    done = run(PROGRAM, "--cgroup", "", "--", "true")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "the name of the cgroup is empty" in done.stderr

@@ -176,3 +176,10 @@ def test_bad_input_is_named() -> None:
         assert done.returncode == 2, done.stderr
         assert text in done.stderr
         assert len(done.stderr.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("option", ["1:999999999999", "-2147483649:1", "0x100000000:1"])
+def test_an_option_of_more_than_32_bits_is_bad_input(option: str) -> None:
+    done = run("cgroup_sockopt", f"--deny={option}", "--", "true")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert option in done.stderr and "32 bits" in done.stderr

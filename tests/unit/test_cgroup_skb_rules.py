@@ -25,6 +25,9 @@ from bpfkit.core.errors import InputError
         ("[2001:db8::]/32:443", "deny [2001:db8::/32]:443"),
         ("[::1]", "deny ::1/128"),
         ("[::1]:80", "deny [::1/128]:80"),
+        ("::ffff:192.0.2.77/120", "deny 192.0.2.0/24"),  # IPv4 to the packet
+        ("[::ffff:192.0.2.1]:80", "deny 192.0.2.1/32:80"),
+        ("::ffff:0:0/95", "deny ::fffe:0:0/95"),
     ],
 )
 def test_a_rule_is_a_prefix_and_perhaps_a_port(text: str, says: str) -> None:
