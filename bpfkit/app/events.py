@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from time import monotonic, time_ns
+from time import monotonic, time, time_ns
 from time import monotonic_ns as monotonic_ns_now
 
 TYPE_CHECKING = False
@@ -52,8 +52,11 @@ __all__ = ["Channel", "EventQueue", "EventSource", "from_buffer", "unix_seconds"
 #: Events, and seconds, after which the life cycle looks at its clock and its signals again.
 _BATCH = 4096
 _LONGEST = 0.05
-#: Seconds that reading what is left may take at the end; a busy machine never stops.
+#: Seconds after which reading at the end stops at events that are newer than the end; a busy machine
+#: never stops making them.
 _LAST = 1.0
+#: Seconds that reading the events from before the end may take.
+_LAST_OLD = 20.0
 
 
 def unix_seconds(monotonic_ns: int) -> float:
@@ -162,12 +165,14 @@ class Channel:
     :param kept: events that may wait to be shown; further ones are counted as lost.
     :ivar seen: events that were read.
     :ivar waiting: events that were read and not shown yet.
+    :ivar unread: did :meth:`drain` leave events from before its begin?
     """
 
     def __init__(self, source: EventSource, kept: int = 100_000) -> None:
         self.source = source
         self.seen = 0
         self.waiting: deque[Event] = deque()
+        self.unread = False
         self._kept = kept
         self._overflows = 0
         self._stream: Iterator[Event] = iter(())
@@ -207,10 +212,21 @@ class Channel:
         return events
 
     def drain(self) -> Iterator[list[Event]]:
-        """Read and take, batch by batch, until there is nothing more or a second has passed."""
-        deadline = monotonic() + _LAST
-        while (self.read() or self.waiting) and monotonic() < deadline:
-            yield self.take()
+        """Read and take what came before this call, batch by batch.
+
+        Ends when there is nothing more, after a second when a batch has newer events only, or
+        after 20 seconds; :attr:`unread` is true then.
+        """
+        began, end = monotonic(), time()
+        while self.read() or self.waiting:
+            passed = monotonic() - began
+            batch = self.take()
+            yield batch
+            if passed >= _LAST and all(event.time > end for event in batch):
+                return
+            if passed >= _LAST_OLD:
+                self.unread = True
+                return
 
     def wait(self, enough: Callable[[], bool], timeout: float = 2.0) -> bool:
         """Read until ``enough()`` is true; False after ``timeout`` seconds."""

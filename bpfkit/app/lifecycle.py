@@ -306,6 +306,7 @@ class _Waiter:
             for batch in self._app.channel.drain():
                 self._sink.events(self.round, batch)
             self.say_losses()
+            _say_unread(self._app)
 
     def say_losses(self) -> None:
         """Say how many events were lost, if there are more than before."""
@@ -318,6 +319,12 @@ class _Waiter:
         channel = self._app.channel
         if channel is not None and channel.waiting:
             self._sink.events(self.round, channel.take())
+
+
+def _say_unread(app: App) -> None:
+    """Say that the end did not wait for all events, if so."""
+    if app.channel is not None and app.channel.unread:
+        app.note("events are left unread: reading and printing them takes too long")
 
 
 def _open_channel(app: App) -> None:
@@ -400,6 +407,7 @@ def _check(app: App, signals: Signals) -> int:
             sink.events(0, batch)
         if app.channel.lost:
             sink.lost(0, app.channel.lost)
+        _say_unread(app)
     sink.round(0, rows)
     return conclude(app, verdicts)
 

@@ -58,6 +58,10 @@ class Stream(App):
                 return [Event("byte", 1.0, {"value": value}) for value in data]
             return EventSource(read, [reader])
         if WHAT == "unannounced":
+            return EventSource(lambda: [Event("tick", time.time(), {})], [])
+        if WHAT == "endless":
+            import bpfkit.app.events
+            bpfkit.app.events._LAST_OLD = 0.2
             return EventSource(lambda: [Event("tick", 1.0, {})], [])
         return self.queue
 
@@ -207,10 +211,40 @@ def test_what_is_kept_is_limited_and_the_rest_is_lost() -> None:
 
 def test_draining_ends_though_events_never_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bpfkit.app.events._LAST", 0.1)
-    channel = Channel(EventSource(lambda: [event(0)]))
+    channel = Channel(EventSource(lambda: [Event("open", time.time() + 1, {})]))
     began = time.monotonic()
     assert list(channel.drain())
     assert time.monotonic() - began < 5
+    assert not channel.unread, "all of them are newer than the end"
+
+
+def test_draining_reads_all_that_happened_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slower than what a second reads: events from before the end have more time."""
+    monkeypatch.setattr("bpfkit.app.events._LAST", 0.1)
+    left = iter([event(n) for n in range(2000)])
+    newer = Event("open", time.time() + 1000, {"pid": -1})
+
+    def read() -> Iterator[Event]:
+        for old in left:
+            time.sleep(0.0005)
+            yield old
+        yield newer
+
+    channel = Channel(EventSource(read))
+    found = [n for batch in channel.drain() for n in numbers(batch)]
+    assert found[:2000] == list(range(2000)) and not channel.unread
+
+
+def test_what_draining_leaves_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bpfkit.app.events._LAST", 0.1)
+    monkeypatch.setattr("bpfkit.app.events._LAST_OLD", 0.2)
+    channel = Channel(EventSource(lambda: [event(0)]))
+    assert list(channel.drain()) and channel.unread
+
+
+def test_the_end_says_that_events_are_left(program: Path) -> None:
+    done = run(program, "-c", "1", "-t", "0.1", "--no-demo", what="endless")
+    assert done.returncode == 0 and "events are left unread" in done.stderr
 
 
 def test_a_ring_buffer_has_one_descriptor_and_the_program_counts_the_losses() -> None:
