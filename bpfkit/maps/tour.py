@@ -53,6 +53,9 @@ FAMILIES = (
 #: A packet for BPF_PROG_TEST_RUN: the shortest Ethernet frame, of no protocol.
 PACKET = bytes(12) + b"\x88\xb5" + bytes(46)
 
+#: Names that Python does not have, or has otherwise.
+_ERRNOS = {524: "ENOTSUPP", errno.EOPNOTSUPP: "EOPNOTSUPP"}
+
 _stops: dict[str, tuple[str, Stop]] = {}
 
 
@@ -91,7 +94,9 @@ def failure(function: Callable[..., object], *args: Any) -> str:
 
 def errno_name(number: int) -> str:
     """``E2BIG`` for 7 and for -7; "" for 0."""
-    return "ENOTSUPP" if abs(number) == 524 else errno.errorcode.get(abs(number), "")
+    if abs(number) in _ERRNOS:
+        return _ERRNOS[abs(number)]
+    return errno.errorcode.get(abs(number), "")
 
 
 class Result:
@@ -214,7 +219,7 @@ class Side:
         """Run a program without a new request."""
         program = self.programs[name]
         if program.type_name == "BPF_PROG_TYPE_RAW_TRACEPOINT":
-            return program.run(ctx=bytes(16))
+            return program.run(repeat=0)  # this type takes neither packet nor repetition
         return program.run(PACKET, repeat)
 
     def error(self, name: str, key: bytes | int = b"", value: int = 0, flags: int = 0) -> str:
