@@ -276,6 +276,8 @@ class Tour:
             trial.check(False, f"{error.what}: {error.why}")
         except OSError as error:
             trial.check(False, f"an error: {errno_text(error.errno or 0)}")
+        except LookupError as error:
+            trial.check(False, f"no element {error}, of those that must be there")
         finally:
             trial.close()
         return result
