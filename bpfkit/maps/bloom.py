@@ -49,7 +49,8 @@ def bloom_filter(t: Trial) -> None:
 def _measure(t: Trial, hashes: int) -> None:
     """False positives of values that were not added, within five standard deviations."""
     m = t.map(0, 8, VALUES, map_extra=hashes)
-    m.update(range(VALUES))
+    for number in range(VALUES):
+        m.add(number)  # type: ignore[attr-defined]
     wrong = sum(number in m for number in range(1 << 32, (1 << 32) + PROBES))
     expected = rate(VALUES, hashes, bits(VALUES, hashes))
     deviation = sqrt(PROBES * expected * (1 - expected))

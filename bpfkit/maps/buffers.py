@@ -187,6 +187,7 @@ def _drainer(source: int, out: int) -> Program:
     A callback needs a function of its own with BTF, which BCC's loader does not make.
     """
     from bpfkit.core.kernel.asm import (
+        add,
         assemble,
         call,
         exit_,
@@ -201,7 +202,6 @@ def _drainer(source: int, out: int) -> Program:
         r4,
         r5,
         r10,
-        add,
     )
     from bpfkit.core.kernel.sections import Section
     from bpfkit.core.program import Program
@@ -253,4 +253,3 @@ def _drainer(source: int, out: int) -> Program:
     finally:
         os.close(btf_fd)
     return Program("drain", Section("tc", 3, 0, 0), fd)
-

@@ -83,7 +83,7 @@ def _memory(t: Trial) -> None:
     grown = read_fdinfo(t.map(entries=entries, flags=_NO_PREALLOC).fd)
     taken, lazy = int(whole["memlock"]), int(grown["memlock"])
     t.check(
-        taken > entries * 16 and lazy < taken or lazy == taken,
+        (taken > entries * 16 and lazy < taken) or lazy == taken,
         f"{entries} elements take {taken >> 10} KiB at once, {lazy >> 10} KiB with NO_PREALLOC",
     )
 

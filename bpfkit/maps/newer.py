@@ -151,7 +151,7 @@ def insn_array(t: Trial) -> None:
     t.equal([entry[0] for entry in entries], slots, "Python reads back the original offsets")
     jitted = [entry[2] for entry in entries]
     t.check(
-        not program.jited or jitted == sorted(jitted, reverse=True) and len(set(jitted)) == 3,
+        not program.jited or (jitted == sorted(jitted, reverse=True) and len(set(jitted)) == 3),
         f"and where the kernel put them: instructions {[e[1] for e in entries]}, "
         f"bytes of machine code {jitted}",
     )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m bpfkit.maps: every map type, created, used from a program and from Python, and checked.
 
-The C side is bpf_c/misc/maps.bpf.c; what C of clang 14 cannot say is assembled in the stops.  Rows:
-``type``, ``status`` (``verified``, ``unsupported``, ``failed``), ``why``, ``for``, ``checks`` (texts
-of what was verified) and ``failed`` (texts of what was not).
+The C side is bpf_c/misc/maps.bpf.c; what C of clang 14 cannot say is assembled in the stops.
+Rows: ``type``, ``status`` (``verified``, ``unsupported``, ``failed``), ``why``, ``for``, ``checks``
+(texts of what was verified) and ``failed`` (texts of what was not).
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from bpfkit.core.kernel import syscall as sc
 from bpfkit.maps.keyed import key
 from bpfkit.maps.tour import PACKET, Trial, failure, stop
 
-
 ENTRIES = 4
 _REUSE_STACKID = 1 << 10
 
@@ -96,9 +95,7 @@ def hash_of_maps(t: Trial) -> None:
     template = t.map(4, 8, 1, type="array")
     m = t.map(4, 4, 1, inner=template)
     m[1] = template
-    t.equal(
-        failure(sc.map_update, m.fd, key(2), pack("=i", template.fd)), "E2BIG", "full: E2BIG"
-    )
+    t.equal(failure(sc.map_update, m.fd, key(2), pack("=i", template.fd)), "E2BIG", "full: E2BIG")
 
 
 @stop("cgroup_array", "cgroups to ask about")
@@ -147,9 +144,7 @@ def stack_trace(t: Trial) -> None:
     t.check(skipped != first, "without the innermost frame: another id")
     t.equal(failure(sc.map_update, m.fd, key(1), bytes(8 * depth)), "EINVAL", "Python adds none")
     del m[first]
-    t.equal(
-        failure(sc.map_lookup, m.fd, key(first), 8 * depth), "ENOENT", "deleted: ENOENT"
-    )
+    t.equal(failure(sc.map_lookup, m.fd, key(first), 8 * depth), "ENOENT", "deleted: ENOENT")
     _collision(t, depth)
 
 

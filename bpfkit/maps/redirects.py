@@ -5,8 +5,10 @@
 
     client eth0 ── veth ── eth0 server: XDP, redirect by the map's element
                                   │
-                                  ├── DEVMAP: out of another device    ├── XSKMAP: to an AF_XDP socket
-                                  └── CPUMAP: up the stack on a CPU    └── no element: up the stack
+                                  ├── DEVMAP: out of another device
+                                  ├── CPUMAP: up the stack on a CPU
+                                  ├── XSKMAP: to an AF_XDP socket
+                                  └── no element: up the stack
 """
 
 from __future__ import annotations
@@ -128,9 +130,7 @@ def devmap_hash(t: Trial) -> None:
         index = pack("=I", t.tour.lab().interface("server:eth1").index)
         m[7] = t.tour.lab().interface("server:eth1").index
         t.equal(failure(sc.map_update, m.fd, key(8), index), "E2BIG", "full: E2BIG")
-        t.equal(
-            failure(sc.map_update, m.fd, key(7), index, 1), "EEXIST", "BPF_NOEXIST: EEXIST"
-        )
+        t.equal(failure(sc.map_update, m.fd, key(7), index, 1), "EEXIST", "BPF_NOEXIST: EEXIST")
 
 
 @stop("cpumap", "CPUs that run the stack for XDP")
@@ -169,14 +169,14 @@ def _kthread(cpu: int, map_id: int) -> bool:
     """Whether the thread is there: ``cpumap/1/map:23``, of which 15 bytes are the name."""
     import os
 
-    wanted = f"cpumap/{cpu}/map:{map_id}"[:15]
+    wanted = f"cpumap/{cpu}/map:{map_id}"[:15].encode()
     deadline = monotonic() + _WAIT_S
     while monotonic() < deadline:
         for pid in os.listdir("/proc"):
             if not pid.isdigit():
                 continue
             try:
-                with open(f"/proc/{pid}/comm") as file:
+                with open(f"/proc/{pid}/comm", "rb") as file:
                     if file.read().startswith(wanted):
                         return True
             except OSError:

@@ -93,9 +93,7 @@ def sk_storage(t: Trial) -> None:
     _same_rules(t, m, sock.fileno(), other.fileno())
     number = sock.fileno()
     sock.close()
-    t.equal(
-        failure(sc.map_lookup, m.fd, pack("=i", number), 8), "EBADF", "gone with its socket"
-    )
+    t.equal(failure(sc.map_lookup, m.fd, pack("=i", number), 8), "EBADF", "gone with its socket")
     _vanish(t, m)
 
 

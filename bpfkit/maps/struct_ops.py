@@ -8,6 +8,11 @@ import socket
 from bpfkit.core.errors import BpfkitError
 from bpfkit.maps.tour import SOURCE, Trial, failure, stop
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bpfkit.core.maps.base import Map
+    from bpfkit.core.program import Program
+
 _MEMBERS = ("ssthresh", "cong_avoid", "undo_cwnd")
 NAME = "bpfkit_tour"
 
@@ -25,7 +30,6 @@ def _choose(sock: socket.socket) -> None:
 @stop("struct_ops", "kernel functions made of programs")
 def struct_ops(t: Trial) -> None:
     from bpfkit.core.object import load
-    from bpfkit.core.program import Program
 
     loaded = t.keep(load(SOURCE, programs=_MEMBERS, cache=t.tour.cache))
     before = socket.socket()
@@ -45,13 +49,11 @@ def struct_ops(t: Trial) -> None:
     after = socket.socket()
     t.equal(failure(_choose, after), "ENOENT", "and sockets cannot choose it: ENOENT")
     after.close()
-    lacking = [loaded.programs[name] for name in _MEMBERS[:2]]
-    _incomplete(t, lacking)
-    assert all(isinstance(program, Program) for program in lacking)
+    _incomplete(t, [loaded.programs[name] for name in _MEMBERS[:2]])
 
 
-def _transfer(t: Trial, requests: object) -> None:
-    """A megabyte through a connection that chose it: the kernel calls the program for ACKs."""
+def _transfer(t: Trial, requests: Map) -> None:
+    """Bytes through a connection that chose it: the kernel calls the program for ACKs."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = t.keep(socket.socket())
         _choose(client)
@@ -60,23 +62,23 @@ def _transfer(t: Trial, requests: object) -> None:
     chosen = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
     t.equal(chosen.decode(), NAME, "a socket chooses it and getsockopt says so")
     received = 0
-    for _ in range(16):
+    for number in range(1, 17):
         client.sendall(bytes(1 << 14))
-        while received < (1 << 14) * (_ + 1):
+        while received < number << 14:
             received += len(server.recv(1 << 16))
     t.equal(received, 16 << 14, f"{16 << 14} bytes arrive over that connection")
-    calls = int(requests[0].sent)  # type: ignore[index]
+    calls = int(requests[0].sent)
     t.check(calls > 0, f"the kernel called cong_avoid {calls} times, once for ACKs")
     server.close()
     client.close()
 
 
-def _incomplete(t: Trial, programs: list[object]) -> None:
+def _incomplete(t: Trial, programs: list[Program]) -> None:
     """A table that lacks a function that every congestion control must have."""
     from bpfkit.core.attach.struct_ops import attach
 
     try:
-        attach(programs, "tcp_congestion_ops", {"name": "bpfkit_part"}).close()  # type: ignore[arg-type]
+        attach(programs, "tcp_congestion_ops", {"name": "bpfkit_part"}).close()
         refused = "registered"
     except BpfkitError as error:
         refused = "EINVAL" if "EINVAL" in str(error) else str(error)

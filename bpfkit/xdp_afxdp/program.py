@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
+    from bpfkit.net.sockets.xsk import XskSocket
     from bpfkit.net.traffic.ping import PingReport
     from bpfkit.show.rows import Row, Verdict
-    from bpfkit.net.sockets.xsk import XskSocket
 
 DEMO = ("10.77.0.55", "fd77::55")
 #: The other end's addresses, IPv4 and IPv6.
