@@ -56,6 +56,7 @@ class MapGuide(NamedTuple):
     :ivar entries: what max_entries means, and what is to know about flags.
     :ivar operations: what user space can do with it.
     :ivar handled_by: the class of :mod:`bpfkit.core.maps` for that.
+    :ivar example: the program here that shows the type and checks it at its edges.
     """
 
     since: str
@@ -65,6 +66,7 @@ class MapGuide(NamedTuple):
     entries: str
     operations: str
     handled_by: str
+    example: str = "maps"
 
 
 def _progs(*names: str) -> tuple[str, ...]:

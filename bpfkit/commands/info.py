@@ -293,6 +293,7 @@ def _map_text(row: dict[str, Any]) -> list[str]:
                 ("user space", row["operations"]),
                 ("since", f"Linux {row['since']}"),
                 ("in bpfkit", f"bpfkit.core.maps.{row['handled_by']}"),
+                ("example", f"python -m bpfkit.{row['example']} --type {row['name']}"),
             ]
         ),
     ]

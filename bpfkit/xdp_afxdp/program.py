@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program
+    from bpfkit.net.sockets.xsk import XskSocket
     from bpfkit.net.traffic.ping import PingReport
     from bpfkit.show.rows import Row, Verdict
-    from bpfkit.xdp_afxdp.xsk import XskSocket
 
 DEMO = ("10.77.0.55", "fd77::55")
 #: The other end's addresses, IPv4 and IPv6.
@@ -73,7 +73,7 @@ class XdpAfxdp(XdpApp):
             mapped = address if len(address) == 16 else bytes(10) + b"\xff\xff" + address
             loaded["addresses"][mapped] = 1
         if self.options.pcap is not None:
-            from bpfkit.xdp_afxdp.xsk import bare_socket
+            from bpfkit.net.sockets.xsk import bare_socket
 
             # Without a socket at its queue every frame would go to the kernel.
             loaded["sockets"][0] = self.keep(bare_socket("cannot judge a capture"))
@@ -89,7 +89,7 @@ class XdpAfxdp(XdpApp):
         from threading import Thread
 
         from bpfkit.app.watch import DeviceWatch
-        from bpfkit.xdp_afxdp.xsk import XskSocket, queues
+        from bpfkit.net.sockets.xsk import XskSocket, queues
 
         bind = self.options.bind
         if self.options.mode == "generic" and bind == "auto":

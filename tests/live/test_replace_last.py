@@ -14,8 +14,8 @@ from running import on_server
 from bpfkit.app.xdp import XdpApp
 from bpfkit.core.errors import BpfkitError
 from bpfkit.net.links.lab import Lab, pair_lab
+from bpfkit.net.sockets.xsk import XskSocket
 from bpfkit.net.traffic.ping import ping
-from bpfkit.xdp_afxdp.xsk import XskSocket
 
 
 @pytest.fixture
