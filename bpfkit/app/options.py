@@ -8,7 +8,7 @@ from argparse import ArgumentParser, ArgumentTypeError, HelpFormatter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     from bpfkit.app.base import App
 
@@ -49,6 +49,21 @@ class Parser(ArgumentParser):
 
     ``prog`` is ``python -m bpfkit.NAME``, for a subcommand with its name behind.
     """
+
+    #: Are the words behind ``--`` a command, which becomes ``options.command``, and those before
+    #: it something else?
+    command_behind_dashes = False
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        command: list[str] = []
+        if self.command_behind_dashes and "--" in words:
+            at = words.index("--")
+            words, command = words[:at], words[at + 1 :]
+        options = super().parse_args(words, namespace)
+        if command:
+            options.command = command
+        return options
 
     def error(self, message: str) -> NoReturn:
         name = self.prog.partition("bpfkit.")[2].partition(" ")[0]

@@ -46,6 +46,8 @@ class TraceApp(App):
     demo_rounds = 2
     demo_in_background = False
     has_live_view = False
+    #: Do words of the command line name what is traced?  A command then needs ``--`` before it.
+    takes_targets = False
 
     #: The cgroup of the demo, of the command or of ``--cgroup``; None: others are traced.
     group: Cgroup | None = None
@@ -61,7 +63,11 @@ class TraceApp(App):
         add(
             "--cgroup", metavar="PATH", help="trace the processes of this cgroup and those below it"
         )
-        add_command(parser, "run this command, trace it and its children, and end with it")
+        if cls.takes_targets:
+            parser.set_defaults(command=[], interval=None)
+            parser.command_behind_dashes = True  # type: ignore[attr-defined]
+        else:
+            add_command(parser, "run this command, trace it and its children, and end with it")
 
     def check_options(self) -> None:
         options = self.options

@@ -35,15 +35,19 @@ class Symbol:
     :ivar value: virtual address.
     :ivar size: bytes.
     :ivar offset: in the file.
+    :ivar is_indirect: an IFUNC: the function that chooses the one that is called.
     """
 
-    __slots__ = ("name", "offset", "size", "value")
+    __slots__ = ("is_indirect", "name", "offset", "size", "value")
 
-    def __init__(self, name: str, value: int, size: int, offset: int) -> None:
+    def __init__(
+        self, name: str, value: int, size: int, offset: int, is_indirect: bool = False
+    ) -> None:
         self.name = name
         self.value = value
         self.size = size
         self.offset = offset
+        self.is_indirect = is_indirect
 
     def __repr__(self) -> str:
         return f"<Symbol {self.name} {self.value:#x}>"
@@ -135,7 +139,7 @@ class Elf:
                 except InputError:
                     continue
                 text = self._text(strings + name).partition("@")[0]
-                yield Symbol(text, value, length, place)
+                yield Symbol(text, value, length, place, info & 15 == _IFUNC)
 
     def function(self, name: str) -> Symbol:
         """A function by its name.
