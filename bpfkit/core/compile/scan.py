@@ -20,6 +20,8 @@ __all__ = ["Scan", "definitions", "directives", "flatten", "mask", "named", "sca
 
 #: What a problem with a pinned map is filed under.
 PINNED = "pinned map"
+#: Name of the problem of a LOAD_CONST whose default is an expression.
+EXPRESSION = "expression"
 LIBBPF_MAP = "libbpf's map syntax is not understood by BCC"
 LIBBPF_MAP_HINT = (
     "Declare it as BPF_HASH(name, key, value, size) …, or BPFKIT_MAP of bpfkit/maps.h."
@@ -247,15 +249,16 @@ def _closing(code: str, at: int) -> int:
 def _const(source: Source, result: Scan, index: int, text: str, match: re.Match[str]) -> None:
     line = _line(text, match.start())
 
-    def problem(what: str) -> None:
-        result.problems.append(("", source.error(index, line, what)))
+    def problem(what: str, name: str = "") -> None:
+        result.problems.append((name, source.error(index, line, what)))
 
     parts = [part.strip() for part in match.group(1).split(",")]
     if len(parts) != 3 or not parts[0].isdigit() or not _WORD.fullmatch(parts[1]):
         return problem("LOAD_CONST takes (index, name, default)")
     value = _INTEGER.fullmatch(parts[2])
     if value is None:
-        return problem(f"the default of LOAD_CONST {parts[1]} is not a number")
+        # To the compiler it is one; only a compiler that tells nothing of it needs the text.
+        return problem(f"the default of LOAD_CONST {parts[1]} is not a number", EXPRESSION)
     digits = value.group(2)
     number = int(digits, 8 if digits.isdigit() and digits[0] == "0" else 0)
     number = -number if value.group(1) else number

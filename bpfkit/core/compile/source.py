@@ -179,9 +179,12 @@ class Source:
 
         :raises CompileError: for a ``SEC()`` that belongs to no function, or libbpf map syntax.
         """
+        from bpfkit.core.compile.scan import EXPRESSION
+
         scan = self.scanned()
-        if scan.problems:
-            raise scan.problems[0][1]
+        for name, problem in scan.problems:
+            if name != EXPRESSION:
+                raise problem
         return scan.sections
 
     @property
