@@ -197,9 +197,9 @@ class CgroupDevice(CgroupApp):
                 {**self.device_fields(device), "allowed": count.allowed, "denied": count.denied}
             )
         # What was counted for the whole cgroup and not for a device: the table was full.
-        total = self.object["total"][self.group.id]
+        total = self.object["total"].get(self.group.id)  # None: the cgroup was removed
         rest = {
-            name: getattr(total, name) - sum(row[name] for row in rows) for name in self.counters
+            name: getattr(total, name, 0) - sum(row[name] for row in rows) for name in self.counters
         }
         if len(rows) >= self.object["accesses"].max_entries and any(rest.values()):
             rows.append({"type": None, "major": None, "minor": None, "path": None, **rest})

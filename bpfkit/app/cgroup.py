@@ -16,7 +16,7 @@ it, for good.
 from __future__ import annotations
 
 from bpfkit.app.base import App
-from bpfkit.core.errors import UsageError
+from bpfkit.core.errors import BpfkitError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,6 +93,11 @@ class CgroupApp(App):
     def attach(self, program: Program, attach_type: int | None = None) -> Link:
         """Attach ``program`` to the cgroup until the end."""
         return self.keep(program.attach_cgroup(self.group.path, attach_type=attach_type))
+
+    def check_target(self) -> None:
+        if self.group.is_removed():
+            raise BpfkitError(f"the cgroup {self.group.path} was removed, and the program with it")
+        super().check_target()
 
     def wants_demo(self) -> bool:
         return super().wants_demo() and self.options.cgroup is None and not self.options.command
