@@ -196,6 +196,7 @@ class CgroupSock(CgroupApp):
     def prepare(self, loaded: Object) -> None:
         for number in self.families:
             loaded["families"][number] = 1
+        self.check_room(loaded["kinds"], set(self.kinds), "types of sockets")
         for kind in self.kinds:
             loaded["kinds"][kind] = 1
         if self.ports:

@@ -23,6 +23,10 @@ from bpfkit.core.errors import InputError
 from bpfkit.core.kernel import syscall
 
 PROGRAM = "cgroup_device"
+#: One more than cgroup_sysctl takes values for.
+PARAMETERS = [str(path) for path in sorted(Path("/proc/sys/net").rglob("*")) if path.is_file()][
+    :257
+]
 
 
 def cgroups() -> set[str]:
@@ -221,3 +225,22 @@ def test_a_cgroup_that_is_removed_ends_the_program_and_says_so(again: bool) -> N
     assert said.splitlines() == [
         f"{PROGRAM}: the cgroup {path} was removed, and the program with it"
     ]
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "says"),
+    [
+        ("cgroup_sockopt", [f"--deny=1000:{n}" for n in range(257)], "257 options with rules"),
+        (
+            "cgroup_sock",
+            [f"--deny-type=raw/{n}" for n in range(1, 256)]
+            + ["--deny-type=raw", "--deny-type=/udp"],
+            "257 types of sockets",
+        ),
+        ("cgroup_sysctl", [f"--set={name}=1" for name in PARAMETERS], "257 parameters with values"),
+    ],
+)
+def test_rules_beyond_the_map_are_bad_input(program: str, words: list[str], says: str) -> None:
+    done = run(program, *words, "--", "true")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert says in done.stderr
