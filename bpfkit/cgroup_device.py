@@ -83,10 +83,12 @@ def parse_rule(text: str) -> tuple[tuple[int, int, int], int]:
         kind, _, numbers = path.partition(" ")
         number = {name: value for value, name in TYPES.items()}[kind]
         try:
-            major, minor = (
-                ANY if word.strip() == "*" else int(word) for word in numbers.split(":")
-            )
-            if not all(0 <= word <= ANY for word in (major, minor)):
+            words = [word.strip() for word in numbers.split(":")]
+            # int() takes 1_0 and the digits of other scripts.
+            if not all(word == "*" or (word.isascii() and word.isdigit()) for word in words):
+                raise ValueError
+            major, minor = (ANY if word == "*" else int(word) for word in words)
+            if max(major, minor) > ANY:
                 raise ValueError
         except ValueError:
             raise InputError(
