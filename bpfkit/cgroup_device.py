@@ -83,10 +83,12 @@ def parse_rule(text: str) -> tuple[tuple[int, int, int], int]:
         kind, _, numbers = path.partition(" ")
         number = {name: value for value, name in TYPES.items()}[kind]
         try:
-            major, minor = (
-                ANY if word.strip() == "*" else int(word) for word in numbers.split(":")
-            )
-            if not all(0 <= word <= ANY for word in (major, minor)):
+            words = [word.strip() for word in numbers.split(":")]
+            # int() takes 1_0 and the digits of other scripts.
+            if not all(word == "*" or (word.isascii() and word.isdigit()) for word in words):
+                raise ValueError
+            major, minor = (ANY if word == "*" else int(word) for word in words)
+            if max(major, minor) > ANY:
                 raise ValueError
         except ValueError:
             raise InputError(
@@ -197,9 +199,9 @@ class CgroupDevice(CgroupApp):
                 {**self.device_fields(device), "allowed": count.allowed, "denied": count.denied}
             )
         # What was counted for the whole cgroup and not for a device: the table was full.
-        total = self.object["total"][self.group.id]
+        total = self.object["total"].get(self.group.id)  # None: the cgroup was removed
         rest = {
-            name: getattr(total, name) - sum(row[name] for row in rows) for name in self.counters
+            name: getattr(total, name, 0) - sum(row[name] for row in rows) for name in self.counters
         }
         if len(rows) >= self.object["accesses"].max_entries and any(rest.values()):
             rows.append({"type": None, "major": None, "minor": None, "path": None, **rest})

@@ -119,10 +119,9 @@ def port_range(text: str) -> range:
     :raises InputError: it is neither.
     """
     first, dash, last = text.partition("-")
-    try:
-        low, high = int(first), int(last if dash else first)
-    except ValueError:
-        low, high = 1, 0
+    words = first, last if dash else first
+    # int() takes 5_201, blanks and the digits of other scripts.
+    low, high = map(int, words) if all(w.isascii() and w.isdigit() for w in words) else (1, 0)
     if not 0 < low <= high < _PORTS:
         raise InputError(f"{text!r} is not a port", why="write PORT or FIRST-LAST, 1 to 65535")
     return range(low, high + 1)
@@ -188,6 +187,7 @@ class CgroupSock(CgroupApp):
     def prepare(self, loaded: Object) -> None:
         for number in self.families:
             loaded["families"][number] = 1
+        self.check_room(loaded["kinds"], set(self.kinds), "types of sockets")
         for kind in self.kinds:
             loaded["kinds"][kind] = 1
         if self.ports:

@@ -172,6 +172,8 @@ class CgroupSysctl(CgroupApp):
         def padded(data: bytes, size: int) -> bytes:
             return data.ljust(size, b"\0")
 
+        self.check_room(loaded["rules"], self.rules, "parameters with rules")
+        self.check_room(loaded["sets"], self.values, "parameters with values")
         for name, data in self.values.items():
             value = len(data).to_bytes(4, "little") + data.ljust(VALUE_LEN, b"\n")
             loaded["sets"].update_raw(padded(os.fsencode(name), NAME_LEN), value)

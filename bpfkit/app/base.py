@@ -285,7 +285,12 @@ class App:
         """The live view's columns of text, left of the counters: title -> text."""
         from bpfkit.show.text import cell
 
-        return {field: cell(row[field]) for field in row if field not in self.counters}
+        # Not figures but names (a pid, a port): without blanks between thousands.
+        return {
+            field: str(value) if type(value) is int else cell(value)
+            for field, value in row.items()
+            if field not in self.counters
+        }
 
     def title(self, round_: int) -> str:
         """First line of the live view."""

@@ -17,18 +17,19 @@ from __future__ import annotations
 
 from bpfkit.app.base import App
 from bpfkit.app.command import set_interval
-from bpfkit.core.errors import BpfkitError, UsageError
+from bpfkit.core.errors import BpfkitError, InputError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
-    from collections.abc import Sequence
+    from collections.abc import Sequence, Sized
     from subprocess import CompletedProcess
     from typing import Any
 
     from bpfkit.app.signals import Signals
     from bpfkit.core.attach.link import Link
     from bpfkit.core.cgroups import Cgroup
+    from bpfkit.core.maps.base import Map
     from bpfkit.core.program import Program
 
 __all__ = ["CgroupApp"]
@@ -95,6 +96,23 @@ class CgroupApp(App):
     def attach(self, program: Program, attach_type: int | None = None) -> Link:
         """Attach ``program`` to the cgroup until the end."""
         return self.keep(program.attach_cgroup(self.group.path, attach_type=attach_type))
+
+    @staticmethod
+    def check_room(table: Map, entries: Sized, what: str) -> None:
+        """See that the options say no more than the map can hold.
+
+        :param what: the entries, for people.
+        :raises InputError: they do.
+        """
+        if len(entries) > table.max_entries:
+            raise InputError(
+                f"{len(entries)} {what}", why=f"up to {table.max_entries} are possible"
+            )
+
+    def check_target(self) -> None:
+        if self.group.is_removed():
+            raise BpfkitError(f"the cgroup {self.group.path} was removed, and the program with it")
+        super().check_target()
 
     def wants_demo(self) -> bool:
         return super().wants_demo() and self.options.cgroup is None and not self.options.command

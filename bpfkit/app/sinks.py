@@ -173,7 +173,11 @@ class LiveSink(Sink):
         return rates
 
     def _frame_of(self, rows: list[Row], rates: dict[int, list[float]], round_: int) -> Frame:
-        """The table of a round: the columns of text, then each counter and its rate."""
+        """The table of a round: the columns of text, then each counter and its rate.
+
+        Where the window has no room for the rates, they are left out: they are what can be missed,
+        and the text says what a row is about.
+        """
         from bpfkit.show.live import Frame
         from bpfkit.show.text import cell, human
 
@@ -194,6 +198,13 @@ class LiveSink(Sink):
         right = [False] * len(titles) + [True] * (2 * len(app.counters))
         for field in app.counters:
             titles += [field, f"{_SHORT.get(field, field)}/s"]
+        lines = [titles, *body]
+        width = sum(max(map(len, column)) + 2 for column in zip(*lines, strict=True)) - 2
+        if width > self.view.room()[0]:
+            words = len(titles) - 2 * len(app.counters)
+            lines = [[*line[:words], *line[words::2]] for line in lines]
+            right = right[: words + len(app.counters)]
+            titles, *body = lines
         return Frame(app.title(round_), titles, body, right=right, notes=app.notes(rows))
 
 

@@ -130,6 +130,10 @@ class CgroupSkb(CgroupApp):
     def prepare(self, loaded: Object) -> None:
         for number in range(1, _ROWS):
             loaded["free_slots"].push(number)
+        for size, table in ((4, loaded["prefixes4"]), (16, loaded["prefixes6"])):
+            mine = [address for address, _ in self._table.prefixes if len(address) == size]
+            self.check_room(table, mine, "prefixes with rules")
+        self.check_room(loaded["ports"], self._table.ports, "ports of prefixes with rules")
         for (address, length), (action, group) in self._table.prefixes.items():
             key = length.to_bytes(4, _BYTE_ORDER) + address
             value = action.to_bytes(4, _BYTE_ORDER) + group.to_bytes(4, _BYTE_ORDER)

@@ -133,6 +133,7 @@ class CgroupSockopt(CgroupApp):
         self.rules[option] = self.rules.get(option, 0) | flag
 
     def prepare(self, loaded: Object) -> None:
+        self.check_room(loaded["rules"], self.rules, "options with rules")
         for option, flags in self.rules.items():
             loaded["rules"][option] = flags
         for option, data in self.values.items():

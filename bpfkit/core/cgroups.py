@@ -150,6 +150,13 @@ class Cgroup(Closing):
         """Whether bpfkit made it."""
         return self._record is not None
 
+    def is_removed(self) -> bool:
+        """Whether somebody has removed it; another one may have its path by now."""
+        try:
+            return os.stat(self.path).st_ino != self.id
+        except OSError:
+            return True
+
     def pids(self) -> list[int]:
         """The processes in it, not those of cgroups below."""
         return _pids(self.path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import time
@@ -22,6 +23,10 @@ from bpfkit.core.errors import InputError
 from bpfkit.core.kernel import syscall
 
 PROGRAM = "cgroup_device"
+#: One more than cgroup_sysctl takes values for.
+PARAMETERS = [str(path) for path in sorted(Path("/proc/sys/net").rglob("*")) if path.is_file()][
+    :257
+]
 
 
 def cgroups() -> set[str]:
@@ -189,3 +194,53 @@ def test_an_empty_name_is_not_the_root() -> None:
     done = run(PROGRAM, "--cgroup", "", "--", "true")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "the name of the cgroup is empty" in done.stderr
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_cgroup_that_is_removed_ends_the_program_and_says_so(again: bool) -> None:
+    path = Path(own_cgroup()) / f"removed-{os.getpid()}"
+    path.mkdir()
+    process = subprocess.Popen(
+        command(PROGRAM, "--json", "--cgroup", str(path)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        with Cgroup.open(str(path)) as group:
+            deadline = time.monotonic() + 20
+            while not select.select([process.stdout], [], [], 0.2)[0]:
+                assert time.monotonic() < deadline
+                group.run(["sh", "-c", ": </dev/null"])
+        path.rmdir()
+        if again:
+            path.mkdir()  # another cgroup, which the program is not attached to
+        said = process.communicate(timeout=20)[1]
+    finally:
+        process.kill()
+        if path.exists():
+            path.rmdir()
+    assert process.returncode == 1
+    assert said.splitlines() == [
+        f"{PROGRAM}: the cgroup {path} was removed, and the program with it"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "says"),
+    [
+        ("cgroup_sockopt", [f"--deny=1000:{n}" for n in range(257)], "257 options with rules"),
+        (
+            "cgroup_sock",
+            [f"--deny-type=raw/{n}" for n in range(1, 256)]
+            + ["--deny-type=raw", "--deny-type=/udp"],
+            "257 types of sockets",
+        ),
+        ("cgroup_sysctl", [f"--set={name}=1" for name in PARAMETERS], "257 parameters with values"),
+    ],
+)
+def test_rules_beyond_the_map_are_bad_input(program: str, words: list[str], says: str) -> None:
+    done = run(program, *words, "--", "true")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert says in done.stderr
