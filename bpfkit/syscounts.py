@@ -76,7 +76,7 @@ class SysCounts(TraceApp):
 
     def demo(self) -> None:
         """dd copies 1000 blocks of a byte."""
-        if not self.copied and not self.options.check:
+        if self.is_first_demo():
             self.note(f"dd copies {BLOCKS} blocks: {BLOCKS} read(2) and {BLOCKS} write(2) at least")
         words = ["dd", "if=/dev/zero", "of=/dev/null", "bs=1", f"count={BLOCKS}"]
         self.copied.append(self.run_traced(words).stderr)

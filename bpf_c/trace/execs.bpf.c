@@ -65,7 +65,7 @@ struct buffer {
 
 BPF_HASH(failing, u32, struct failing, 4096);
 BPF_PERCPU_ARRAY(scratch, struct buffer, 1);
-BPF_RINGBUF_OUTPUT(pieces, 512);
+BPF_RINGBUF_OUTPUT(pieces, 1024);
 EVENT_TYPE(pieces, struct piece);
 BPF_ARRAY(lost, u64, 2);
 

@@ -73,7 +73,7 @@ struct attempt {
 
 BPF_HASH(calls, u32, struct call, 8192);
 BPF_HASH(connecting, u64, struct attempt, 16384);
-BPF_RINGBUF_OUTPUT(attempts, 64);
+BPF_RINGBUF_OUTPUT(attempts, 1024);
 EVENT_TYPE(attempts, struct attempt);
 BPF_ARRAY(lost, u64, 2);
 

@@ -52,8 +52,8 @@ __all__ = ["Channel", "EventQueue", "EventSource", "from_buffer", "unix_seconds"
 #: Events, and seconds, after which the life cycle looks at its clock and its signals again.
 _BATCH = 4096
 _LONGEST = 0.05
-#: Seconds after which reading at the end stops at events that are newer than the end; a busy machine
-#: never stops making them.
+#: Seconds after which reading at the end stops at events that are newer than the end; a busy
+#: machine never stops making them.
 _LAST = 1.0
 #: Seconds that reading the events from before the end may take.
 _LAST_OLD = 20.0

@@ -44,9 +44,11 @@ class Iter(App):
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
+        from bpfkit.app.options import positive
+
         add = parser.add_argument
         add("table", nargs="?", choices=KINDS, help="the table to print (default: a demo)")
-        add("--map", metavar="ID", type=int, help="the map whose elements are printed")
+        add("--map", metavar="ID", type=positive, help="the map whose elements are printed")
 
     def check_options(self) -> None:
         options = self.options

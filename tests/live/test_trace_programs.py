@@ -208,3 +208,53 @@ def test_a_process_is_traced_until_it_ends() -> None:
     done = run("syscounts", "--pid", str(sleeper.pid))
     assert done.returncode == 2
     assert f"no process {sleeper.pid}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["opensnoop", "execs", "syscounts", "profile", "raw_tracepoint_writable"]
+)
+def test_a_demo_says_once_what_it_does(name: str) -> None:
+    done = run(name, "-c", "2", "-t", "0.1")
+    assert done.returncode == 0
+    told = [line for line in done.stderr.splitlines() if line.startswith(f"{name}: ")]
+    assert len(told) == len(set(told)) == 1
+
+
+STOPPED = """
+import os, signal, socket, sys
+me = os.getppid()
+os.kill(me, signal.SIGSTOP)
+try:
+    if sys.argv[1] == "opensnoop":
+        for i in range(20_000):
+            try:
+                os.open(f"/nonexistent/{i}", os.O_RDONLY)
+            except OSError:
+                pass
+    else:
+        for i in range(20_000):
+            with socket.socket() as client:
+                client.connect_ex(("127.0.0.1", 1))
+finally:
+    os.kill(me, signal.SIGCONT)
+"""
+
+
+@pytest.mark.parametrize("name", ["opensnoop", "tcpconnect"])
+def test_twenty_thousand_events_wait_for_a_reader_that_has_no_cpu(
+    name: str, tmp_path: Path
+) -> None:
+    found = rows(name, "--", *script(tmp_path, STOPPED), name)
+    assert not [row for row in found if row["event"] == "lost"]
+    if name == "opensnoop":
+        paths = Counter(row["path"] for row in found)
+        assert all(paths[f"/nonexistent/{i}"] == 1 for i in range(20_000))
+    else:
+        assert len([row for row in found if row["dport"] == 1]) == 20_000
+
+
+@pytest.mark.parametrize("number", ["-5", "0", "99999999999999999999"])
+def test_iter_refuses_what_is_no_map_id(number: str) -> None:
+    done = run("iter", f"--map={number}")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 2
+    assert "internal error" not in done.stderr
