@@ -70,6 +70,7 @@ class SysCounts(TraceApp):
         self.names = call_names()
         programs = self.load_traced(by_process=self.options.by_process).programs
         # The exits first: an exit whose entry was not seen is ignored, not the other way round.
+        self.keep(programs["ended"].attach_raw_tracepoint())
         self.keep(programs["returned"].attach_raw_tracepoint())
         self.keep(programs["entered"].attach_raw_tracepoint())
         self.copied: list[str] = self.for_check([])

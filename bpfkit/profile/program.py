@@ -39,6 +39,8 @@ EVENTS = {
 _FREQ = 1 << 10  # perf_event_attr.freq, a bit of the flags
 _WORD = 8
 _TOP = 20
+#: Processes whose memory maps are kept; the oldest beyond are read again when they are seen again.
+_PROCESSES = 256
 #: Seconds of CPU time of the demo's child.
 _BUSY = 1.0
 CHILD = """
@@ -175,6 +177,8 @@ class Profile(TraceApp):
         frames = [record.comm]
         process = self._processes.get(record.pid)
         if process is None:
+            if len(self._processes) >= _PROCESSES:
+                del self._processes[next(iter(self._processes))]
             process = self._processes[record.pid] = ProcessSymbols(record.pid)
         for at in range(kernel + user - 1, kernel - 1, -1):
             frames.append(process.name(addresses[at]))

@@ -8,11 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from running import Row, run
+from running import Row, command, run
 
 STRACE = shutil.which("strace")
 needs_strace = pytest.mark.skipif(STRACE is None, reason="strace is not installed")
@@ -258,3 +259,42 @@ def test_iter_refuses_what_is_no_map_id(number: str) -> None:
     done = run("iter", f"--map={number}")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 2
     assert "internal error" not in done.stderr
+
+
+COUNT_STARTED = """
+import glob, json, os, subprocess
+for _ in range(200):
+    subprocess.run(["/bin/true"])
+ids = set()
+for path in glob.glob(f"/proc/{os.getppid()}/fdinfo/*"):
+    try:
+        text = open(path).read()
+    except OSError:
+        continue
+    lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    if lines.get("max_entries", "").strip() == "32768":
+        ids.add(lines["map_id"].strip())
+(number,) = ids
+print(len(json.loads(subprocess.check_output(["bpftool", "-j", "map", "dump", "id", number]))))
+"""
+
+
+@pytest.mark.skipif(shutil.which("bpftool") is None, reason="bpftool is not installed")
+def test_threads_that_ended_take_no_room(tmp_path: Path) -> None:
+    """exit(2) has an entry and no exit."""
+    done = run("syscounts", "--", *script(tmp_path, COUNT_STARTED))
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 20
+
+
+def test_a_killed_iter_leaves_no_process() -> None:
+    child = subprocess.Popen(command("iter", "-c", "100"), stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline()
+    listed = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    child.kill()
+    child.wait()
+    assert listed
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in listed):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
