@@ -308,7 +308,11 @@ int set_state(u64 *ctx)
 	u32 tid = bpf_get_current_pid_tgid();
 	u64 key = (u64)sk;
 	struct call *call;
+	u16 protocol = 0;
 
+	bpf_probe_read_kernel(&protocol, sizeof(protocol), &sk->sk_protocol);
+	if (protocol == PROTO_MPTCP)
+		return 0; /* its subflow is the TCP socket that connects */
 	if (new == TCP_SYN_SENT) {
 		call = calls.lookup(&tid);
 		if (!call)

@@ -298,3 +298,47 @@ def test_a_killed_iter_leaves_no_process() -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in listed):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+BIG_EXECS = """
+import os, signal
+me = os.getppid()
+os.kill(me, signal.SIGSTOP)
+try:
+    for i in range(200):
+        pid = os.fork()
+        if not pid:
+            path = "/bin/true" if i % 2 else "/nonexistent/bpfkit"
+            try:
+                os.execv(path, ["big", str(i), *(["x" * 8000] * 6)])
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+finally:
+    os.kill(me, signal.SIGCONT)
+"""
+
+
+def test_an_exec_of_which_a_piece_is_lost_is_lost_as_a_whole(tmp_path: Path) -> None:
+    found = rows("execs", "--", *script(tmp_path, BIG_EXECS))
+    shown = [row for row in found if row.get("argv", [""])[0] == "big"]
+    assert all(row["argv"][2:] == ["x" * 8000] * 6 for row in shown)
+    (lost,) = {row["lost"] for row in found if row["event"] == "lost"}
+    assert len({row["argv"][1] for row in shown}) == len(shown) == 200 - lost > 0
+
+
+def test_a_connect_by_mptcp_is_one_event(tmp_path: Path) -> None:
+    if not Path("/proc/sys/net/mptcp/enabled").exists():
+        pytest.skip("this kernel has no MPTCP")
+    text = """
+import socket
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+client.connect(server.getsockname())
+print(server.getsockname()[1])
+"""
+    done = run("tcpconnect", "--json", "--", *script(tmp_path, text))
+    assert done.returncode == 0, done.stderr
+    port = int(done.stderr.splitlines()[-1])
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["result"] for row in found if row["dport"] == port] == [0]
