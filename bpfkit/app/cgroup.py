@@ -84,7 +84,10 @@ class CgroupApp(App):
 
         options = self.options
         if options.cgroup is not None:
+            from bpfkit.app.watch import check_cgroup
+
             self.group = self.keep(Cgroup.open(options.cgroup))
+            self.check_regularly(lambda: check_cgroup(self.group))
             return
         self.group = self.keep(Cgroup.new(self.name.replace("_", "-")))
         if not options.command and self.demo_namespace:

@@ -6,7 +6,7 @@
     python -m bpfkit.NAME                     a demo: processes in a cgroup of their own
     python -m bpfkit.NAME -- COMMAND ARG …    a command and its children, until it ends
     python -m bpfkit.NAME --pid PID           one process, until it ends
-    python -m bpfkit.NAME --cgroup PATH       the processes of a cgroup, until a signal
+    python -m bpfkit.NAME --cgroup PATH       the processes of a cgroup, until it is removed
     python -m bpfkit.NAME --no-demo           all processes, until a signal
 
 The C side includes ``bpf_c/trace/traced.h``, whose is_traced() tells whom an event is about.
@@ -102,9 +102,11 @@ class TraceApp(App):
                 raise InputError(f"no process {options.pid}", why=str(error.strerror)) from None
             self.keep(_Descriptor(self._pidfd))
         elif options.cgroup is not None:
+            from bpfkit.app.watch import check_cgroup
             from bpfkit.core.cgroups import Cgroup
 
-            self.group = self.keep(Cgroup.open(options.cgroup))
+            group = self.group = self.keep(Cgroup.open(options.cgroup))
+            self.check_regularly(lambda: check_cgroup(group))
         elif options.command or self.wants_demo():
             from bpfkit.core.cgroups import Cgroup
 

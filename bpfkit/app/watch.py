@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from bpfkit.core.attach.link import Link
+    from bpfkit.core.cgroups import Cgroup
     from bpfkit.net.links.interfaces import Interface
 
-__all__ = ["DeviceWatch", "InterfaceWatch", "check_link", "check_links"]
+__all__ = ["DeviceWatch", "InterfaceWatch", "check_cgroup", "check_link", "check_links"]
 
 
 class InterfaceWatch:
@@ -117,6 +118,14 @@ class DeviceWatch:
             self._note(f"the MTU of {name} is {mtu} now")
         self.lladdr, self.mtu = mac, mtu
         self._apply(mac, mtu)
+
+
+def check_cgroup(group: Cgroup) -> None:
+    """Raise BpfkitError if the cgroup was removed."""
+    from os.path import isdir
+
+    if not isdir(group.path):
+        raise BpfkitError(f"cgroup {group.path} was removed; stopping")
 
 
 def check_link(link: Link, target: str = "") -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from running import Row, command, run
 
+from bpfkit.core.cgroups import Cgroup
+
 STRACE = shutil.which("strace")
 needs_strace = pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 
@@ -342,3 +344,18 @@ print(server.getsockname()[1])
     port = int(done.stderr.splitlines()[-1])
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["result"] for row in found if row["dport"] == port] == [0]
+
+
+@pytest.mark.parametrize("name", ["opensnoop", "sockops"])
+def test_the_end_of_a_cgroup_is_the_end_of_its_program(name: str) -> None:
+    with Cgroup.new("removed") as group:
+        words = command(name, "--cgroup", group.path, "-v")
+        child = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+        assert child.stderr is not None
+        while "attached to" not in child.stderr.readline():
+            assert child.poll() is None
+        Path(group.path).rmdir()
+        assert child.wait(10) == 1
+        assert child.stderr.read().splitlines()[-1] == (
+            f"{name}: cgroup {group.path} was removed; stopping"
+        )
