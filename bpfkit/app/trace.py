@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 
 from bpfkit.app.base import App
-from bpfkit.core.errors import InputError, UsageError
+from bpfkit.core.errors import InputError, UnsupportedError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ __all__ = ["TraceApp"]
 
 #: Seconds of a round that lasts until the command ends.
 _WHOLE_RUN = 1e6
+#: Inode of the namespace that bpf_get_current_pid_tgid() is about: include/linux/proc_ns.h.
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 
 
 class TraceApp(App):
@@ -101,6 +103,13 @@ class TraceApp(App):
             except OSError as error:
                 raise InputError(f"no process {options.pid}", why=str(error.strerror)) from None
             self.keep(_Descriptor(self._pidfd))
+            if os.stat("/proc/self/ns/pid").st_ino != _INITIAL_PID_NAMESPACE:
+                raise UnsupportedError(
+                    "cannot trace by --pid",
+                    why="in a PID namespace (a container) processes have other ids than the kernel "
+                    "compares",
+                    hint="--cgroup PATH or -- COMMAND work here",
+                )
         elif options.cgroup is not None:
             from bpfkit.app.watch import check_cgroup
             from bpfkit.core.cgroups import Cgroup

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from running import Row, command, run
+from running import ROOT, Row, command, run
 
 from bpfkit.core.cgroups import Cgroup
 
@@ -359,3 +359,10 @@ def test_the_end_of_a_cgroup_is_the_end_of_its_program(name: str) -> None:
         assert child.stderr.read().splitlines()[-1] == (
             f"{name}: cgroup {group.path} was removed; stopping"
         )
+
+
+def test_a_process_id_of_a_container_is_refused_and_not_taken_for_another() -> None:
+    words = ["unshare", "-pf", "--mount-proc", *command("opensnoop", "--pid", "1", "-c", "1")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 77, done.stderr
+    assert "PID namespace" in done.stderr and len(done.stderr.splitlines()) <= 2
