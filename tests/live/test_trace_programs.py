@@ -366,3 +366,16 @@ def test_a_process_id_of_a_container_is_refused_and_not_taken_for_another() -> N
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 77, done.stderr
     assert "PID namespace" in done.stderr and len(done.stderr.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sockops", "--set", "127.0.0.0/8:tos=4", "--check"),
+        ("sk_msg", "--deny-prefix", "x", "--check"),
+    ],
+)
+def test_a_check_is_about_its_own_settings(words: tuple[str, ...]) -> None:
+    done = run(*words)
+    assert done.returncode == 2 and "do not go together" in done.stderr
+    assert len(done.stderr.splitlines()) == 2
