@@ -183,7 +183,7 @@ class CgroupSysctl(CgroupApp):
 
     def demo(self) -> None:
         """Write both parameters, read them back from outside the cgroup."""
-        if not self.tried and self.demo_rules and not self.options.check:
+        if self.demo_rules and self.is_first_demo():
             self.note(
                 f"tee writes 1 to {shown(DENIED)}, which is denied (EPERM), and 99 to "
                 f"{shown(REPLACED)}, which gets {VALUE}"

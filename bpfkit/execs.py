@@ -67,7 +67,7 @@ class Execs(TraceApp):
 
     def demo(self) -> None:
         """A shell that runs a program with a long argument, and one that does not exist."""
-        if not self.tried and not self.options.check:
+        if self.is_first_demo():
             self.note(f"sh runs env with an argument of 20,000 bytes, then {ABSENT}: ENOENT")
         word = f"X={'x' * 20_000}"
         script = f'/usr/bin/env "$1" /bin/true; exec {ABSENT} "two words" ""'

@@ -129,7 +129,7 @@ class Lsm(TraceApp):
 
     def demo(self) -> None:
         """Processes of the cgroup, and this one, which the rules are not about, try the files."""
-        if not self.tried and not self.options.check:
+        if self.is_first_demo():
             self.note(
                 "cat may read the public file, not the secret, by no name; the tool may not "
                 "run; this process may read both"

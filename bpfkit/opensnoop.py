@@ -66,7 +66,7 @@ class OpenSnoop(TraceApp):
 
     def demo(self) -> None:
         """A file that is there, and one that is not."""
-        if not self.tried and not self.options.check:
+        if self.is_first_demo():
             self.note(f"cat opens {PRESENT}, which is there, and {ABSENT}, which is not (ENOENT)")
         self.tried.append(self.run_traced(["cat", PRESENT, ABSENT]).stderr)
 

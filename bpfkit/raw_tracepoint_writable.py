@@ -96,7 +96,7 @@ class RawTracepointWritable(App):
 
     def demo(self) -> None:
         """Packet runs of this process."""
-        if not self.results and not self.options.check:
+        if self.is_first_demo():
             name = errno.errorcode[self.options.errno]
             self.note(f"{_RUNS} packet runs of an XDP program that works: each fails with {name}")
         self.results += [self.run_subject() for _ in range(_RUNS)]

@@ -70,13 +70,14 @@ class SysCounts(TraceApp):
         self.names = call_names()
         programs = self.load_traced(by_process=self.options.by_process).programs
         # The exits first: an exit whose entry was not seen is ignored, not the other way round.
+        self.keep(programs["ended"].attach_raw_tracepoint())
         self.keep(programs["returned"].attach_raw_tracepoint())
         self.keep(programs["entered"].attach_raw_tracepoint())
         self.copied: list[str] = self.for_check([])
 
     def demo(self) -> None:
         """dd copies 1000 blocks of a byte."""
-        if not self.copied and not self.options.check:
+        if self.is_first_demo():
             self.note(f"dd copies {BLOCKS} blocks: {BLOCKS} read(2) and {BLOCKS} write(2) at least")
         words = ["dd", "if=/dev/zero", "of=/dev/null", "bs=1", f"count={BLOCKS}"]
         self.copied.append(self.run_traced(words).stderr)

@@ -18,7 +18,8 @@
  * call are read at its exit, from the caller's.
  *
  * Arguments have up to two megabytes, so one exec is one or several records with the same id: the
- * first has the figures, each has a piece of the text, the last says so.
+ * first has the figures, each has a piece of the text, the last says so. After a piece that found no
+ * room none follows: that exec is lost as a whole.
  *
  * Maps
  *   failing  hash          thread id -> struct failing
@@ -65,7 +66,7 @@ struct buffer {
 
 BPF_HASH(failing, u32, struct failing, 4096);
 BPF_PERCPU_ARRAY(scratch, struct buffer, 1);
-BPF_RINGBUF_OUTPUT(pieces, 512);
+BPF_RINGBUF_OUTPUT(pieces, 1024);
 EVENT_TYPE(pieces, struct piece);
 BPF_ARRAY(lost, u64, 2);
 
@@ -127,11 +128,11 @@ int executed(u64 *ctx)
 		if (bpf_probe_read_user(b->piece.text, size, (void *)at))
 			break;
 		at += size;
-		failed |= send(b, size, left <= CHUNK);
-		if (left <= CHUNK)
+		failed = send(b, size, left <= CHUNK);
+		if (failed || left <= CHUNK)
 			goto out;
 	}
-	failed |= send(b, 0, 2);
+	failed = send(b, 0, 2);
 out:
 	if (failed)
 		count_lost(0);
@@ -170,9 +171,9 @@ static __always_inline int leave(s64 ret)
 		return 0;
 	b->piece.kind = PIECE_NAME;
 	size = bpf_probe_read_user_str(b->piece.text, CHUNK, (void *)call.name);
-	failed |= send(b, size > 0 ? size : 0, 0);
+	failed = send(b, size > 0 ? size : 0, 0);
 	b->piece.kind = PIECE_ARGUMENT;
-	for (i = 0; i < MAX_ARGS; i++) {
+	for (i = 0; i < MAX_ARGS && !failed; i++) {
 		arg = 0;
 		if (bpf_probe_read_user(&arg, sizeof(arg), (void *)call.argv + i * sizeof(arg)))
 			break;
@@ -183,9 +184,10 @@ static __always_inline int leave(s64 ret)
 		size = bpf_probe_read_user_str(b->piece.text, CHUNK, (void *)arg);
 		if (size < 0)
 			break; /* an empty string is 0 bytes to some kernels, 1 to others */
-		failed |= send(b, size, 0);
+		failed = send(b, size, 0);
 	}
-	failed |= send(b, 0, complete ? 1 : 2);
+	if (!failed)
+		failed = send(b, 0, complete ? 1 : 2);
 	if (failed)
 		count_lost(0);
 	return 0;

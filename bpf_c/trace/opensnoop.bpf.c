@@ -52,7 +52,7 @@ struct buffer {
 };
 
 BPF_HASH(opening, u32, struct opening, 16384);
-BPF_RINGBUF_OUTPUT(opens, 256);
+BPF_RINGBUF_OUTPUT(opens, 1024);
 EVENT_TYPE(opens, struct open_event);
 BPF_PERCPU_ARRAY(scratch, struct buffer, 1);
 BPF_ARRAY(lost, u64, 2);

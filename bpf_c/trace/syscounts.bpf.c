@@ -5,11 +5,13 @@
  *
  * hook      raw tracepoints sys_enter and sys_exit: every system call of the machine
  * context   struct bpf_raw_tracepoint_args: sys_enter (struct pt_regs *, long number),
- *           sys_exit (struct pt_regs *, long result); no copy into a record, unlike a tracepoint
+ *           sys_exit (struct pt_regs *, long result); no copy into a record, unlike a tracepoint;
+ *           sched_process_exit, for threads that end
  * may       observe only
  *
  *   sys_enter  ->  started[thread] = { number, now }
  *   sys_exit   ->  started[thread]  ->  calls[number, process] += 1, errors, time
+ *   a thread ends  ->  started[thread] is deleted: exit(2) has no sys_exit
  *
  * exit(2), exit_group(2) and calls under way at the end have no exit; they are counted at the entry, so
  * `entered` of a row may be higher than `returned`. A call that began before the program was attached
@@ -108,5 +110,14 @@ int returned(struct bpf_raw_tracepoint_args *ctx)
 		if (ret < 0 && ret >= -MAX_ERRNO)
 			count->errors++;
 	}
+	return 0;
+}
+
+SEC("raw_tp/sched_process_exit")
+int ended(struct bpf_raw_tracepoint_args *ctx)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+
+	started.delete(&tid);
 	return 0;
 }

@@ -73,7 +73,7 @@ struct attempt {
 
 BPF_HASH(calls, u32, struct call, 8192);
 BPF_HASH(connecting, u64, struct attempt, 16384);
-BPF_RINGBUF_OUTPUT(attempts, 64);
+BPF_RINGBUF_OUTPUT(attempts, 1024);
 EVENT_TYPE(attempts, struct attempt);
 BPF_ARRAY(lost, u64, 2);
 
@@ -308,7 +308,11 @@ int set_state(u64 *ctx)
 	u32 tid = bpf_get_current_pid_tgid();
 	u64 key = (u64)sk;
 	struct call *call;
+	u16 protocol = 0;
 
+	bpf_probe_read_kernel(&protocol, sizeof(protocol), &sk->sk_protocol);
+	if (protocol == PROTO_MPTCP)
+		return 0; /* its subflow is the TCP socket that connects */
 	if (new == TCP_SYN_SENT) {
 		call = calls.lookup(&tid);
 		if (!call)

@@ -117,6 +117,7 @@ class App:
         self._keep: list[Closable] = []
         self._checks: list[Callable[[], None]] = []
         self._results: list[list[Any]] = []
+        self._demo_told = False
 
     # -- the program says
 
@@ -353,6 +354,11 @@ class App:
             for results in self._results:
                 results.clear()
 
+    def is_first_demo(self) -> bool:
+        """True once, unless it is ``--check``: :meth:`demo` then says what it does."""
+        told, self._demo_told = self._demo_told, True
+        return not told and not self.options.check
+
     def check_regularly(self, check: Callable[[], None]) -> None:
         """Call ``check`` at least once a second; what it raises ends the program."""
         self._checks.append(check)
@@ -378,9 +384,15 @@ class App:
             say(f"{self.name}: {text}")
 
     def close(self) -> None:
-        """Undo everything, the latest first."""
+        """Undo everything, the latest first; the first failure is raised after that."""
+        failure: Exception | None = None
         while self._keep:
-            self._keep.pop().close()
+            try:
+                self._keep.pop().close()
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
 
 class _Inside:

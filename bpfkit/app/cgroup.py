@@ -110,8 +110,7 @@ class CgroupApp(App):
             )
 
     def check_target(self) -> None:
-        if self.group.is_removed():
-            raise BpfkitError(f"the cgroup {self.group.path} was removed, and the program with it")
+        self.group.check_there()
         super().check_target()
 
     def wants_demo(self) -> bool:

@@ -6,7 +6,7 @@
     python -m bpfkit.NAME                     a demo: processes in a cgroup of their own
     python -m bpfkit.NAME -- COMMAND ARG …    a command and its children, until it ends
     python -m bpfkit.NAME --pid PID           one process, until it ends
-    python -m bpfkit.NAME --cgroup PATH       the processes of a cgroup, until a signal
+    python -m bpfkit.NAME --cgroup PATH       the processes of a cgroup, until it is removed
     python -m bpfkit.NAME --no-demo           all processes, until a signal
 
 The C side includes ``bpf_c/trace/traced.h``, whose is_traced() tells whom an event is about.
@@ -22,7 +22,7 @@ import os
 
 from bpfkit.app.base import App
 from bpfkit.app.command import set_interval
-from bpfkit.core.errors import InputError, UsageError
+from bpfkit.core.errors import InputError, UnsupportedError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from bpfkit.show.rows import Event
 
 __all__ = ["TraceApp"]
+
+#: Inode of the namespace that bpf_get_current_pid_tgid() is about: include/linux/proc_ns.h.
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 
 
 class TraceApp(App):
@@ -99,10 +102,18 @@ class TraceApp(App):
             except OSError as error:
                 raise InputError(f"no process {options.pid}", why=str(error.strerror)) from None
             self.keep(_Descriptor(self._pidfd))
+            if os.stat("/proc/self/ns/pid").st_ino != _INITIAL_PID_NAMESPACE:
+                raise UnsupportedError(
+                    "cannot trace by --pid",
+                    why="in a PID namespace (a container) processes have other ids than the kernel "
+                    "compares",
+                    hint="--cgroup PATH or -- COMMAND work here",
+                )
         elif options.cgroup is not None:
             from bpfkit.core.cgroups import Cgroup
 
-            self.group = self.keep(Cgroup.open(options.cgroup))
+            group = self.group = self.keep(Cgroup.open(options.cgroup))
+            self.check_regularly(group.check_there)
         elif options.command or self.wants_demo():
             from bpfkit.core.cgroups import Cgroup
 

@@ -157,6 +157,11 @@ class Cgroup(Closing):
         except OSError:
             return True
 
+    def check_there(self) -> None:
+        """Raise BpfkitError if somebody has removed it."""
+        if self.is_removed():
+            raise BpfkitError(f"the cgroup {self.path} was removed, and the program with it")
+
     def pids(self) -> list[int]:
         """The processes in it, not those of cgroups below."""
         return _pids(self.path)

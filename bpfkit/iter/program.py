@@ -44,9 +44,11 @@ class Iter(App):
 
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
+        from bpfkit.app.options import positive
+
         add = parser.add_argument
         add("table", nargs="?", choices=KINDS, help="the table to print (default: a demo)")
-        add("--map", metavar="ID", type=int, help="the map whose elements are printed")
+        add("--map", metavar="ID", type=positive, help="the map whose elements are printed")
 
     def check_options(self) -> None:
         options = self.options
@@ -74,6 +76,7 @@ class Iter(App):
         """A map with three elements, and a namespace with a listening socket."""
         import socket
 
+        from bpfkit.core.children import die_with_parent
         from bpfkit.core.maps.base import Map
 
         self.example: Map = self.keep(Map.create("hash", 4, 8, 16, name="example"))
@@ -85,7 +88,8 @@ class Iter(App):
         self.listener.bind(("127.0.0.1", 0))
         self.listener.listen()
         # The namespace is found by a process that is in it.
-        self.keeper = self.keep(_Child(namespace.popen(["sleep", "1000"])))
+        sleeper = namespace.popen(["sleep", "1000"], preexec_fn=die_with_parent())
+        self.keeper = self.keep(_Child(sleeper))
 
     def rows(self) -> list[Row]:
         table = self.options.table

@@ -10,6 +10,8 @@ from __future__ import annotations
 from html import escape
 from zlib import crc32
 
+from bpfkit.core.printable import printable
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -48,7 +50,8 @@ def flamegraph(stacks: Mapping[tuple[str, ...], int], title: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
         f'viewBox="0 0 {_WIDTH} {height}" font-family="monospace" font-size="12">',
         f'<rect width="{_WIDTH}" height="{height}" fill="#fdfdf8"/>',
-        f'<text x="{_WIDTH / 2}" y="20" text-anchor="middle" font-size="15">{escape(title)}</text>',
+        f'<text x="{_WIDTH / 2}" y="20" text-anchor="middle" font-size="15">'
+        f"{escape(printable(title))}</text>",
     ]
     if root.samples:
         lines += _draw(root, 0.0, 0, height, root.samples)
@@ -61,7 +64,8 @@ def _draw(frame: _Frame, x: float, level: int, height: int, total: int) -> Itera
         return
     y = height - (level + 1) * _ROW
     share = frame.samples / total
-    label = escape(frame.name)
+    shown = printable(frame.name)  # XML takes no control characters, UTF-8 no surrogates
+    label = escape(shown)
     yield (
         f"<g><title>{label}: {frame.samples} samples, {share:.1%}</title>"
         f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{_ROW - 1}" '
@@ -69,7 +73,7 @@ def _draw(frame: _Frame, x: float, level: int, height: int, total: int) -> Itera
     )
     room = int((width - 4) / _CHAR)
     if room >= 3:
-        name = frame.name if len(frame.name) <= room else frame.name[: room - 1] + "…"
+        name = shown if len(shown) <= room else shown[: room - 1] + "…"
         yield f'<text x="{x + 3:.1f}" y="{y + 12}">{escape(name)}</text>'
     yield "</g>"
     for child in sorted(frame.children.values(), key=lambda child: child.name):

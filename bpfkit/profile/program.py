@@ -13,6 +13,7 @@ from struct import Struct
 from bpfkit.app.trace import TraceApp
 from bpfkit.core.cpus import online
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, UsageError, errno_text
+from bpfkit.core.printable import printable
 from bpfkit.profile.symbols import KernelSymbols, ProcessSymbols
 
 TYPE_CHECKING = False
@@ -38,6 +39,8 @@ EVENTS = {
 _FREQ = 1 << 10  # perf_event_attr.freq, a bit of the flags
 _WORD = 8
 _TOP = 20
+#: Processes whose memory maps are kept; the oldest beyond are read again when they are seen again.
+_PROCESSES = 256
 #: Seconds of CPU time of the demo's child.
 _BUSY = 1.0
 CHILD = """
@@ -99,7 +102,7 @@ class Profile(TraceApp):
     def setup(self) -> None:
         if self.options.svg:
             try:
-                self._svg = self.keep(open(self.options.svg, "w", encoding="utf-8"))  # noqa: SIM115
+                self._svg = self.keep(open(self.options.svg, "wb", buffering=0))  # noqa: SIM115
             except OSError as error:
                 raise InputError(
                     f"cannot write {self.options.svg}", why=errno_text(error.errno or 0)
@@ -149,7 +152,7 @@ class Profile(TraceApp):
         """A child reads /dev/zero and writes /dev/null for a second of CPU time."""
         import sys
 
-        if not self.burned and not self.options.check:
+        if self.is_first_demo():
             self.note(
                 "a child reads /dev/zero and writes /dev/null for a second of CPU time: most "
                 "samples should be in the kernel's read()"
@@ -174,6 +177,8 @@ class Profile(TraceApp):
         frames = [record.comm]
         process = self._processes.get(record.pid)
         if process is None:
+            if len(self._processes) >= _PROCESSES:
+                del self._processes[next(iter(self._processes))]
             process = self._processes[record.pid] = ProcessSymbols(record.pid)
         for at in range(kernel + user - 1, kernel - 1, -1):
             frames.append(process.name(addresses[at]))
@@ -225,9 +230,11 @@ class Profile(TraceApp):
 
     def close(self) -> None:
         """Print the folded stacks and write the flame graph, then undo everything."""
-        if self._finished or self.options.check:
-            self._write()
-        super().close()
+        try:
+            if self._finished or self.options.check:
+                self._write()
+        finally:
+            super().close()
 
     def _write(self) -> None:
         self._finished = False
@@ -241,8 +248,13 @@ class Profile(TraceApp):
 
             total = sum(self.stacks.values())
             title = f"{self.describe_target()}: {total} samples at {self.options.hz} Hz"
-            self._svg.write(flamegraph(self.stacks, title))
-            self._svg.flush()
+            try:
+                left = memoryview(flamegraph(self.stacks, title).encode())
+                while left:
+                    left = left[self._svg.write(left) :]
+            except OSError as error:
+                why = errno_text(error.errno or 0)
+                raise BpfkitError(f"cannot write {self.options.svg}", why=why) from None
             self.note(f"{total} samples in {self.options.svg}")
 
     def verify(self) -> Iterable[Verdict]:
@@ -264,5 +276,5 @@ class Profile(TraceApp):
 
 
 def _word(frame: str) -> str:
-    """A frame as folded stacks take it: no semicolon, no line break."""
-    return frame.replace(";", ":").replace("\n", " ")
+    """A frame as folded stacks take it: no semicolon, no line break, no control characters."""
+    return printable(frame.replace(";", ":").replace("\n", " "))

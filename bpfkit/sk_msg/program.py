@@ -58,6 +58,11 @@ class SkMsg(CgroupApp):
     def check_options(self) -> None:
         super().check_options()
         options = self.options
+        if options.deny_prefix is not None and options.check:
+            raise UsageError(
+                "--deny-prefix and --check do not go together",
+                why="--check denies a text of its own",
+            )
         if options.deny_prefix and (options.cork or options.apply):
             raise UsageError(
                 "--deny-prefix goes with neither --cork nor --apply",

@@ -89,6 +89,8 @@ class Sockops(CgroupApp):
         super().check_options()
         if self.options.events is not None and self.options.check:
             raise UsageError("--events and --check do not go together", why="--check needs all")
+        if self.options.set and self.options.check:
+            raise UsageError("--set and --check do not go together", why="--check sets its own")
         if self.options.where and self.options.check:
             raise UsageError("--where and --check do not go together", why="--check verifies both")
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -99,6 +100,26 @@ def test_a_flame_graph_is_valid_svg_with_every_wide_frame(burner: str, tmp_path:
         assert any(title.startswith(f"{name}: ") for title in titles), titles[:9]
     widths = [float(rect.attrib["width"]) for rect in root.iter("{http://www.w3.org/2000/svg}rect")]
     assert max(widths) <= 1200
+
+
+def test_names_that_are_no_utf8_or_no_xml_are_escaped(burner: str, tmp_path: Path) -> None:
+    odd = os.fsdecode(bytes(tmp_path) + b"/\xff\xe9\x1b;o")
+    shutil.copy(burner, odd)
+    path = tmp_path / "flame.svg"
+    done = run("profile", "--svg", str(path), "--hz", "199", "--", odd, "0.3")
+    assert done.returncode == 0, done.stderr
+    titles = [element.text or "" for element in ElementTree.parse(path).getroot().iter()]
+    assert any(title.startswith("\\xff\\xe9\\x1b;o: ") for title in titles), titles[:9]
+    done = run("profile", "--folded", "--hz", "199", "--", odd, "0.3")
+    assert done.returncode == 0 and "\x1b" not in done.stderr, done.stderr
+    assert "\n\\xff\\xe9\\x1b:o;" in f"\n{done.stderr}", "standard output is the command's"
+
+
+def test_a_flame_graph_that_cannot_be_written_is_named(burner: str) -> None:
+    done = run("profile", "--svg", "/dev/full", "--", burner, "0.1")
+    assert done.returncode == 1
+    wanted = "profile: cannot write /dev/full: ENOSPC (No space left on device)"
+    assert done.stderr.splitlines()[-1] == wanted  # the leak checker sees that the rest is undone
 
 
 def test_a_stripped_program_is_named_by_its_file(burner: str, tmp_path: Path) -> None:

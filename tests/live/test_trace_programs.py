@@ -8,11 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from running import Row, run
+from running import ROOT, Row, command, run
+
+from bpfkit.core.cgroups import Cgroup
 
 STRACE = shutil.which("strace")
 needs_strace = pytest.mark.skipif(STRACE is None, reason="strace is not installed")
@@ -208,3 +211,171 @@ def test_a_process_is_traced_until_it_ends() -> None:
     done = run("syscounts", "--pid", str(sleeper.pid))
     assert done.returncode == 2
     assert f"no process {sleeper.pid}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["opensnoop", "execs", "syscounts", "profile", "raw_tracepoint_writable"]
+)
+def test_a_demo_says_once_what_it_does(name: str) -> None:
+    done = run(name, "-c", "2", "-t", "0.1")
+    assert done.returncode == 0
+    told = [line for line in done.stderr.splitlines() if line.startswith(f"{name}: ")]
+    assert len(told) == len(set(told)) == 1
+
+
+STOPPED = """
+import os, signal, socket, sys
+me = os.getppid()
+os.kill(me, signal.SIGSTOP)
+try:
+    if sys.argv[1] == "opensnoop":
+        for i in range(20_000):
+            try:
+                os.open(f"/nonexistent/{i}", os.O_RDONLY)
+            except OSError:
+                pass
+    else:
+        for i in range(20_000):
+            with socket.socket() as client:
+                client.connect_ex(("127.0.0.1", 1))
+finally:
+    os.kill(me, signal.SIGCONT)
+"""
+
+
+@pytest.mark.parametrize("name", ["opensnoop", "tcpconnect"])
+def test_twenty_thousand_events_wait_for_a_reader_that_has_no_cpu(
+    name: str, tmp_path: Path
+) -> None:
+    found = rows(name, "--", *script(tmp_path, STOPPED), name)
+    assert not [row for row in found if row["event"] == "lost"]
+    if name == "opensnoop":
+        paths = Counter(row["path"] for row in found)
+        assert all(paths[f"/nonexistent/{i}"] == 1 for i in range(20_000))
+    else:
+        assert len([row for row in found if row["dport"] == 1]) == 20_000
+
+
+@pytest.mark.parametrize("number", ["-5", "0", "99999999999999999999"])
+def test_iter_refuses_what_is_no_map_id(number: str) -> None:
+    done = run("iter", f"--map={number}")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 2
+    assert "internal error" not in done.stderr
+
+
+COUNT_STARTED = """
+import glob, json, os, subprocess
+for _ in range(200):
+    subprocess.run(["/bin/true"])
+ids = set()
+for path in glob.glob(f"/proc/{os.getppid()}/fdinfo/*"):
+    try:
+        text = open(path).read()
+    except OSError:
+        continue
+    lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    if lines.get("max_entries", "").strip() == "32768":
+        ids.add(lines["map_id"].strip())
+(number,) = ids
+print(len(json.loads(subprocess.check_output(["bpftool", "-j", "map", "dump", "id", number]))))
+"""
+
+
+@pytest.mark.skipif(shutil.which("bpftool") is None, reason="bpftool is not installed")
+def test_threads_that_ended_take_no_room(tmp_path: Path) -> None:
+    """exit(2) has an entry and no exit."""
+    done = run("syscounts", "--", *script(tmp_path, COUNT_STARTED))
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 20
+
+
+def test_a_killed_iter_leaves_no_process() -> None:
+    child = subprocess.Popen(command("iter", "-c", "100"), stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline()
+    listed = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    child.kill()
+    child.wait()
+    assert listed
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in listed):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+BIG_EXECS = """
+import os, signal
+me = os.getppid()
+os.kill(me, signal.SIGSTOP)
+try:
+    for i in range(200):
+        pid = os.fork()
+        if not pid:
+            path = "/bin/true" if i % 2 else "/nonexistent/bpfkit"
+            try:
+                os.execv(path, ["big", str(i), *(["x" * 8000] * 6)])
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+finally:
+    os.kill(me, signal.SIGCONT)
+"""
+
+
+def test_an_exec_of_which_a_piece_is_lost_is_lost_as_a_whole(tmp_path: Path) -> None:
+    found = rows("execs", "--", *script(tmp_path, BIG_EXECS))
+    shown = [row for row in found if row.get("argv", [""])[0] == "big"]
+    assert all(row["argv"][2:] == ["x" * 8000] * 6 for row in shown)
+    (lost,) = {row["lost"] for row in found if row["event"] == "lost"}
+    assert len({row["argv"][1] for row in shown}) == len(shown) == 200 - lost > 0
+
+
+def test_a_connect_by_mptcp_is_one_event(tmp_path: Path) -> None:
+    if not Path("/proc/sys/net/mptcp/enabled").exists():
+        pytest.skip("this kernel has no MPTCP")
+    text = """
+import socket
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+client.connect(server.getsockname())
+print(server.getsockname()[1])
+"""
+    done = run("tcpconnect", "--json", "--", *script(tmp_path, text))
+    assert done.returncode == 0, done.stderr
+    port = int(done.stderr.splitlines()[-1])
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["result"] for row in found if row["dport"] == port] == [0]
+
+
+@pytest.mark.parametrize("name", ["opensnoop", "sockops"])
+def test_the_end_of_a_cgroup_is_the_end_of_its_program(name: str) -> None:
+    with Cgroup.new("removed") as group:
+        words = command(name, "--cgroup", group.path, "-v")
+        child = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+        assert child.stderr is not None
+        while "attached to" not in child.stderr.readline():
+            assert child.poll() is None
+        Path(group.path).rmdir()
+        assert child.wait(10) == 1
+        assert child.stderr.read().splitlines()[-1] == (
+            f"{name}: cgroup {group.path} was removed; stopping"
+        )
+
+
+def test_a_process_id_of_a_container_is_refused_and_not_taken_for_another() -> None:
+    words = ["unshare", "-pf", "--mount-proc", *command("opensnoop", "--pid", "1", "-c", "1")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 77, done.stderr
+    assert "PID namespace" in done.stderr and len(done.stderr.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sockops", "--set", "127.0.0.0/8:tos=4", "--check"),
+        ("sk_msg", "--deny-prefix", "x", "--check"),
+    ],
+)
+def test_a_check_is_about_its_own_settings(words: tuple[str, ...]) -> None:
+    done = run(*words)
+    assert done.returncode == 2 and "do not go together" in done.stderr
+    assert len(done.stderr.splitlines()) == 2

@@ -32,6 +32,8 @@ class Closer:
         self.name = name
     def close(self):
         sys.stderr.write(f"closed {self.name}\\n")
+        if WHAT == "close-fails":
+            raise BpfkitError(f"cannot close {self.name}")
 
 class Fake(App):
     """Counts the demo's rounds.
@@ -445,3 +447,10 @@ def test_a_demo_forgets_each_round_unless_it_is_checked(
     assert "most 1\n" in capfd.readouterr().out
     assert lifecycle.main(Remembers, ["--check"]) == 0
     assert "most 2\n" in capfd.readouterr().out
+
+
+def test_what_cannot_be_closed_does_not_keep_the_rest_open(program: Path) -> None:
+    done = run(program, "-c", "1", what="close-fails")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[-3:] == ["closed second", "closed first", "fake: cannot close second"]

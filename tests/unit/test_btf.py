@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 from btftools import TYPES, Builder, btf_from_c
@@ -20,7 +21,14 @@ from hypothesis import strategies as st
 
 from bpfkit.core.types import btf as B
 from bpfkit.core.types.btf import Btf, vmlinux
-from bpfkit.core.types.layout import BtfError, Layout, bytes_layout, int_layout, struct_layout
+from bpfkit.core.types.layout import (
+    BtfError,
+    Layout,
+    StructLayout,
+    bytes_layout,
+    int_layout,
+    struct_layout,
+)
 
 TEXT = """
 enum color { RED, GREEN = 5, BLUE = 0x7fffffff }; enum sign { MINUS = -3, ZERO, PLUS = 3 };
@@ -300,6 +308,20 @@ def test_flexible_arrays(btf: Btf) -> None:
     assert event.decode_all(b"\0\0\0\0").text == ""
     words = layout(btf, "words")
     assert words.decode_all(struct.pack("=I4x3Q4x", 3, 1, 2, 3)).w == (1, 2, 3)
+
+
+def test_the_decoder_of_a_flexible_array_is_made_once_for_a_size(
+    btf: Btf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To make one takes several times as long as to use it, and events of a busy ring wait."""
+    monkeypatch.setattr("bpfkit.core.types.layout._MAX_TAILS", 2)
+    event = cast(StructLayout, layout(btf, "event"))
+    for _ in range(3):
+        assert event.decode_all(b"\5\0\0\0hello\0\0\0").text == "hello"
+    assert len(event._tails) == 1
+    for size in range(1, 9):
+        assert event.decode_all(b"\5\0\0\0" + b"x" * size + bytes(4)).text == "x" * size
+    assert 0 < len(event._tails) <= 2
 
 
 def test_opaque_and_packed(btf: Btf) -> None:

@@ -63,6 +63,8 @@ MAX_LEVELS = 32
 
 _INT_CODES = {1: "bB", 2: "hH", 4: "iI", 8: "qQ"}
 _new_tuple = tuple.__new__
+#: Sizes of a flexible array whose decoders are kept: to make one takes longer than to use it.
+_MAX_TAILS = 512
 
 
 def _field_getter() -> Callable[[int, str], Any]:
@@ -674,10 +676,11 @@ class StructLayout(Layout):
     them; every other field has cells of its own.
     """
 
-    __slots__ = ("_fields", "_flat", "_groups", "_index", "_type", "type_name")
+    __slots__ = ("_fields", "_flat", "_groups", "_index", "_tails", "_type", "type_name")
 
     def __init__(self, type_name: str, size: int, fields: list[Field], name: str = "") -> None:
         self.type_name = type_name
+        self._tails: dict[int, Layout] = {}  # bytes -> the flexible array at that size
         self._fields = tuple(fields)
         self._index = {field.name: i for i, field in enumerate(fields)}
         self._type: type[StructValue] | None = None
@@ -950,17 +953,26 @@ class StructLayout(Layout):
         rest = len(data) - last.offset if last is not None else 0
         if last is None or last.layout.size or last.bit_size or rest <= 0:
             return value
-        tail = last.layout
-        whole: Layout
-        if isinstance(tail, CharsLayout):
-            whole = CharsLayout(tail.name, rest, tail.mode)
-        elif isinstance(tail, ArrayLayout) and tail.element.size:
-            whole = ArrayLayout(tail.name, tail.element, rest // tail.element.size)
-        elif isinstance(tail, BytesLayout):
-            whole = BytesLayout(tail.name, rest)
-        else:
-            return value
+        whole = self._tails.get(rest)
+        if whole is None:
+            whole = self._tail(last.layout, rest)
+            if whole is None:
+                return value
+            if len(self._tails) >= _MAX_TAILS:
+                self._tails.clear()
+            self._tails[rest] = whole
         return _new_tuple(self.value_class, (*value[:-1], whole.decode(data, last.offset)))
+
+    @staticmethod
+    def _tail(tail: Layout, size: int) -> Layout | None:
+        """A flexible array at a size in bytes."""
+        if isinstance(tail, CharsLayout):
+            return CharsLayout(tail.name, size, tail.mode)
+        if isinstance(tail, ArrayLayout) and tail.element.size:
+            return ArrayLayout(tail.name, tail.element, size // tail.element.size)
+        if isinstance(tail, BytesLayout):
+            return BytesLayout(tail.name, size)
+        return None
 
     def _mask(self) -> bytes:
         mask = bytearray(self.size)
