@@ -79,7 +79,19 @@ class Maps(App):
         return "maps and a namespace of its own"
 
     def demo(self) -> None:
-        self.results = list(self.tour.visit_all(self.chosen))
+        import sys
+
+        shown = sys.stderr.isatty()
+        found = []
+        for name in self.chosen:
+            if shown:
+                sys.stderr.write(f"\rmaps: {name}\x1b[K")
+                sys.stderr.flush()
+            found.append(self.tour.visit(name))
+        if shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+        self.results = found
 
     def rows(self) -> list[Row]:
         return [

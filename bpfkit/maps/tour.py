@@ -17,7 +17,7 @@ from bpfkit.maps.numbers import LATER_TYPES, type_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any, Protocol, TypeVar
 
     from bpfkit.core.cgroups import Cgroup
@@ -47,6 +47,7 @@ FAMILIES = (
     "redirects",
     "sockets",
     "storages",
+    "cgroup_storages",
     "arena",
     "struct_ops",
     "newer",
@@ -293,11 +294,6 @@ class Tour:
         finally:
             trial.close()
         return result
-
-    def visit_all(self, chosen: list[str]) -> Iterator[Result]:
-        """The stops of the types named, one after the other."""
-        for name in chosen:
-            yield self.visit(name)
 
     def close(self) -> None:
         if self._lab is not None:
