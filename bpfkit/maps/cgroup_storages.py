@@ -37,7 +37,8 @@ def _attached(t: Trial) -> tuple[Map, int]:
 
 
 def _ends(t: Trial, m: Map, cgroup: int) -> None:
-    t.equal(m.keys(), [cgroup], "the key is the cgroup's id")
+    # Not a whole walk: kernels before 6.0 give a key behind the last one that is none.
+    t.equal(sc.map_next_key(m.fd, None, 8), pack("=Q", cgroup), "the key is the cgroup's id")
     t.equal(
         failure(sc.map_update, m.fd, pack("=Q", cgroup), bytes(m._value_bytes), 1),
         "EINVAL",
