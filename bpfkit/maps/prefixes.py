@@ -61,11 +61,12 @@ def lpm_trie(t: Trial) -> None:
         "a key of 20 bits matches prefixes of at most 20: /16, not /24",
     )
     there = trie_key("10.1.0.0", 16)
-    t.equal(
-        (failure(sc.map_update, m.fd, there, bytes(8), 1), side.error("update", there, 0, 1)),
-        ("EEXIST", "EEXIST"),
-        "BPF_NOEXIST on a prefix that is there: EEXIST",
-    )
+    again = failure(sc.map_update, m.fd, there, bytes(8), 1), side.error("update", there, 0, 1)
+    if again == ("", ""):
+        t.partly("this kernel's trie ignores BPF_NOEXIST, as all did before Linux 6.13")
+    else:
+        wanted = "EEXIST", "EEXIST"
+        t.equal(again, wanted, "BPF_NOEXIST on a prefix that is there: EEXIST")
     m["172.16.0.0/12"] = 12
     more = trie_key("172.32.0.0", 12)
     t.equal(
