@@ -65,8 +65,8 @@ def lpm_trie(t: Trial) -> None:
     if again == ("", ""):
         t.partly("this kernel's trie ignores BPF_NOEXIST, as all did before Linux 6.13")
     else:
-        wanted = "EEXIST", "EEXIST"
-        t.equal(again, wanted, "BPF_NOEXIST on a prefix that is there: EEXIST")
+        both = "EEXIST", "EEXIST"
+        t.equal(again, both, "BPF_NOEXIST on a prefix that is there: EEXIST")
     m["172.16.0.0/12"] = 12
     more = trie_key("172.32.0.0", 12)
     t.equal(
