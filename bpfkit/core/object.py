@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from bpfkit.core.compile.artifact import Artifact, ProgDef
     from bpfkit.core.maps.base import Map
     from bpfkit.core.types.btf import Btf
-__all__ = ["Object", "compiled", "load"]
+__all__ = ["Object", "compiled", "load", "raise_memlock"]
 
 
 def load(
@@ -55,6 +55,7 @@ def load(
     reuse_maps: Mapping[str, Map] | None = None,
     attach_targets: Mapping[str, tuple[int, int]] | None = None,
     programs: Sequence[str] | None = None,
+    artifact: Artifact | None = None,
     cache: bool = True,
 ) -> Object:
     """Compile (or fetch from the cache) and load a C source.
@@ -70,14 +71,17 @@ def load(
     :param attach_targets: per program (attach_btf_id, attach_prog_fd), for targets outside the
         kernel's own BTF.
     :param programs: load only these functions.
+    :param artifact: what :func:`compiled` returned for this source, to load it several times.
     :param cache: False compiles anew and keeps nothing.
     :raises CompileError: with the user's file and line.
     :raises VerifierError: with the cause in a sentence, the C line and a hint.
     :raises UnsupportedError: this kernel or machine cannot (what is missing is named).
     """
     src = Source.find(source)
-    store = Cache() if cache else None
     options = _Options(consts, max_entries, map_types, reuse_maps, attach_targets, programs)
+    if artifact is not None:
+        return Object(src, artifact, options)
+    store = Cache() if cache else None
     key, artifact, hit = _artifact(src, cflags, store)
     try:
         return Object(src, artifact, options)
@@ -382,7 +386,7 @@ def _create_map(definition: MapDef, btf_fd: int, inner_fd: int) -> int:
                 raise
             return create(False)
     except OSError as error:
-        if error.errno == errno.EPERM and _raise_memlock():
+        if error.errno == errno.EPERM and raise_memlock():
             try:
                 return create(typed)
             except OSError as again:
@@ -390,7 +394,7 @@ def _create_map(definition: MapDef, btf_fd: int, inner_fd: int) -> int:
         raise _map_error(definition, error) from None
 
 
-def _raise_memlock() -> bool:
+def raise_memlock() -> bool:
     """Before 5.11 maps count against RLIMIT_MEMLOCK; True if raising it was possible."""
     import resource
 

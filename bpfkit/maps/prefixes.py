@@ -36,7 +36,7 @@ def longest(address: str, routes: dict[str, int]) -> int | None:
 
 @stop("lpm_trie", "routes: the longest prefix")
 def lpm_trie(t: Trial) -> None:
-    m = t.map(8, 8, len(ROUTES), flags=_NO_PREALLOC)
+    m = t.map(8, 8, len(ROUTES) + 1, flags=_NO_PREALLOC)
     side = t.load(m, "lookup", "update", "erase")
     (first, value), *rest = ROUTES.items()
     m[first] = value
@@ -60,17 +60,19 @@ def lpm_trie(t: Trial) -> None:
         16,
         "a key of 20 bits matches prefixes of at most 20: /16, not /24",
     )
-    more = trie_key("172.16.0.0", 12)
+    there = trie_key("10.1.0.0", 16)
+    again = failure(sc.map_update, m.fd, there, bytes(8), 1), side.error("update", there, 0, 1)
+    if again == ("", ""):
+        t.partly("this kernel's trie ignores BPF_NOEXIST, as all did before Linux 6.13")
+    else:
+        both = "EEXIST", "EEXIST"
+        t.equal(again, both, "BPF_NOEXIST on a prefix that is there: EEXIST")
+    m["172.16.0.0/12"] = 12
+    more = trie_key("172.32.0.0", 12)
     t.equal(
         (failure(sc.map_update, m.fd, more, bytes(8)), side.error("update", more)),
         ("ENOSPC", "ENOSPC"),
         "full: ENOSPC, from Python and the program",
-    )
-    there = trie_key("10.1.0.0", 16)
-    t.equal(
-        (failure(sc.map_update, m.fd, there, bytes(8), 1), side.error("update", there, 0, 1)),
-        ("EEXIST", "EEXIST"),
-        "BPF_NOEXIST on a prefix that is there: EEXIST",
     )
     t.equal(
         failure(sc.map_update, m.fd, pack("=I", 33) + bytes(4), bytes(8)),

@@ -65,6 +65,9 @@ class Maps(App):
         self.enter_namespace(self.place.new_namespace("maps"))
 
     def setup(self) -> None:
+        from bpfkit.core.object import raise_memlock
+
+        raise_memlock()  # before 5.11 maps count against it
         self.results: list[Result] = []
         self.tour = self.keep(Tour(cache=not self.options.no_cache))
         if self.options.json or self.options.check:
@@ -76,7 +79,19 @@ class Maps(App):
         return "maps and a namespace of its own"
 
     def demo(self) -> None:
-        self.results = list(self.tour.visit_all(self.chosen))
+        import sys
+
+        shown = sys.stderr.isatty()
+        found = []
+        for name in self.chosen:
+            if shown:
+                sys.stderr.write(f"\rmaps: {name}\x1b[K")
+                sys.stderr.flush()
+            found.append(self.tour.visit(name))
+        if shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+        self.results = found
 
     def rows(self) -> list[Row]:
         return [

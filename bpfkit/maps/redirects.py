@@ -70,14 +70,18 @@ def _other_device(t: Trial) -> tuple[int, PacketSocket]:
     return lab.interface("server:eth1").index, tap
 
 
-def _attach(t: Trial, side: Side) -> PacketSocket:
-    """The program on the server's device; returns a socket that sends there."""
+def _attach(t: Trial, side: Side, mode: str = "generic") -> PacketSocket:
+    """The program on the server's device; returns a socket that sends there.
+
+    Native veth sends only to a device whose far end has native XDP too; generic XDP has no CPUMAP
+    before Linux 5.15.
+    """
     from bpfkit.net.packets.packet_socket import PacketSocket
 
     lab = t.tour.lab()
     device = lab.interface("server:eth0")
     with lab["server"].entered():
-        t.keep(side.programs["redirect"].attach_xdp(device.index, "generic"))
+        t.keep(side.programs["redirect"].attach_xdp(device.index, mode))
     return t.keep(PacketSocket(lab.interface("client:eth0"), protocol=0))
 
 
@@ -156,7 +160,7 @@ def cpumap(t: Trial) -> None:
         "E2BIG",
         "behind the end: E2BIG",
     )
-    sender = _attach(t, side)
+    sender = _attach(t, side, "auto")
     tap = t.keep(PacketSocket(t.tour.lab().interface("server:eth0")))
     side.request(value=last)
     sender.send(_frame(3))

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 from bpfkit.core.errors import BpfkitError
-from bpfkit.maps.tour import SOURCE, Trial, failure, stop
+from bpfkit.maps.tour import Trial, failure, stop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from bpfkit.core.program import Program
 
 _MEMBERS = ("ssthresh", "cong_avoid", "undo_cwnd")
-NAME = "bpfkit_tour"
+#: Algorithms are listed for the whole machine, so that of each process has a name of its own.
+NAME = f"bpfkit_{os.getpid()}"
 
 
 def available() -> list[str]:
@@ -29,9 +31,7 @@ def _choose(sock: socket.socket) -> None:
 
 @stop("struct_ops", "kernel functions made of programs")
 def struct_ops(t: Trial) -> None:
-    from bpfkit.core.object import load
-
-    loaded = t.keep(load(SOURCE, programs=_MEMBERS, cache=t.tour.cache))
+    loaded = t.object(*_MEMBERS)
     before = socket.socket()
     t.equal(failure(_choose, before), "ENOENT", "before: no congestion control of this name")
     before.close()

@@ -17,10 +17,11 @@ from bpfkit.maps.numbers import LATER_TYPES, type_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any, Protocol, TypeVar
 
     from bpfkit.core.cgroups import Cgroup
+    from bpfkit.core.compile.artifact import Artifact
     from bpfkit.core.maps.base import Map
     from bpfkit.core.object import Object
     from bpfkit.core.program import Program, RunResult
@@ -46,6 +47,7 @@ FAMILIES = (
     "redirects",
     "sockets",
     "storages",
+    "cgroup_storages",
     "arena",
     "struct_ops",
     "newer",
@@ -164,12 +166,13 @@ class Trial:
 
     def load(self, subject: Map, *programs: str) -> Side:
         """Load programs of the C source onto ``subject``."""
+        return Side(self.object(*programs, reuse_maps={"subject": subject}))
+
+    def object(self, *programs: str, **options: Any) -> Object:
+        """Load programs of the C source."""
         from bpfkit.core.object import load
 
-        loaded = load(
-            SOURCE, programs=programs, reuse_maps={"subject": subject}, cache=self.tour.cache
-        )
-        return Side(self.keep(loaded))
+        return self.keep(load(SOURCE, programs=programs, artifact=self.tour.artifact(), **options))
 
     def assembled(self, kind: str, code: bytes, name: str = "tour", **options: Any) -> Program:
         """Load assembled instructions."""
@@ -235,9 +238,18 @@ class Tour:
     """All stops, and what several of them need: a lab and a cgroup, each made at first use."""
 
     def __init__(self, cache: bool = True) -> None:
-        self.cache = cache
+        self._cache = cache
+        self._artifact: Artifact | None = None
         self._lab: Lab | None = None
         self._group: Cgroup | None = None
+
+    def artifact(self) -> Artifact:
+        """The C source, compiled once."""
+        if self._artifact is None:
+            from bpfkit.core.object import compiled
+
+            self._artifact = compiled(SOURCE, cache=self._cache)
+        return self._artifact
 
     def lab(self) -> Lab:
         """``client`` and ``server``, connected by a veth pair."""
@@ -271,7 +283,8 @@ class Tour:
             if result.checks:
                 trial.partly(f"{error.what}: {error.why}")
             else:
-                result.supported, result.why = False, f"{error.what}: {error.why}"
+                result.supported = False
+                result.why = f"the kernel has the type, but {error.what}: {error.why}"
         except BpfkitError as error:
             trial.check(False, f"{error.what}: {error.why}")
         except OSError as error:
@@ -281,11 +294,6 @@ class Tour:
         finally:
             trial.close()
         return result
-
-    def visit_all(self, chosen: list[str]) -> Iterator[Result]:
-        """The stops of the types named, one after the other."""
-        for name in chosen:
-            yield self.visit(name)
 
     def close(self) -> None:
         if self._lab is not None:
