@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bpfkit.app.lifecycle import main
 from bpfkit.app.trace import TraceApp
-from bpfkit.core.errors import InputError, UnsupportedError, UsageError
+from bpfkit.core.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bpfkit.app.events import EventSource
-    from bpfkit.core.types.btf import Btf
     from bpfkit.show.rows import Event, Row, Verdict
 
-#: Slots, and bytes of a text, of the C side.
-SLOTS, TEXT_SIZE = 12, 64
+#: Bytes of a text of the C side.
+TEXT_SIZE = 64
 #: The demo's function: int __sock_create(net, family, type, protocol, res, kern).
 DEMO = "__sock_create"
 #: The demo's child makes sockets: (family, type), how often; 250 is no family.
@@ -36,121 +35,6 @@ for family, type, times in {SOCKETS!r}:
         except OSError as error:
             print(family, type, -error.errno)
 """
-
-
-class Parameter:
-    """A parameter of a function, or its result.
-
-    :ivar name: in the kernel's source.
-    :ivar type: as C writes it.
-    :ivar slots: of 8 bytes.
-    :ivar is_text: it is a ``char *``.
-    """
-
-    __slots__ = ("_btf", "_id", "is_text", "name", "slots", "type")
-
-    def __init__(self, btf: Btf, name: str, type_id: int) -> None:
-        from bpfkit.core.types.btf import PTR, VOID
-
-        self._btf = btf
-        self._id = type_id
-        self.name = name
-        self.type = btf.name_of(type_id)
-        found = btf.resolve(type_id)
-        self.slots = 0 if found.kind == VOID else -(-btf.sizeof(type_id) // 8)
-        self.is_text = found.kind == PTR and btf.resolve(found.ref).name == "char"
-
-    def value(self, words: list[int]) -> Any:
-        """The value of its slots: a number, an enumerator's name, an address as text."""
-        from bpfkit.core.types.btf import ENUM, ENUM64, INT, PTR
-
-        found = self._btf.resolve(self._id)
-        word = words[0]
-        if found.kind == PTR:
-            return f"{word:#x}"
-        if found.kind not in (INT, ENUM, ENUM64) or self.slots > 1:
-            return " ".join(f"{word:#x}" for word in words)
-        bits = 8 * found.size
-        number = word & (1 << bits) - 1
-        signed = number - (number >> bits - 1 << bits)
-        if found.kind == INT:
-            encoding = self._btf.int_encoding(found.id)[0]
-            if encoding & 4:
-                return bool(number & 1)
-            return signed if encoding & 1 else number
-        names = {value: name for name, value in self._btf.enumerators(found.id)}
-        return names.get(signed, names.get(number, signed))
-
-    def result(self, word: int) -> Any:
-        """The value as a result: the address, or the errno's name where one is in its place."""
-        import errno
-
-        from bpfkit.core.types.btf import PTR
-
-        low = word - (1 << 64)
-        if self._btf.resolve(self._id).kind == PTR and -4095 <= low < 0:
-            return errno.errorcode.get(-low, low)
-        return self.value([word])
-
-
-class Function:
-    """A kernel function by BTF.
-
-    :raises InputError: BTF has none of this name (offers the nearest), or it has too many slots.
-    :raises UnsupportedError: the kernel has no BTF.
-    """
-
-    def __init__(self, name: str) -> None:
-        from bpfkit.core.types.btf import vmlinux
-
-        btf = vmlinux()
-        if btf is None:
-            raise UnsupportedError(
-                "arguments cannot be typed",
-                why="the kernel has no BTF",
-                hint="it needs CONFIG_DEBUG_INFO_BTF",
-            )
-        number = btf.find(name, "func")
-        if number is None:
-            from bpfkit.core.attach.symbols import kernel_functions, nearest
-
-            known = kernel_functions()
-            inlined = name in known
-            raise InputError(
-                f"the kernel has no function {name}"
-                if not inlined
-                else f"{name} cannot be hooked by fexit",
-                why="it is not in the kernel's BTF" if inlined else "",
-                hint="" if inlined else nearest(name, dict.fromkeys(known)),
-            )
-        self.name = name
-        self.id = number
-        self.parameters = [
-            Parameter(btf, parameter or f"arg{i}", type_id)
-            for i, (parameter, type_id) in enumerate(btf.params(number), 1)
-            if parameter or type_id
-        ]
-        self.result = Parameter(btf, "ret", btf.type(btf.type(number).ref).ref)
-        self.slots = sum(parameter.slots for parameter in self.parameters)
-        if self.slots > SLOTS:
-            raise InputError(f"{name} has too many arguments", why=f"at most {SLOTS} are read")
-
-    def __str__(self) -> str:
-        words = []
-        for parameter in self.parameters:
-            gap = "" if parameter.type.endswith("*") else " "
-            words.append(f"{parameter.type}{gap}{parameter.name}")
-        gap = "" if self.result.type.endswith("*") else " "
-        return f"{self.result.type}{gap}{self.name}({', '.join(words) or 'void'})"
-
-    @property
-    def texts(self) -> int:
-        """A bit for each slot that points to text."""
-        bits = slot = 0
-        for parameter in self.parameters:
-            bits |= int(parameter.is_text) << slot
-            slot += parameter.slots
-        return bits
 
 
 class Fexit(TraceApp):
@@ -181,6 +65,8 @@ class Fexit(TraceApp):
         return super().wants_demo() and not self.options.function
 
     def setup(self) -> None:
+        from bpfkit.core.types.function import Function
+
         self.function = function = Function(self.options.function or DEMO)
         loaded = self.load_traced(
             slots=function.slots, texts=function.texts, returns=function.result.slots

@@ -51,31 +51,30 @@ static __always_inline void count(u32 what)
 		__sync_fetch_and_add(n, 1);
 }
 
-/* The context takes constant offsets only, up to the function's last slot. */
-#define TAKE(i)                                                                                   \
-	do {                                                                                      \
-		c->args[i] = 0;                                                                   \
-		c->text_len[i] = 0;                                                               \
-		if (slots() > (i))                                                                \
-			c->args[i] = ctx[i];                                                      \
-		if (slots() > (i) && texts() >> (i)&1) {                                          \
-			void *from = (void *)c->args[i];                                          \
-			s32 len = bpf_probe_read_kernel_str(&c->text[(i)*TEXT_SIZE], TEXT_SIZE,   \
-							    from);                                \
-			if (len < 0)                                                              \
-				len = bpf_probe_read_user_str(&c->text[(i)*TEXT_SIZE], TEXT_SIZE, \
-							      from);                              \
-			c->text_len[i] = len;                                                     \
-		}                                                                                 \
-		if (returns() && slots() == (i))                                                  \
-			c->ret = ctx[i];                                                          \
-	} while (0)
+/* By the helpers (5.17): a pointer to a pointer cannot be read from the context directly. */
+static __always_inline void take(void *ctx, struct call *c, u32 i)
+{
+	u64 value = 0;
+	s32 len = 0;
+
+	if (i < slots())
+		bpf_get_func_arg(ctx, i, &value);
+	c->args[i] = value;
+	if (texts() >> i & 1) {
+		len = bpf_probe_read_kernel_str(&c->text[i * TEXT_SIZE], TEXT_SIZE, (void *)value);
+		if (len < 0)
+			len = bpf_probe_read_user_str(&c->text[i * TEXT_SIZE], TEXT_SIZE,
+						      (void *)value);
+	}
+	c->text_len[i] = len;
+}
 
 SEC("fexit")
 int on_exit(u64 *ctx)
 {
-	u64 id = bpf_get_current_pid_tgid();
+	u64 id = bpf_get_current_pid_tgid(), ret = 0;
 	struct call *c;
+	u32 i;
 
 	if (!is_traced())
 		return 0;
@@ -88,22 +87,13 @@ int on_exit(u64 *ctx)
 	c->time_ns = bpf_ktime_get_ns();
 	c->pid = id >> 32;
 	c->tid = id;
-	c->ret = 0;
 	bpf_get_current_comm(c->comm, sizeof(c->comm));
-	TAKE(0);
-	TAKE(1);
-	TAKE(2);
-	TAKE(3);
-	TAKE(4);
-	TAKE(5);
-	TAKE(6);
-	TAKE(7);
-	TAKE(8);
-	TAKE(9);
-	TAKE(10);
-	TAKE(11);
-	if (returns() && slots() == SLOTS)
-		c->ret = ctx[SLOTS];
+#pragma unroll
+	for (i = 0; i < SLOTS; i++)
+		take(ctx, c, i);
+	if (returns())
+		bpf_get_func_ret(ctx, &ret);
+	c->ret = ret;
 	calls.ringbuf_submit(c, 0);
 	return 0;
 }
