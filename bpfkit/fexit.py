@@ -129,13 +129,10 @@ class Fexit(TraceApp):
     def event_line(self, event: Event) -> str:
         """``12:30:05.123 sh[17] vfs_unlink(dir=0xffff…, …) = -2 ENOENT``."""
         import errno
-        from time import localtime, strftime
-
-        from bpfkit.show.text import cell
+        from bpfkit.show.text import cell, time_of_day
 
         fields = event.fields
-        ms = int(event.time * 1000)
-        when = f"{strftime('%H:%M:%S', localtime(ms // 1000))}.{ms % 1000:03}"
+        when = time_of_day(event.time)
         words = [f"{name}={cell(str(value))}" for name, value in fields["args"].items()]
         line = f"{when} {cell(fields['comm'])}[{fields['pid']}] {fields['function']}"
         line += f"({', '.join(words)})"

@@ -176,6 +176,12 @@ class FmodRet(TraceApp):
         }
         return Event("modified", unix_seconds(record.time_ns), fields)
 
+    def event_line(self, event: Event) -> str:
+        from bpfkit.show.rows import Event
+
+        args = ", ".join(f"{name}={value}" for name, value in event.fields["args"].items())
+        return super().event_line(Event(event.kind, event.time, {**event.fields, "args": args}))
+
     def verify(self) -> Iterable[Verdict]:
         """The errno that listen(2) gave inside and outside the cgroup."""
         for inside, outside in zip(self.tried, self.outside, strict=True):

@@ -55,6 +55,7 @@ def load(
     reuse_maps: Mapping[str, Map] | None = None,
     attach_targets: Mapping[str, tuple[int, int]] | None = None,
     programs: Sequence[str] | None = None,
+    global_functions: bool = False,
     cache: bool = True,
 ) -> Object:
     """Compile (or fetch from the cache) and load a C source.
@@ -70,6 +71,7 @@ def load(
     :param attach_targets: per program (attach_btf_id, attach_prog_fd), for targets outside the
         kernel's own BTF.
     :param programs: load only these functions.
+    :param global_functions: functions become global, as EXT programs and their targets must be.
     :param cache: False compiles anew and keeps nothing.
     :raises CompileError: with the user's file and line.
     :raises VerifierError: with the cause in a sentence, the C line and a hint.
@@ -78,6 +80,7 @@ def load(
     src = Source.find(source)
     store = Cache() if cache else None
     options = _Options(consts, max_entries, map_types, reuse_maps, attach_targets, programs)
+    options.global_functions = global_functions
     key, artifact, hit = _artifact(src, cflags, store)
     try:
         return Object(src, artifact, options)
@@ -122,6 +125,7 @@ class _Options:
     __slots__ = (
         "attach_targets",
         "consts",
+        "global_functions",
         "map_types",
         "max_entries",
         "programs",
@@ -143,6 +147,7 @@ class _Options:
         self.reuse_maps = reuse_maps or {}
         self.attach_targets = attach_targets or {}
         self.programs = programs
+        self.global_functions = False
 
 
 class Object(Closing):
@@ -185,6 +190,10 @@ class Object(Closing):
 
     def _load(self, options: _Options) -> None:
         blob = self._artifact["btf"]
+        if blob and options.global_functions:
+            from bpfkit.core.types.btf import Btf
+
+            blob = Btf(blob).with_global_functions()
         if blob:
             try:
                 self._btf_fd = syscall.btf_load(blob)

@@ -349,17 +349,14 @@ class Uprobe(TraceApp):
 
     def event_line(self, event: Event) -> str:
         """``12:30:05.123 bash[17] getsid(0) = 17, 2.5 us``."""
-        from time import localtime, strftime
-
-        from bpfkit.show.text import cell
+        from bpfkit.show.text import cell, time_of_day
 
         fields = event.fields
         words = [
             f'"{cell(value)}"' if letter == "s" and value is not None else str(value)
             for letter, value in zip(self.options.args, fields["args"], strict=True)
         ]
-        ms = int(event.time * 1000)
-        when = f"{strftime('%H:%M:%S', localtime(ms // 1000))}.{ms % 1000:03}"
+        when = time_of_day(event.time)
         line = f"{when} {cell(fields['comm'])}[{fields['tid']}] "
         line += f"{cell(fields['function'])}({', '.join(words)})"
         if "ret" in fields:

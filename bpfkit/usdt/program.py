@@ -397,14 +397,11 @@ class Usdt(TraceApp):
 
     def event_line(self, event: Event) -> str:
         """``12:30:05.123 python3[17] python:gc__start(2)``."""
-        from time import localtime, strftime
-
-        from bpfkit.show.text import cell
+        from bpfkit.show.text import cell, time_of_day
 
         fields = event.fields
         words = [f'"{cell(a)}"' if isinstance(a, str) else str(a) for a in fields["args"]]
-        ms = int(event.time * 1000)
-        when = f"{strftime('%H:%M:%S', localtime(ms // 1000))}.{ms % 1000:03}"
+        when = time_of_day(event.time)
         return (
             f"{when} {cell(fields['comm'])}[{fields['tid']}] "
             f"{cell(fields['probe'])}({', '.join(words)})"
