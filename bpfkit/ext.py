@@ -72,6 +72,7 @@ class Ext(XdpApp):
             global_functions=True,
             cache=not self.options.no_cache,
         )
+        self.number = number
         self.replacement = self.keep(replacing).programs["replacement"]
         self.before: list[PingReport] = self.for_check([])
         self.during: list[PingReport] = self.for_check([])
@@ -82,7 +83,7 @@ class Ext(XdpApp):
 
     def replace(self) -> None:
         """From now on calls of original() run replacement()."""
-        self.replaced = self.keep(self.replacement.attach_trace())
+        self.replaced = self.keep(self.replacement.attach_extension(self.target, self.number))
 
     def put_back(self) -> None:
         """From now on original() runs again."""

@@ -65,7 +65,7 @@ class Fexit(TraceApp):
         return super().wants_demo() and not self.options.function
 
     def setup(self) -> None:
-        from bpfkit.core.types.function import Function
+        from bpfkit.core.attach.function import Function
 
         self.function = function = Function(self.options.function or DEMO)
         loaded = self.load_traced(
@@ -129,6 +129,7 @@ class Fexit(TraceApp):
     def event_line(self, event: Event) -> str:
         """``12:30:05.123 sh[17] vfs_unlink(dir=0xffff…, …) = -2 ENOENT``."""
         import errno
+
         from bpfkit.show.text import cell, time_of_day
 
         fields = event.fields

@@ -83,8 +83,8 @@ class FmodRet(TraceApp):
         return super().wants_demo() and not self.options.function
 
     def setup(self) -> None:
+        from bpfkit.core.attach.function import Function
         from bpfkit.core.errors import VerifierError
-        from bpfkit.core.types.function import Function
 
         options = self.options
         self.function = function = Function(options.function or DEMO)

@@ -7,10 +7,10 @@ import os
 
 import pytest
 
+from bpfkit.core.attach.function import Function
 from bpfkit.core.errors import InputError
 from bpfkit.core.types.btf import FUNC, Btf
 from bpfkit.core.types.btf_writer import xdp_btf
-from bpfkit.core.types.function import Function
 
 needs_btf = pytest.mark.skipif(
     not os.path.exists("/sys/kernel/btf/vmlinux"), reason="the kernel has no BTF"
