@@ -70,7 +70,7 @@ struct call {
 	char comm[TASK_COMM_LEN];
 	u64 args[ARGUMENTS];
 	s32 text_len[ARGUMENTS]; /* less than 0: it could not be read */
-	char text[ARGUMENTS * TEXT_SIZE];
+	u8 text[ARGUMENTS * TEXT_SIZE];
 };
 
 struct count {
@@ -223,7 +223,7 @@ static __always_inline int leave(struct pt_regs *ctx, u32 number)
 	struct call_key key = {};
 	struct count *count;
 	struct call *c;
-	u32 index;
+	u32 index, i;
 
 	key.stack_pointer = PT_REGS_SP(ctx) - RETURN_ADDRESS_SIZE;
 	key.tid = bpf_get_current_pid_tgid();
@@ -249,6 +249,12 @@ static __always_inline int leave(struct pt_regs *ctx, u32 number)
 	c = arguments.lookup(&key);
 	if (!c)
 		return 0;
+		/* A page that was not in memory at the entry is there once the function has used it. */
+#pragma unroll
+	for (i = 0; i < ARGUMENTS; i++)
+		if ((format() >> (4 * i) & 15) == ARG_TEXT && c->text_len[i] < 0)
+			c->text_len[i] = bpf_probe_read_user_str(&c->text[i * TEXT_SIZE], TEXT_SIZE,
+								 (void *)c->args[i]);
 	c->took_ns = took;
 	c->ret = ret;
 	c->has_returned = 1;

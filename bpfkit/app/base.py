@@ -201,12 +201,9 @@ class App:
 
     def event_line(self, event: Event) -> str:
         """An event as plain text: time of day, kind, fields."""
-        from time import localtime, strftime
+        from bpfkit.show.text import cell, time_of_day
 
-        from bpfkit.show.text import cell
-
-        ms = int(event.time * 1000)
-        when = f"{strftime('%H:%M:%S', localtime(ms // 1000))}.{ms % 1000:03}"
+        when = time_of_day(event.time)
         fields = [
             f"{name} {value if type(value) is int else cell(value)}"
             for name, value in event.fields.items()

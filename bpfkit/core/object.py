@@ -56,6 +56,7 @@ def load(
     attach_targets: Mapping[str, tuple[int, int]] | None = None,
     programs: Sequence[str] | None = None,
     artifact: Artifact | None = None,
+    global_functions: bool = False,
     cache: bool = True,
 ) -> Object:
     """Compile (or fetch from the cache) and load a C source.
@@ -72,6 +73,7 @@ def load(
         kernel's own BTF.
     :param programs: load only these functions.
     :param artifact: what :func:`compiled` returned for this source, to load it several times.
+    :param global_functions: functions become global, as EXT programs and their targets must be.
     :param cache: False compiles anew and keeps nothing.
     :raises CompileError: with the user's file and line.
     :raises VerifierError: with the cause in a sentence, the C line and a hint.
@@ -79,6 +81,7 @@ def load(
     """
     src = Source.find(source)
     options = _Options(consts, max_entries, map_types, reuse_maps, attach_targets, programs)
+    options.global_functions = global_functions
     if artifact is not None:
         return Object(src, artifact, options)
     store = Cache() if cache else None
@@ -126,6 +129,7 @@ class _Options:
     __slots__ = (
         "attach_targets",
         "consts",
+        "global_functions",
         "map_types",
         "max_entries",
         "programs",
@@ -147,6 +151,7 @@ class _Options:
         self.reuse_maps = reuse_maps or {}
         self.attach_targets = attach_targets or {}
         self.programs = programs
+        self.global_functions = False
 
 
 class Object(Closing):
@@ -189,6 +194,10 @@ class Object(Closing):
 
     def _load(self, options: _Options) -> None:
         blob = self._artifact["btf"]
+        if blob and options.global_functions:
+            from bpfkit.core.types.btf import Btf
+
+            blob = Btf(blob).with_global_functions()
         if blob:
             try:
                 self._btf_fd = syscall.btf_load(blob)

@@ -414,6 +414,19 @@ class Program(Closing):
 
     attach_trace = attach_raw_tracepoint
 
+    def attach_extension(self, target: Program, function_id: int) -> Link:
+        """Replace a function of ``target`` by this ``SEC("freplace")`` program (5.10).
+
+        Both were loaded with ``global_functions``, this one with the target in ``attach_targets``.
+        May be attached again after its link was closed.
+
+        :param function_id: the function's number in the target's BTF.
+        :raises AttachError: EBUSY: another program replaces the function.
+        """
+        from bpfkit.core.attach.extension import attach
+
+        return attach(self, target, function_id)
+
     def attach_iter(self, extra: bytes = b"") -> Link:
         """Make an iterator's link (5.8); :func:`.syscall.iter_create` reads it."""
         from bpfkit.core.attach.iter import attach

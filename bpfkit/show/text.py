@@ -7,7 +7,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["cell", "clip", "fit", "human", "shorten", "table"]
+__all__ = ["cell", "clip", "fit", "human", "shorten", "table", "time_of_day"]
 
 _UNITS = ("", "k", "M", "G", "T", "P", "E")
 
@@ -27,6 +27,14 @@ def human(value: float, unit: str = "") -> str:
     text = f"{'-' if value < 0 else ''}{size:.{digits}f}"
     prefix = _UNITS[step]
     return f"{text} {prefix}{unit}" if prefix or unit else text
+
+
+def time_of_day(seconds: float) -> str:
+    """A UNIX time as local time of day, with milliseconds: ``12:30:05.123``."""
+    from time import localtime, strftime
+
+    ms = int(seconds * 1000)
+    return f"{strftime('%H:%M:%S', localtime(ms // 1000))}.{ms % 1000:03}"
 
 
 def cell(value: object) -> str:

@@ -44,7 +44,7 @@ def histogram_lines(name: str, found: list[list[int]]) -> Iterator[str]:
     """A histogram for people, powers of 2 without calls between others included."""
     if not found:
         return
-    known: dict[int, int] = {start: n for start, n in found}  # noqa: C416
+    known = {pair[0]: pair[1] for pair in found}
     most = max(known.values())
     yield f"{name}, ns"
     start = found[0][0]

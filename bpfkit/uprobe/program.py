@@ -113,6 +113,8 @@ class Uprobe(TraceApp):
             say(f"{target.file}: {target.why}")
         self._choose_returns()
         self.way = self._attach()
+        if self.options.pid is None or self.way == "uprobe.multi":
+            self._require_probes()
         say(f"{len(self.targets)} functions by {self.way}")
         self.said: list[str] = self.for_check([])
 
@@ -174,6 +176,12 @@ class Uprobe(TraceApp):
             )
         self._attach_single()
         return "a uprobe each"
+
+    def _require_probes(self) -> None:
+        from bpfkit.core.attach.uprobe import require_probes
+
+        for file in dict.fromkeys(target.file for target in self.targets):
+            require_probes(file, [t.offset for t in self.targets if t.file == file])
 
     def _load(self, programs: tuple[str, str], function: int | None = None, **more: Any) -> Any:
         options = self.options
@@ -341,17 +349,14 @@ class Uprobe(TraceApp):
 
     def event_line(self, event: Event) -> str:
         """``12:30:05.123 bash[17] getsid(0) = 17, 2.5 us``."""
-        from time import localtime, strftime
-
-        from bpfkit.show.text import cell
+        from bpfkit.show.text import cell, time_of_day
 
         fields = event.fields
         words = [
             f'"{cell(value)}"' if letter == "s" and value is not None else str(value)
             for letter, value in zip(self.options.args, fields["args"], strict=True)
         ]
-        ms = int(event.time * 1000)
-        when = f"{strftime('%H:%M:%S', localtime(ms // 1000))}.{ms % 1000:03}"
+        when = time_of_day(event.time)
         line = f"{when} {cell(fields['comm'])}[{fields['tid']}] "
         line += f"{cell(fields['function'])}({', '.join(words)})"
         if "ret" in fields:
@@ -365,10 +370,8 @@ class Uprobe(TraceApp):
             size = record.text_len[index]
             if size < 0:
                 return None
-            text = record.text
-            data = text if isinstance(text, bytes) else text.encode(errors="surrogateescape")
-            start = index * TEXT_SIZE
-            return data[start : start + max(0, size - 1)].decode(errors="backslashreplace")
+            data = bytes(record.text)[index * TEXT_SIZE :][: max(0, size - 1)]
+            return data.decode(errors="backslashreplace")
         if letter == "d":
             low = value & 0xFFFFFFFF
             if value >> 32 == 0 and low >> 31:

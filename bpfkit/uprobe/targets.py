@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from bpfkit.core.attach.symbols import Elf, Symbol, nearest
+from bpfkit.core.attach.symbols import NOP5, Elf, Symbol, nearest
 from bpfkit.core.attach.uprobe import find_file
 from bpfkit.core.errors import InputError, UsageError
 
@@ -54,6 +54,11 @@ def find_targets(words: Sequence[str]) -> list[Target]:
         path = find_file(name)
         file = files.get(path) or files.setdefault(path, _File(path))
         for target in file.find(where):
+            if not target.is_entry and file.elf.bytes_at(target.offset, 5) == NOP5:
+                raise InputError(
+                    f"{target.name} of {path} is a nop of 5 bytes",
+                    why="kernels 6.18 to 7.1 overwrite data of a leaf function that has one",
+                )
             found.setdefault((path, target.offset), target)
     if len(found) > MOST:
         raise InputError(f"{len(found)} functions are too many", why=f"{MOST} are probed at most")

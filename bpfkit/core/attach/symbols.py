@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-__all__ = ["Elf", "Symbol", "kernel_functions", "nearest"]
+__all__ = ["NOP5", "Elf", "Symbol", "kernel_functions", "nearest"]
+
+#: x86's nop of 5 bytes.  Kernels 6.18 to 7.1 replace it by a call if it is probed, which overwrites
+#: what a leaf function keeps below its stack pointer.
+NOP5 = b"\x0f\x1f\x44\x00\x00"
 
 _FUNC, _IFUNC = 2, 10  # STT_FUNC, STT_GNU_IFUNC
 _LOAD, _EXEC = 1, 1  # PT_LOAD, PF_X
@@ -101,6 +105,10 @@ class Elf:
             if found == name:
                 return bytes(self._data[offset : offset + size])
         return b""
+
+    def bytes_at(self, offset: int, size: int) -> bytes:
+        """What is at an offset of the file; shorter at its end."""
+        return bytes(self._data[offset : offset + size])
 
     def offset_of(self, address: int) -> int:
         """The offset in the file of a virtual address of code.

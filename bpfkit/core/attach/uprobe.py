@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
     from bpfkit.core.program import Program
 
-__all__ = ["attach", "attach_multi", "find_file", "find_offset"]
+__all__ = ["attach", "attach_multi", "find_file", "find_offset", "require_probes"]
 
 _RETURN = 1  # BPF_F_UPROBE_MULTI_RETURN
 _REF_CTR_SHIFT = 32  # of perf_event_attr.config: the semaphore's offset
+_BREAKPOINT = 0xCC  # int3
 _PLACES = ("/lib", "/usr/lib", "/lib64", "/usr/lib64", "/usr/local/lib")
 
 
@@ -143,3 +144,35 @@ def attach_multi(
                 error.what, why=f"no uprobe.multi links (6.6), or a place without code: {error.why}"
             ) from None
         raise
+
+
+def require_probes(path: str, offsets: Sequence[int]) -> None:
+    """See that breakpoints are where probes of all processes were attached.
+
+    The kernel looks at an instruction only when a process maps it, and then leaves out silently
+    what it cannot probe (prefixes, ``lock``, some nops).  So this process maps the pages and looks.
+
+    :raises InputError: the kernel does not probe one of the places.
+    """
+    import mmap
+
+    page = mmap.PAGESIZE
+    prot = mmap.PROT_READ | mmap.PROT_EXEC
+    with open(path, "rb") as file:
+        for start in dict.fromkeys(offset & -page for offset in offsets):
+            file.seek(start)
+            there = file.read(page)
+            try:
+                mapped = mmap.mmap(
+                    file.fileno(), len(there), flags=mmap.MAP_PRIVATE, prot=prot, offset=start
+                )
+            except OSError:
+                return  # a file system without execution: no process runs this file
+            with mapped:
+                for offset in offsets:
+                    at = offset - start
+                    if 0 <= at < len(there) and mapped[at] == there[at] != _BREAKPOINT:
+                        raise InputError(
+                            f"the kernel does not probe the instruction at {offset:#x} of {path}",
+                            why=f"its bytes are {there[at : at + 10].hex(' ')}",
+                        )

@@ -208,6 +208,17 @@ class Btf:
         """The running kernel's types (CONFIG_DEBUG_INFO_BTF, 5.4); OSError where it has none."""
         return cls.from_file("/sys/kernel/btf/vmlinux")
 
+    def with_global_functions(self) -> bytes:
+        """The blob with every function's linkage global, as EXT programs and their targets need it;
+        BCC makes all functions static."""
+        blob = bytearray(self.data)
+        for found in self.types():
+            if found.kind == FUNC:
+                # The second word of its header: kind, and in its lower half the linkage.
+                at = self._types + 4 * (found.position - 2)
+                blob[at : at + 2] = (1).to_bytes(2, sys.byteorder)
+        return bytes(blob)
+
     # --- the type section -------------------------------------------------------------------
 
     def _index(self) -> Sequence[int]:
