@@ -46,6 +46,7 @@ LOAD_CONST(2, write_seq_at, 0);
 LOAD_CONST(3, snd_una_at, 0);
 
 #define AF_INET6    10
+#define TCP_RST     0x04
 #define CONNECTIONS 4096
 #define HARD_LIMIT  (256LL << 20)
 
@@ -156,6 +157,22 @@ static __always_inline int forward(struct __sk_buff *skb)
 	}
 	dir->redirected += skb->len;
 	return bpf_sk_redirect_hash(skb, BPFKIT_MAP_REF(targets), &to, 0);
+}
+
+/*
+ * A socket that is about to leave `sockets` has this filter for some milliseconds: segments with payload
+ * do not reach it, and are sent again. The data begins with the TCP header.
+ */
+SEC("socket")
+int freeze(struct __sk_buff *skb)
+{
+	u8 head[14]; /* up to the flags */
+
+	if (bpf_skb_load_bytes(skb, 0, head, sizeof(head)))
+		return 0;
+	if (head[13] & TCP_RST)
+		return skb->len;
+	return skb->len > (head[12] >> 4) * 4 ? 0 : skb->len;
 }
 
 SEC("sk_skb/verdict")

@@ -213,9 +213,6 @@ class SkSkb(SocketsApp):
         from bpfkit.sk_skb.child import ProxyChild
 
         options = self.options
-        # Off: entering again was seen to stall, and a second stream parser on a socket would be set
-        # up while the first may be at work.
-        reenters = False
         loaded = self.load(queue_limit=options.queue, **tcp_sock_offsets())
         names = ("verdict",) if how == "verdict" else ("parser", "stream_verdict")
         for name in names:
@@ -226,7 +223,6 @@ class SkSkb(SocketsApp):
             "pieces": options.pieces,
             "grace": options.grace,
             "room": options.connections,
-            "reenters": reenters,
         }
         return self.keep(ProxyChild(loaded, listener, to, **{**given, **more}))
 

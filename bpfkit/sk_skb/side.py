@@ -24,6 +24,7 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CLOSE_NORMALLY = struct.pack("ii", 0, 0)
 _FLOW = struct.Struct("=16s16sHH")
 _SIOCOUTQ = 0x5411
+_SO_DETACH_FILTER, _SO_ATTACH_BPF = 27, 50
 _MAPPED = bytes(10) + b"\xff\xff"
 
 #: tcp_info.tcpi_state, and the states that a socket has after the other end's FIN.
@@ -111,6 +112,22 @@ class Side:
         else:
             poller.modify(self.fd, mask)
         self.mask = mask
+
+    def run_program(self) -> None:
+        """Have the program take what is in the receive queue (tcp_set_rcvlowat(), kernel 4.18).
+
+        recv(2) runs it too, but tcp_bpf_recvmsg_parser() then writes back the copied_seq from
+        before: the next reads find "TCP recvmsg seq # bug", and nothing can be read any more.
+        """
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+    def freeze(self, program: int) -> None:
+        """Attach a socket filter that drops what has payload; the other end sends it again."""
+        self.sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_BPF, program)
+
+    def thaw(self) -> None:
+        """Detach the filter."""
+        self.sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
     def shut_down(self) -> None:
         """End the stream that is sent, after what was written."""
