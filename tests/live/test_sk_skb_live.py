@@ -322,6 +322,91 @@ def test_the_demo_shows_the_moment_when_the_proxy_falls_silent() -> None:
     assert answers == [f"answer {number}" for number in range(1, len(answers) + 1)]
 
 
+# ---------------------------------------------------------------- places in the stream
+
+
+@both_ways
+def test_data_that_waits_at_entry_leaves_the_socket_readable(ns: NetNS, how: str) -> None:
+    """Messages race with the entry; then the process takes over, and has to find its place.
+
+    recv(2) used to run the program on what waited, and set copied_seq back: one connection in
+    twenty stalled.
+    """
+    words = ("--how", how, "--queue", "65536")
+    data = os.urandom(MB)
+    with serve(ns) as server, Proxy(ns, *words) as proxy:
+        for _ in range(40):
+            client = ns.run(socket.create_connection, (HOSTS[4], PORT), 20)
+            backend, _ = server.accept()
+            with client, backend:
+                client.settimeout(20)
+                backend.settimeout(20)
+                for _ in range(4):  # the proxy enters between two of them
+                    client.sendall(b"message")
+                    time.sleep(0.0002)
+                sender = in_thread(
+                    lambda sock=client: (sock.sendall(data), sock.shutdown(socket.SHUT_WR))
+                )
+                time.sleep(0.02)  # more than --queue waits
+                got = read_all(backend)
+                sender.join(20)
+                assert got == 4 * b"message" + data
+                backend.close()
+                assert client.recv(1) == b""
+        assert [proxy.event("closed")["to_backend"] for _ in range(40)] == [MB + 28] * 40
+
+
+def test_a_takeover_in_the_middle_of_a_stream_costs_no_byte(ns: NetNS) -> None:
+    """Both directions at full speed while their sources leave the map, again and again."""
+    data = os.urandom(6 * MB)
+    with serve(ns) as server, Proxy(ns, "--queue", "65536") as proxy:
+        for _ in range(10):
+            client, backend = proxy.pair(server)
+            with client, backend:
+                got: dict[str, bytes] = {}
+                work = [
+                    in_thread(lambda s=sock: (s.sendall(data), s.shutdown(socket.SHUT_WR)))
+                    for sock in (client, backend)
+                ]
+                work += [
+                    in_thread(lambda n=name, s=sock: got.update({n: read_all(s)}))
+                    for name, sock in (("client", client), ("backend", backend))
+                ]
+                for thread in work:
+                    thread.join(20)
+                assert got == {"client": data, "backend": data}
+            assert proxy.event("closed")["to_client"] == len(data) + 4
+
+
+def test_a_ping_that_takes_long_is_a_stall(tmp_path: Path) -> None:
+    """The benchmark's client against a server that answers one message 60 ms late."""
+    import json
+
+    if shutil.which("cc") is None and shutil.which("gcc") is None:
+        pytest.skip("no C compiler")
+    from sockmap import build
+
+    traffic = build("traffic", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as sock:
+                for number in range(20):
+                    message = sock.recv(64, socket.MSG_WAITALL)
+                    time.sleep(0.06 if number == 7 else 0)
+                    sock.sendall(message)
+
+        in_thread(answer)
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+        done = subprocess.run(
+            [traffic, "ping", place, "20", "64"], capture_output=True, text=True, timeout=20
+        )
+    found = json.loads(done.stdout)
+    assert (found["count"], found["wrong"]) == (20, 0)
+    assert found["stalls"] >= 1
+    assert found["max_us"] >= 60000
+
+
 # ---------------------------------------------------------------- real peers
 
 
