@@ -41,7 +41,7 @@ from __future__ import annotations
 import errno
 from time import monotonic
 
-from bpfkit.sk_skb.side import Side, TcpInfo, text_of
+from bpfkit.sk_skb.side import Side, TcpInfo, run_program, text_of
 from bpfkit.sk_skb.table import Full, Refused
 
 TYPE_CHECKING = False
@@ -266,7 +266,7 @@ class Connection:
         The program runs when a segment arrives, and now.  What it leaves is read: a socket that has
         ended is out of the map, and some kernels give the process what their program has not seen.
         """
-        one.source.run_program()
+        run_program(one.source.sock)
         if not one.missing():
             return self._emptied(one)
         one.looks += 1

@@ -33,8 +33,6 @@ PORT, BACKEND = 5201, 5202
 ROOM = 4096  # CONNECTIONS of the C side
 #: Pieces that the proxy of the demo forwards: three messages and their answers.
 DEMO_AFTER = 6
-#: What the probe sends, and how long it waits.
-_PROBE, _PROBE_S = bytes(range(1, 201)), 0.5
 _HOWS = ("verdict", "parser")
 
 
@@ -131,10 +129,12 @@ class SkSkb(SocketsApp):
 
     def setup(self) -> None:
         from bpfkit.sk_skb.child import listen
+        from bpfkit.sk_skb.probe import leaves_intact
 
         options = self.options
         self.demo_queue = None
-        self.verdict_works = self.leaves_intact()
+        with self.load(**tcp_sock_offsets()) as loaded:
+            self.verdict_works = leaves_intact(loaded)
         if options.how == "verdict" and not self.verdict_works:
             if self.has_target():
                 raise UnsupportedError(
@@ -169,53 +169,6 @@ class SkSkb(SocketsApp):
         except OSError as error:
             raise InputError(f"no server {host}", why=str(error.strerror)) from None
         return found[0][0], found[0][4]
-
-    def leaves_intact(self) -> bool:
-        """Whether a socket can be read after its data was redirected by the verdict program alone.
-
-        Tried out: data waits when the socket enters, more is redirected, the socket leaves the map,
-        and what arrives then is read.  Kernels that lose their place in the stream (copied_seq)
-        return nothing, or other bytes.
-        """
-        import socket
-
-        from bpfkit.sk_skb.side import flow_key
-
-        with self.load(**tcp_sock_offsets()) as loaded, socket.socket() as server:
-            server.bind(("127.0.0.1", 0))
-            server.listen(2)
-            link = loaded.programs["verdict"].attach_sockmap(loaded["sockets"])
-            ends = [socket.create_connection(server.getsockname()) for _ in range(2)]
-            ends += [server.accept()[0] for _ in range(2)]
-            one, other, near, far = ends
-            for sock in ends:
-                sock.settimeout(_PROBE_S)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            try:
-                loaded["flows"][flow_key(near)] = 0
-                loaded["targets"][0] = near
-                loaded["targets"][1] = far
-                one.sendall(_PROBE)
-                if near.recv(len(_PROBE)) != _PROBE:
-                    return False
-                one.sendall(_PROBE)
-                loaded["sockets"][0] = near
-                near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-                for _ in range(2):
-                    if other.recv(len(_PROBE), socket.MSG_WAITALL) != _PROBE:
-                        return False
-                    one.sendall(_PROBE)
-                if other.recv(len(_PROBE), socket.MSG_WAITALL) != _PROBE:
-                    return False
-                del loaded["sockets"][0]
-                one.sendall(_PROBE[::-1])
-                return near.recv(2 * len(_PROBE)) == _PROBE[::-1]
-            except OSError:
-                return False
-            finally:
-                for sock in ends:
-                    sock.close()
-                link.close()
 
     def start(self, how: str, listener: Socket, to: tuple[int, Any], **more: Any) -> ProxyChild:
         """Load, attach to the map in one of the two ways, and start a proxy.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from bpfkit.sk_skb.connection import Connection
 
-__all__ = ["RESET_ON_CLOSE", "Side", "TcpInfo", "flow_key", "text_of"]
+__all__ = ["RESET_ON_CLOSE", "Side", "TcpInfo", "flow_key", "run_program", "text_of"]
 
 #: SO_LINGER: close(2), and the end of the process, reset the connection.
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -113,14 +113,6 @@ class Side:
             poller.modify(self.fd, mask)
         self.mask = mask
 
-    def run_program(self) -> None:
-        """Have the program take what is in the receive queue (tcp_set_rcvlowat(), kernel 4.18).
-
-        recv(2) runs it too, but tcp_bpf_recvmsg_parser() then writes back the copied_seq from
-        before: the next reads find "TCP recvmsg seq # bug", and nothing can be read any more.
-        """
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-
     def freeze(self, program: int) -> None:
         """Attach a socket filter that drops what has payload; the other end sends it again."""
         self.sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_BPF, program)
@@ -149,6 +141,15 @@ def _packed(address: str) -> bytes:
     if ":" in address:
         return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
     return _MAPPED + socket.inet_aton(address)
+
+
+def run_program(sock: socket.socket) -> None:
+    """Have the program take what is in the receive queue (tcp_set_rcvlowat(), kernel 4.18).
+
+    recv(2) runs it too, but tcp_bpf_recvmsg_parser() then writes back the copied_seq from before:
+    once out of the map, the socket cannot be read ("TCP recvmsg seq # bug").
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
 
 def flow_key(sock: socket.socket) -> bytes:

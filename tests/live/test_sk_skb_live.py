@@ -24,6 +24,7 @@ from running import ROOT, Row, Running, command, path_of, run
 
 from bpfkit.net.links.netns import NetNS
 from bpfkit.sk_skb.demo import switches
+from bpfkit.sk_skb.program import tcp_sock_offsets
 
 sys.path.insert(0, str(ROOT / "tools" / "bench"))
 
@@ -325,12 +326,30 @@ def test_the_demo_shows_the_moment_when_the_proxy_falls_silent() -> None:
 # ---------------------------------------------------------------- places in the stream
 
 
+def test_the_probe_finds_a_kernel_that_loses_its_place() -> None:
+    """recv(2) in the map loses it on every kernel known; setting SO_RCVLOWAT does not on this one."""
+    from bpfkit import load
+    from bpfkit.sk_skb.probe import leaves_intact
+
+    def receive(sock: socket.socket) -> None:
+        sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            sock.recv(1000)
+        sock.settimeout(0.5)
+
+    with load("sock/sk_skb.bpf.c", consts=tcp_sock_offsets()) as loaded:
+        assert not leaves_intact(loaded, receive)
+    with load("sock/sk_skb.bpf.c", consts=tcp_sock_offsets()) as loaded:
+        began = time.monotonic()
+        assert leaves_intact(loaded)
+        assert time.monotonic() - began < 0.5
+
+
 @both_ways
 def test_data_that_waits_at_entry_leaves_the_socket_readable(ns: NetNS, how: str) -> None:
     """Messages race with the entry; then the process takes over, and has to find its place.
 
-    recv(2) used to run the program on what waited, and set copied_seq back: one connection in
-    twenty stalled.
+    recv(2) used to run the program on what waited, and set copied_seq back: some stalled.
     """
     words = ("--how", how, "--queue", "65536")
     data = os.urandom(MB)
@@ -341,19 +360,19 @@ def test_data_that_waits_at_entry_leaves_the_socket_readable(ns: NetNS, how: str
             with client, backend:
                 client.settimeout(20)
                 backend.settimeout(20)
-                for _ in range(4):  # the proxy enters between two of them
+                for _ in range(60):  # the proxy enters between two of them
                     client.sendall(b"message")
-                    time.sleep(0.0002)
+                    backend.send(b"answer")
                 sender = in_thread(
                     lambda sock=client: (sock.sendall(data), sock.shutdown(socket.SHUT_WR))
                 )
                 time.sleep(0.02)  # more than --queue waits
                 got = read_all(backend)
                 sender.join(20)
-                assert got == 4 * b"message" + data
+                assert got == 60 * b"message" + data
                 backend.close()
-                assert client.recv(1) == b""
-        assert [proxy.event("closed")["to_backend"] for _ in range(40)] == [MB + 28] * 40
+                assert read_all(client) == 60 * b"answer"
+        assert [proxy.event("closed")["to_backend"] for _ in range(40)] == [MB + 420] * 40
 
 
 def test_a_takeover_in_the_middle_of_a_stream_costs_no_byte(ns: NetNS) -> None:

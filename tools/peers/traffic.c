@@ -35,7 +35,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define BUFFER	 (1 << 17)
+#define BUFFER   (1 << 17)
 #define STALL_NS 40000000
 
 static uint64_t now_ns(void)
