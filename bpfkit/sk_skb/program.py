@@ -79,7 +79,11 @@ class SkSkb(SocketsApp):
     epilog = (
         "States: user (the proxy process forwards), kernel, draining (leaves the kernel at a "
         "stop), closed. A signal stops the proxy: connections have --grace seconds to end, the "
-        "rest is reset at both ends. The end of the process by any other cause resets all."
+        "rest is reset at both ends. The end of the process by any other cause resets all. "
+        "The kernel holds no sender back: where a sender is faster than its reader by --queue bytes, "
+        "the process takes that direction over for the rest of the connection (event drained), so "
+        "bulk transfers run mostly in user space; messages and answers stay in the kernel. The take-over "
+        "drops segments for some 10 ms, which the sender repeats, 200 ms later at worst."
     )
 
     protects = True
@@ -98,7 +102,7 @@ class SkSkb(SocketsApp):
         add("--how", choices=_HOWS, default="verdict", help=text)
         text = "pieces of data that the proxy process forwards first (default: 0; the demo: 6)"
         add("--after", metavar="N", type=int, help=text)
-        text = "bytes that may wait in the kernel for a slow reader (default: 4194304)"
+        text = "bytes that may wait in the kernel before the process takes over (default: 4194304)"
         add("--queue", metavar="BYTES", type=positive, default=4 << 20, help=text)
         text = f"connections that the kernel forwards at once (default, and most: {ROOM})"
         add("--connections", metavar="N", type=positive, default=ROOM, help=text)

@@ -144,7 +144,7 @@ def _packed(address: str) -> bytes:
 
 
 def run_program(sock: socket.socket) -> None:
-    """Have the program take what is in the receive queue (tcp_set_rcvlowat(), kernel 4.18).
+    """Have the program take what is in the receive queue (tcp_set_rcvlowat()).
 
     recv(2) runs it too, but tcp_bpf_recvmsg_parser() then writes back the copied_seq from before:
     once out of the map, the socket cannot be read ("TCP recvmsg seq # bug").

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -327,7 +328,7 @@ def test_the_demo_shows_the_moment_when_the_proxy_falls_silent() -> None:
 
 
 def test_the_probe_finds_a_kernel_that_loses_its_place() -> None:
-    """recv(2) in the map loses it on every kernel known; setting SO_RCVLOWAT does not on this one."""
+    """recv(2) in the map loses it; setting SO_RCVLOWAT does not."""
     from bpfkit import load
     from bpfkit.sk_skb.probe import leaves_intact
 
@@ -363,9 +364,7 @@ def test_data_that_waits_at_entry_leaves_the_socket_readable(ns: NetNS, how: str
                 for _ in range(60):  # the proxy enters between two of them
                     client.sendall(b"message")
                     backend.send(b"answer")
-                sender = in_thread(
-                    lambda sock=client: (sock.sendall(data), sock.shutdown(socket.SHUT_WR))
-                )
+                sender = in_thread(partial(_send_all, client, data))
                 time.sleep(0.02)  # more than --queue waits
                 got = read_all(backend)
                 sender.join(20)
@@ -380,21 +379,24 @@ def test_a_takeover_in_the_middle_of_a_stream_costs_no_byte(ns: NetNS) -> None:
     data = os.urandom(6 * MB)
     with serve(ns) as server, Proxy(ns, "--queue", "65536") as proxy:
         for _ in range(10):
-            client, backend = proxy.pair(server)
-            with client, backend:
-                got: dict[str, bytes] = {}
-                work = [
-                    in_thread(lambda s=sock: (s.sendall(data), s.shutdown(socket.SHUT_WR)))
-                    for sock in (client, backend)
-                ]
-                work += [
-                    in_thread(lambda n=name, s=sock: got.update({n: read_all(s)}))
-                    for name, sock in (("client", client), ("backend", backend))
-                ]
+            pair = proxy.pair(server)
+            with pair[0], pair[1]:
+                got: dict[socket.socket, bytes] = {}
+                work = [in_thread(partial(_send_all, sock, data)) for sock in pair]
+                work += [in_thread(partial(_read_into, got, sock)) for sock in pair]
                 for thread in work:
                     thread.join(20)
-                assert got == {"client": data, "backend": data}
+                assert got == dict.fromkeys(pair, data)
             assert proxy.event("closed")["to_client"] == len(data) + 4
+
+
+def _send_all(sock: socket.socket, data: bytes) -> None:
+    sock.sendall(data)
+    sock.shutdown(socket.SHUT_WR)
+
+
+def _read_into(got: dict[socket.socket, bytes], sock: socket.socket) -> None:
+    got[sock] = read_all(sock)
 
 
 def test_a_ping_that_takes_long_is_a_stall(tmp_path: Path) -> None:
