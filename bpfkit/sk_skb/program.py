@@ -79,11 +79,12 @@ class SkSkb(SocketsApp):
     epilog = (
         "States: user (the proxy process forwards), kernel, draining (leaves the kernel at a "
         "stop), closed. A signal stops the proxy: connections have --grace seconds to end, the "
-        "rest is reset at both ends. The end of the process by any other cause resets all. "
-        "The kernel holds no sender back: where a sender is faster than its reader by --queue bytes, "
-        "the process takes that direction over for the rest of the connection (event drained), so "
-        "bulk transfers run mostly in user space; messages and answers stay in the kernel. The take-over "
-        "drops segments for some 10 ms, which the sender repeats, 200 ms later at worst."
+        "rest is reset at both ends. The end of the process by any other cause resets all. The "
+        "kernel holds no sender back: where a sender is faster than its reader by --queue "
+        "bytes, the process takes that direction over for the rest of the connection (event "
+        "drained), so bulk transfers run mostly in user space; messages and answers stay in the "
+        "kernel. The take-over drops segments for some 10 ms, which the sender repeats, 200 ms "
+        "later at worst."
     )
 
     protects = True
