@@ -4,7 +4,7 @@
  * ===================================================
  *
  * hook      data that arrives on a TCP socket of a SOCKHASH, before the process can read it (SK_SKB):
- *           stream parser and stream verdict, or the verdict alone (kernel 5.13)
+ *           stream parser and stream verdict, or the verdict alone
  * context   struct __sk_buff of the received data; its addresses and ports are the socket's
  * packets   not changed; handed to another socket of a map, left to the process, or dropped
  *
@@ -14,15 +14,25 @@
  *
  * A connection is two sockets, with keys 2n (near) and 2n + 1 (far). Each is in two maps: `sockets` has the
  * programs, its sockets are sources; `targets` has none. A socket that leaves `sockets` stays a target, and
- * what arrives for it from then on stays in its receive queue, as that of any socket: so a direction goes
- * from the kernel to the process at any moment, and no byte is lost or overtaken. Nothing is ever passed
- * (SK_PASS) to a socket in the map: data that was passed and not read is thrown away when the socket
- * leaves, and behind a stream parser the kernel counts a part of it twice (tcp_bpf_strp_read_sock()).
+ * what arrives for it from then on stays in its receive queue, as that of any socket.
+ *
+ * Three things that the kernel does shape what the proxy does:
+ *
+ *  - It lets go of the program of a socket that leaves without the socket's lock. A run that is under way
+ *    drops what it takes from the receive queue from then on (sk_psock_verdict_recv() without a program).
+ *    So no segment with payload may arrive meanwhile: `freeze` below is the socket's filter for that long.
+ *  - recv(2) on a source runs the program on what waits, and then writes back the copied_seq from before
+ *    (tcp_bpf_recvmsg_parser()): outside the map, the socket cannot be read any more. So the process does
+ *    not read a source; it sets SO_RCVLOWAT, which runs the program too (tcp_data_ready()).
+ *  - Data that was passed (SK_PASS) and not read is thrown away when the socket leaves, and behind a stream
+ *    parser it makes tcp_bpf_strp_read_sock() move copied_seq too far (patch "Fix tp->copied_seq update in
+ *    tcp_bpf_strp_read_sock" of November 2025, bpf@vger). So nothing is passed to a socket in the map.
  *
  * Redirected data waits in the kernel for room in the target's send buffer, without a limit of the
  * kernel's own: a reader that is slow would let a sender fill the memory. So the program looks how much
  * waits, and from `queue_limit` bytes on it asks the process to take the direction over, which then does not
- * read before it can write: the receive window closes, and the sender waits, as in every proxy. From
+ * read before it can write: the receive window closes, and the sender waits, as in every proxy. It stays so
+ * for the rest of the connection: a sender that is faster than its reader has its stream in user space. From
  * HARD_LIMIT on, which only a process that does not run lets happen, the connection is reset.
  *
  * The target's progress is in its struct tcp_sock, whose layout differs between kernels: the loader gives
@@ -46,6 +56,7 @@ LOAD_CONST(2, write_seq_at, 0);
 LOAD_CONST(3, snd_una_at, 0);
 
 #define AF_INET6    10
+#define TCP_RST     0x04
 #define CONNECTIONS 4096
 #define HARD_LIMIT  (256LL << 20)
 
@@ -156,6 +167,22 @@ static __always_inline int forward(struct __sk_buff *skb)
 	}
 	dir->redirected += skb->len;
 	return bpf_sk_redirect_hash(skb, BPFKIT_MAP_REF(targets), &to, 0);
+}
+
+/*
+ * A socket that is about to leave `sockets` has this filter for some milliseconds: segments with payload
+ * do not reach it, and are sent again. The data begins with the TCP header.
+ */
+SEC("socket")
+int freeze(struct __sk_buff *skb)
+{
+	u8 head[14]; /* up to the flags */
+
+	if (bpf_skb_load_bytes(skb, 0, head, sizeof(head)))
+		return 0;
+	if (head[13] & TCP_RST)
+		return skb->len;
+	return skb->len > (head[12] >> 4) * 4 ? 0 : skb->len;
 }
 
 SEC("sk_skb/verdict")

@@ -59,7 +59,6 @@ class ProxyChild(Closing):
     :param pieces: report every piece that the process forwards.
     :param grace: seconds that connections have to end after :meth:`stop`.
     :param room: connections that may be in the map.
-    :param reenters: a direction that the proxy took over may enter the map again.
     :ivar pid: its process id.
     :ivar control: readable when it has something to say, or has ended.
     :ivar pidfd: readable once it has ended.
@@ -76,7 +75,6 @@ class ProxyChild(Closing):
         pieces: bool,
         grace: float,
         room: int,
-        reenters: bool,
     ) -> None:
         import ctypes
         import json
@@ -106,7 +104,7 @@ class ProxyChild(Closing):
             "pieces": pieces,
             "grace": grace,
             "room": room,
-            "reenters": reenters,
+            "freezer": loaded.programs["freeze"].fd,
         }
         prctl = ctypes.CDLL(None).prctl
         try:
@@ -114,7 +112,7 @@ class ProxyChild(Closing):
                 command("bpfkit.sk_skb.proxy", json.dumps(config)),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=[listener.fileno(), theirs.fileno(), *maps.values()],
+                pass_fds=[listener.fileno(), theirs.fileno(), config["freezer"], *maps.values()],
                 preexec_fn=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
             )
         except BaseException:

@@ -12,7 +12,14 @@ source is not in the map; the target stays a target.  Between the two it goes at
 nothing can be lost or overtaken:
 
 - into the map when the process has written all that it has read, and read no segment in part;
-- out of it at any time: what was redirected before goes to the target before what is read after.
+- out of it when the program has redirected all that has arrived, and nothing can arrive: the kernel
+  lets go of the program without the socket's lock, and drops what a run that is under way takes
+  from the receive queue afterwards.  So a socket filter (`freeze`) drops segments with payload, an
+  RCU grace period passes, the receive queue runs empty, the source leaves the map, the filter is
+  detached, and the sender repeats what was dropped.  It takes some 10 ms, and the sender's
+  retransmission timeout (200 ms) at worst.
+
+A direction that has left the map stays with the process: to enter again costs as much.
 
 How much is left follows from four counts, each of them exact: of the bytes that the source
 received (TCP_INFO) so many were redirected (the program in the kernel) and so many read; of those
@@ -21,8 +28,10 @@ for sockets in a map it has another meaning in every other kernel.
 
 Hence for the ends of a connection:
 
-- The end of a stream is passed on only after every byte of it.  The other direction goes on in user
-  space: a socket that closes throws away what the kernel has for it.
+- The end of a stream is passed on only after every byte of it.  The other direction goes on as it
+  was.
+- Bytes that arrived, and that are neither redirected nor readable for 5 seconds, are lost: both
+  connections are reset.
 - Both sockets reset their connection when they are closed, by SO_LINGER, also by the end of the
   process, until both streams have ended.
 """
@@ -32,7 +41,7 @@ from __future__ import annotations
 import errno
 from time import monotonic
 
-from bpfkit.sk_skb.side import Side, TcpInfo, text_of
+from bpfkit.sk_skb.side import Side, TcpInfo, run_program, text_of
 from bpfkit.sk_skb.table import Full, Refused
 
 TYPE_CHECKING = False
@@ -50,6 +59,10 @@ _PIECE = 256 * 1024
 _TURN = 16
 #: Seconds after which a condition that nobody announces is looked at again.
 _SOONEST, _LATEST = 0.001, 0.016
+#: Seconds without progress after which bytes that arrived count as lost.
+_LOST_S = 5.0
+#: Looks at a receive queue that the program does not empty before the process reads it.
+_LOOKS = 4
 
 
 class Direction:
@@ -57,6 +70,8 @@ class Direction:
 
     :ivar counts: those shared with the kernel, once the source has been in the map.
     :ivar in_kernel: the source is in the map.
+    :ivar leaving: why the source is about to leave the map; None: it is not.
+    :ivar frozen: nothing with payload arrives any more until the source has left.
     :ivar read: bytes that the process read from the source.
     :ivar done: the end of the stream was passed on.
     """
@@ -66,14 +81,17 @@ class Direction:
         "counts",
         "done",
         "ended",
+        "frozen",
         "in_kernel",
         "key",
+        "leaving",
+        "looks",
         "name",
+        "progress",
         "read",
         "settling",
         "source",
         "target",
-        "told",
         "waits",
     )
 
@@ -86,9 +104,12 @@ class Direction:
         self.key = 0
         self.counts: DirectionState | None = None
         self.in_kernel = False
+        self.leaving: str | None = None
+        self.frozen = False
+        self.looks = 0  # at a receive queue that the program has not emptied
+        self.progress = (0, 0.0)  # bytes forwarded, and when it was seen
         self.ended = False  # everything up to the end of the stream was read or redirected
         self.done = False
-        self.told = False  # that the process took over
         self.settling = False  # data that waited when the source entered may still be there
         self.waits = False  # for what was redirected before to be in the send buffer
 
@@ -106,6 +127,21 @@ class Direction:
         if left < 0:
             self.source.check()  # the connection was reset, and has no FIN
             raise OSError(errno.EPROTO, "bytes were forwarded twice")
+        return left
+
+    def missing(self) -> int:
+        """The same; to be called again until it is 0.
+
+        :raises OSError: nothing was forwarded for 5 seconds: the bytes are lost.
+        """
+        left = self.left()
+        forwarded, now = self.read + self.redirected, monotonic()
+        if not left:
+            self.progress = (forwarded, 0.0)
+        elif self.progress[0] != forwarded or not self.progress[1]:
+            self.progress = (forwarded, now)
+        elif now - self.progress[1] > _LOST_S:
+            raise OSError(errno.EPROTO, "bytes were lost")
         return left
 
     def queued(self) -> int:
@@ -151,7 +187,6 @@ class Connection:
         self.directions = (self.up, self.down)
         self.pieces = 0
         self.may_enter = True
-        self.draining = False
         self.next_look = 0.0
         self._delay = _SOONEST / 2
         self.opened = monotonic()
@@ -194,7 +229,11 @@ class Connection:
         if one.done:
             return False
         if one.in_kernel:
-            return (one.source.fin or one.settling) and self._await_kernel(one)
+            if not (one.source.fin or one.settling or one.frozen):
+                return False
+            wait = self._await_kernel(one)
+            if one.in_kernel or one.done:
+                return wait
         for _ in range(_TURN):
             if one.buffer:
                 one.waits = bool(one.queued())
@@ -224,42 +263,46 @@ class Connection:
     def _await_kernel(self, one: Direction) -> bool:
         """Have the kernel forward what is in the receive queue; True: look again soon.
 
-        The program runs when a segment arrives, and when a process reads: that is what the call of
-        recv is for, which is given nothing.
+        The program runs when a segment arrives, and now.  What it leaves is read: a socket that has
+        ended is out of the map, and some kernels give the process what their program has not seen.
         """
+        run_program(one.source.sock)
+        if not one.missing():
+            return self._emptied(one)
+        one.looks += 1
+        if one.looks < _LOOKS:
+            return True
         redirected = one.redirected
         try:
             piece = one.source.sock.recv(_PIECE)
         except BlockingIOError:
-            piece = b""
-        if piece:  # some kernels give the process what their program has not seen
-            self._take_out(one, "the kernel left data to the process")
+            return True
+        if piece:
+            one.leaving = "the kernel left data to the process"
+            self._take_out(one)
             one.read += len(piece)
             one.buffer = memoryview(piece)
             if one.redirected != redirected:
                 raise OSError(errno.EPROTO, "bytes were overtaken")
-            return True
-        if one.left():
-            return True
+        return True
+
+    def _emptied(self, one: Direction) -> bool:
+        """All that has arrived was redirected; True: look again soon."""
         one.settling = False
+        one.looks = 0
+        if one.frozen:
+            self._take_out(one)
         if not one.source.fin:
             return False
         one.ended = True
         return self._finish(one)
 
     def _nothing_to_read(self, one: Direction) -> bool:
+        if (one.source.fin or one.redirected) and one.missing():
+            return True
         if one.source.fin:
-            if one.left():
-                return True
             one.ended = True
             return self._finish(one)
-        other = self.down if one is self.up else self.up
-        if one.told and self.proxy.reenters and not (self.draining or other.done):
-            if one.queued():
-                return True
-            if not one.left():
-                self._redirect(one)
-                return self._await_kernel(one)
         return False
 
     # -- into the map
@@ -292,9 +335,7 @@ class Connection:
                 self._redirect(one)
         except Refused as error:
             for one in self.directions:
-                if one.in_kernel:
-                    self._take_out(one, "")
-            self._forget()
+                self._leave(one, "")
             self.number = number  # they stay targets until they are closed
             self.proxy.stays(self, str(error))
             return
@@ -321,43 +362,56 @@ class Connection:
     def drain(self) -> None:
         """The process forwards until the connection ends."""
         self.may_enter = False
-        self.draining = True
         self.mode = "draining"
         for one in self.directions:
-            if one.in_kernel:
-                self._take_out(one, "")
+            self._leave(one, "")
 
     def drained(self) -> bool:
         """Has all that was redirected reached the send buffers, and is nothing left to forward?"""
         return not any(
-            not one.done and (one.buffer or one.left() or one.queued()) for one in self.directions
+            not one.done and (one.in_kernel or one.buffer or one.left() or one.queued())
+            for one in self.directions
         )
 
     def _finish(self, one: Direction) -> bool:
         """Pass on the end of a stream whose bytes were all read or redirected; True: not yet."""
         if one.buffer or one.queued():
             return True
-        back = self.down if one is self.up else self.up
-        if back.in_kernel:
-            self._take_out(back, "one end has ended its stream")
         one.source.check()
         one.target.shut_down()
         one.done = True
         return False
 
     def take_over(self, one: Direction) -> None:
-        """Forward in user space for a while: too much waits in the kernel for the reader."""
-        if one.in_kernel:
-            self._take_out(one, "the sender is faster than the reader")
+        """Forward in user space from now on: too much waits in the kernel for the reader."""
+        self._leave(one, "the sender is faster than the reader")
 
-    def _take_out(self, one: Direction, why: str) -> None:
+    def _leave(self, one: Direction, why: str) -> None:
+        """Take the source out of the map, as soon as nothing can be lost."""
+        if one.in_kernel and one.leaving is None:
+            one.leaving = why
+            one.source.freeze(self.proxy.freezer)
+            self.proxy.leaving.append((self, one))
+
+    def froze(self, one: Direction) -> None:
+        """A grace period has passed since the source of a direction was frozen."""
+        if self.mode == "closed" or not one.in_kernel:
+            return
+        if one.ended:
+            self._take_out(one)
+        else:
+            one.frozen = True
+            self.proxy.work(self)
+
+    def _take_out(self, one: Direction) -> None:
         """What arrives from now on stays in the receive queue."""
         self.proxy.table.leave(one.key)
         one.left()  # no run of the program is under way any more
-        one.in_kernel = False
-        if why and not one.told:
-            one.told = True
-            self.proxy.left(self, why)
+        one.in_kernel = one.frozen = False
+        one.source.thaw()
+        if one.leaving:
+            self.proxy.left(self, one.leaving)
+        one.leaving = None
 
     def close(self, reset: bool) -> None:
         """Close both sockets."""

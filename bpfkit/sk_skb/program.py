@@ -79,7 +79,12 @@ class SkSkb(SocketsApp):
     epilog = (
         "States: user (the proxy process forwards), kernel, draining (leaves the kernel at a "
         "stop), closed. A signal stops the proxy: connections have --grace seconds to end, the "
-        "rest is reset at both ends. The end of the process by any other cause resets all."
+        "rest is reset at both ends. The end of the process by any other cause resets all. The "
+        "kernel holds no sender back: where a sender is faster than its reader by --queue "
+        "bytes, the process takes that direction over for the rest of the connection (event "
+        "drained), so bulk transfers run mostly in user space; messages and answers stay in the "
+        "kernel. The take-over drops segments for some 10 ms, which the sender repeats, 200 ms "
+        "later at worst."
     )
 
     protects = True
@@ -98,7 +103,7 @@ class SkSkb(SocketsApp):
         add("--how", choices=_HOWS, default="verdict", help=text)
         text = "pieces of data that the proxy process forwards first (default: 0; the demo: 6)"
         add("--after", metavar="N", type=int, help=text)
-        text = "bytes that may wait in the kernel for a slow reader (default: 4194304)"
+        text = "bytes that may wait in the kernel before the process takes over (default: 4194304)"
         add("--queue", metavar="BYTES", type=positive, default=4 << 20, help=text)
         text = f"connections that the kernel forwards at once (default, and most: {ROOM})"
         add("--connections", metavar="N", type=positive, default=ROOM, help=text)
@@ -129,19 +134,21 @@ class SkSkb(SocketsApp):
 
     def setup(self) -> None:
         from bpfkit.sk_skb.child import listen
+        from bpfkit.sk_skb.probe import leaves_intact
 
         options = self.options
         self.demo_queue = None
-        self.verdict_works = self.leaves_intact()
+        with self.load(**tcp_sock_offsets()) as loaded:
+            self.verdict_works = leaves_intact(loaded)
         if options.how == "verdict" and not self.verdict_works:
             if self.has_target():
                 raise UnsupportedError(
                     "--how verdict does not work here",
-                    why="this kernel loses its place in a stream that it redirected (fixed in 6.4)",
+                    why="this kernel loses its place in a stream that it redirected",
                     hint="use --how parser",
                 )
             options.how = "parser"
-            self.note("this kernel needs a stream parser (Linux 6.4 does not)")
+            self.note("this kernel loses its place without a stream parser: --how parser is used")
         self.after = options.after if options.after is not None else 0
         if self.has_target():
             to = self._backend(*split_port(options.to))
@@ -168,43 +175,6 @@ class SkSkb(SocketsApp):
             raise InputError(f"no server {host}", why=str(error.strerror)) from None
         return found[0][0], found[0][4]
 
-    def leaves_intact(self) -> bool:
-        """Whether a socket whose data was redirected by the verdict alone can be read afterwards.
-
-        Kernels before 6.4 do not move its copied_seq on.  FIONREAD then counts what was redirected.
-        """
-        import socket
-        from fcntl import ioctl
-        from time import sleep
-
-        from bpfkit.sk_skb.side import flow_key
-
-        with self.load(**tcp_sock_offsets()) as loaded, socket.socket() as server:
-            server.bind(("127.0.0.1", 0))
-            server.listen(2)
-            link = loaded.programs["verdict"].attach_sockmap(loaded["sockets"])
-            ends = [socket.create_connection(server.getsockname()) for _ in range(2)]
-            ends += [server.accept()[0] for _ in range(2)]
-            one, other, near, far = ends
-            try:
-                loaded["flows"][flow_key(near)] = 0
-                loaded["targets"][1] = far
-                loaded["sockets"][0] = near
-                one.send(b"redirected")
-                other.settimeout(2.0)
-                other.recv(10)
-                del loaded["sockets"][0]
-                sleep(0.01)
-                left = bytearray(4)
-                ioctl(near.fileno(), 0x541B, left)
-                return not any(left)
-            except OSError:
-                return False
-            finally:
-                for sock in ends:
-                    sock.close()
-                link.close()
-
     def start(self, how: str, listener: Socket, to: tuple[int, Any], **more: Any) -> ProxyChild:
         """Load, attach to the map in one of the two ways, and start a proxy.
 
@@ -213,9 +183,6 @@ class SkSkb(SocketsApp):
         from bpfkit.sk_skb.child import ProxyChild
 
         options = self.options
-        # Off: entering again was seen to stall, and a second stream parser on a socket would be set
-        # up while the first may be at work.
-        reenters = False
         loaded = self.load(queue_limit=options.queue, **tcp_sock_offsets())
         names = ("verdict",) if how == "verdict" else ("parser", "stream_verdict")
         for name in names:
@@ -226,7 +193,6 @@ class SkSkb(SocketsApp):
             "pieces": options.pieces,
             "grace": options.grace,
             "room": options.connections,
-            "reenters": reenters,
         }
         return self.keep(ProxyChild(loaded, listener, to, **{**given, **more}))
 

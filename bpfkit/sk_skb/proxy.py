@@ -19,6 +19,7 @@ from collections import deque
 from time import monotonic, time
 
 from bpfkit.core.errors import errno_text
+from bpfkit.core.kernel.syscall import grace_period
 from bpfkit.core.maps.base import Map
 from bpfkit.sk_skb.connection import Connection
 from bpfkit.sk_skb.table import Table
@@ -45,13 +46,15 @@ class Proxy:
 
     :ivar after: pieces that the process forwards before the kernel takes over.
     :ivar room: connections that the map has room for.
-    :ivar reenters: a direction that this process took over may enter the map again.
+    :ivar freezer: descriptor of the program that keeps data from a socket while it leaves the map.
+    :ivar leaving: directions whose sources were frozen since the last grace period.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.after = int(config["after"])
         self.room = int(config["room"])
-        self.reenters = bool(config["reenters"])
+        self.freezer = int(config["freezer"])
+        self.leaving: list[tuple[Connection, Direction]] = []
         self.shows_pieces = bool(config["pieces"])
         self.grace = float(config["grace"])
         self.target = tuple(config["to"])
@@ -219,9 +222,21 @@ class Proxy:
                 elif self.listener is not None and fd == self.listener.fileno():
                     self.accept()
             self._look()
+            self._await_frozen()
         self._send_rows()
 
+    def _await_frozen(self) -> None:
+        """One grace period for all that were frozen in this turn: no segment is past the filter."""
+        if not self.leaving:
+            return
+        leaving, self.leaving = self.leaving, []
+        grace_period()
+        for connection, direction in leaving:
+            connection.froze(direction)
+
     def _timeout(self) -> float | None:
+        if self.leaving:
+            return 0.0
         times = [one.next_look for one in self.waiting]
         times += [at for at in (self.deadline, self.accepts_at) if at]
         left = max(0.0, min(times) - monotonic()) if times else None

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
     from bpfkit.sk_skb.connection import Connection
 
-__all__ = ["RESET_ON_CLOSE", "Side", "TcpInfo", "flow_key", "text_of"]
+__all__ = ["RESET_ON_CLOSE", "Side", "TcpInfo", "flow_key", "run_program", "text_of"]
 
 #: SO_LINGER: close(2), and the end of the process, reset the connection.
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CLOSE_NORMALLY = struct.pack("ii", 0, 0)
 _FLOW = struct.Struct("=16s16sHH")
 _SIOCOUTQ = 0x5411
+_SO_DETACH_FILTER, _SO_ATTACH_BPF = 27, 50
 _MAPPED = bytes(10) + b"\xff\xff"
 
 #: tcp_info.tcpi_state, and the states that a socket has after the other end's FIN.
@@ -112,6 +113,14 @@ class Side:
             poller.modify(self.fd, mask)
         self.mask = mask
 
+    def freeze(self, program: int) -> None:
+        """Attach a socket filter that drops what has payload; the other end sends it again."""
+        self.sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_BPF, program)
+
+    def thaw(self) -> None:
+        """Detach the filter."""
+        self.sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+
     def shut_down(self) -> None:
         """End the stream that is sent, after what was written."""
         self.shut = True
@@ -132,6 +141,15 @@ def _packed(address: str) -> bytes:
     if ":" in address:
         return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
     return _MAPPED + socket.inet_aton(address)
+
+
+def run_program(sock: socket.socket) -> None:
+    """Have the program take what is in the receive queue (tcp_set_rcvlowat()).
+
+    recv(2) runs it too, but tcp_bpf_recvmsg_parser() then writes back the copied_seq from before:
+    once out of the map, the socket cannot be read ("TCP recvmsg seq # bug").
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
 
 def flow_key(sock: socket.socket) -> bytes:

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from running import ROOT, Row, Running, command, path_of, run
 
 from bpfkit.net.links.netns import NetNS
 from bpfkit.sk_skb.demo import switches
+from bpfkit.sk_skb.program import tcp_sock_offsets
 
 sys.path.insert(0, str(ROOT / "tools" / "bench"))
 
@@ -320,6 +322,110 @@ def test_the_demo_shows_the_moment_when_the_proxy_falls_silent() -> None:
     assert kinds[spliced:].count("answer") >= 5
     answers = [row["text"] for row in mine if row.get("event") == "answer"]
     assert answers == [f"answer {number}" for number in range(1, len(answers) + 1)]
+
+
+# ---------------------------------------------------------------- places in the stream
+
+
+def test_the_probe_finds_a_kernel_that_loses_its_place() -> None:
+    """recv(2) in the map loses it; setting SO_RCVLOWAT does not."""
+    from bpfkit import load
+    from bpfkit.sk_skb.probe import leaves_intact
+
+    def receive(sock: socket.socket) -> None:
+        sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            sock.recv(1000)
+        sock.settimeout(0.5)
+
+    with load("sock/sk_skb.bpf.c", consts=tcp_sock_offsets()) as loaded:
+        assert not leaves_intact(loaded, receive)
+    with load("sock/sk_skb.bpf.c", consts=tcp_sock_offsets()) as loaded:
+        began = time.monotonic()
+        assert leaves_intact(loaded)
+        assert time.monotonic() - began < 0.5
+
+
+@both_ways
+def test_data_that_waits_at_entry_leaves_the_socket_readable(ns: NetNS, how: str) -> None:
+    """Messages race with the entry; then the process takes over, and has to find its place.
+
+    recv(2) used to run the program on what waited, and set copied_seq back: some stalled.
+    """
+    words = ("--how", how, "--queue", "65536")
+    data = os.urandom(MB)
+    with serve(ns) as server, Proxy(ns, *words) as proxy:
+        for _ in range(40):
+            client = ns.run(socket.create_connection, (HOSTS[4], PORT), 20)
+            backend, _ = server.accept()
+            with client, backend:
+                client.settimeout(20)
+                backend.settimeout(20)
+                for _ in range(60):  # the proxy enters between two of them
+                    client.sendall(b"message")
+                    backend.send(b"answer")
+                sender = in_thread(partial(_send_all, client, data))
+                time.sleep(0.02)  # more than --queue waits
+                got = read_all(backend)
+                sender.join(20)
+                assert got == 60 * b"message" + data
+                backend.close()
+                assert read_all(client) == 60 * b"answer"
+        assert [proxy.event("closed")["to_backend"] for _ in range(40)] == [MB + 420] * 40
+
+
+def test_a_takeover_in_the_middle_of_a_stream_costs_no_byte(ns: NetNS) -> None:
+    """Both directions at full speed while their sources leave the map, again and again."""
+    data = os.urandom(6 * MB)
+    with serve(ns) as server, Proxy(ns, "--queue", "65536") as proxy:
+        for _ in range(10):
+            pair = proxy.pair(server)
+            with pair[0], pair[1]:
+                got: dict[socket.socket, bytes] = {}
+                work = [in_thread(partial(_send_all, sock, data)) for sock in pair]
+                work += [in_thread(partial(_read_into, got, sock)) for sock in pair]
+                for thread in work:
+                    thread.join(20)
+                assert got == dict.fromkeys(pair, data)
+            assert proxy.event("closed")["to_client"] == len(data) + 4
+
+
+def _send_all(sock: socket.socket, data: bytes) -> None:
+    sock.sendall(data)
+    sock.shutdown(socket.SHUT_WR)
+
+
+def _read_into(got: dict[socket.socket, bytes], sock: socket.socket) -> None:
+    got[sock] = read_all(sock)
+
+
+def test_a_ping_that_takes_long_is_a_stall(tmp_path: Path) -> None:
+    """The benchmark's client against a server that answers one message 60 ms late."""
+    import json
+
+    if shutil.which("cc") is None and shutil.which("gcc") is None:
+        pytest.skip("no C compiler")
+    from sockmap import build
+
+    traffic = build("traffic", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as sock:
+                for number in range(20):
+                    message = sock.recv(64, socket.MSG_WAITALL)
+                    time.sleep(0.06 if number == 7 else 0)
+                    sock.sendall(message)
+
+        in_thread(answer)
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+        done = subprocess.run(
+            [traffic, "ping", place, "20", "64"], capture_output=True, text=True, timeout=20
+        )
+    found = json.loads(done.stdout)
+    assert (found["count"], found["wrong"]) == (20, 0)
+    assert found["stalls"] >= 1
+    assert found["max_us"] >= 60000
 
 
 # ---------------------------------------------------------------- real peers

@@ -52,6 +52,7 @@ PEERS = os.path.join(ROOT, "tools", "peers")
 FRONT, BACK = 5201, 5202
 MB = 1 << 20
 WAIT = 120
+_CGROUP_SOCK_OPS = 3  # enum bpf_attach_type
 
 
 def build(name: str, into: str) -> str:
@@ -251,10 +252,7 @@ def sk_msg(bench: Bench) -> Path:
     port = FRONT + 50
     words = ("--cgroup", group.path, "--ports", str(port), "--json", "-t", "100")
     process = bench.start(command("bpfkit.sk_msg", *words), stderr=subprocess.PIPE)
-    time.sleep(2.0)
-    if process.poll() is not None:
-        said = process.stderr.read() if process.stderr is not None else ""
-        raise BpfkitError("sk_msg did not start", why=said.strip())
+    _await_attached(process, group.path)
     _discard(process)
     path = Path(bench, str(port), f"127.0.0.1:{port}")
     plain = bench.start
@@ -270,6 +268,24 @@ def sk_msg(bench: Bench) -> Path:
     path.bench.__dict__.update(bench.__dict__)
     path.bench.start = inside  # type: ignore[method-assign]
     return path
+
+
+def _await_attached(process: subprocess.Popen[str], path: str) -> None:
+    """Until sk_msg's sockops program, which it attaches last, is at the cgroup."""
+    from bpfkit.core.kernel import syscall
+
+    group = os.open(path, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + 30
+        while not syscall.prog_query(group, _CGROUP_SOCK_OPS):
+            if process.poll() is not None:
+                said = process.stderr.read() if process.stderr is not None else ""
+                raise BpfkitError("sk_msg did not start", why=said.strip())
+            if time.monotonic() > deadline:
+                raise BpfkitError("sk_msg did not start", why="nothing is attached after 30 s")
+            time.sleep(0.02)
+    finally:
+        os.close(group)
 
 
 PATHS: dict[str, Callable[[Bench], Path]] = {

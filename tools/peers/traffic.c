@@ -35,7 +35,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define BUFFER (1 << 17)
+#define BUFFER   (1 << 17)
+#define STALL_NS 40000000
 
 static uint64_t now_ns(void)
 {
@@ -158,14 +159,14 @@ static _Noreturn void echo(const char *place)
 
 static int by_size(const void *a, const void *b)
 {
-	uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
 
 	return (x > y) - (x < y);
 }
 
 static int ping(const char *place, long count, long size)
 {
-	uint32_t *ns = calloc(count, sizeof(*ns));
+	uint64_t *ns = calloc(count, sizeof(*ns));
 	char *out = malloc(size), *in = malloc(size);
 	long stalls = 0, wrong = 0, i;
 	uint64_t began = now_ns();
@@ -188,10 +189,11 @@ static int ping(const char *place, long count, long size)
 		}
 		wrong += !!memcmp(in, out, size);
 		ns[i] = now_ns() - start;
-		stalls += ns[i] > 40000000;
 	}
 	began = now_ns() - began;
 	qsort(ns, count, sizeof(*ns), by_size);
+	while (stalls < count && ns[count - 1 - stalls] > STALL_NS)
+		stalls++;
 	printf("{\"count\": %ld, \"wrong\": %ld, \"p50_us\": %.2f, \"p99_us\": %.2f, "
 	       "\"max_us\": %.1f, \"stalls\": %ld, \"seconds\": %.4f}\n",
 	       count, wrong, ns[count / 2] / 1e3, ns[count * 99 / 100] / 1e3, ns[count - 1] / 1e3,
