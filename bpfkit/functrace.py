@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from bpfkit.core.object import Object
     from bpfkit.show.rows import Row, Verdict
 
 #: Way -> its programs (returns first), the newest way first.
@@ -26,8 +25,8 @@ WAYS = {
     "kprobe.multi": ("multi_return", "multi_entry"),
     "kprobe": ("single_return", "single_entry"),
 }
-#: Functions of one link; and of a run with a program for each.
-MOST, MOST_SINGLE = 10_000, 64
+#: Functions of one link; and of a run with a kprobe and a kretprobe for each.
+MOST, MOST_SINGLE = 10_000, 500
 #: What the demo hooks: each system call of its child on an IPv4 socket is one call of one of these.
 DEMO = ("inet_bind", "inet_listen", "inet_release")
 TIMES = 200
@@ -160,27 +159,30 @@ class FuncTrace(TraceApp):
             self.keep(programs[name].attach_kprobe_multi(self.functions, cookies=numbers))
 
     def _attach_single(self) -> None:
-        """A kprobe and a kretprobe for each function."""
+        """A kprobe and a kretprobe for each function, of the same two programs."""
         if len(self.functions) > MOST_SINGLE:
-            raise UnsupportedError(
-                f"{len(self.functions)} functions need a link for many",
-                why=f"{MOST_SINGLE} at most are hooked one by one",
+            raise InputError(
+                f"{len(self.functions)} functions are too many on this kernel",
+                why=f"{MOST_SINGLE} at most without kprobe.multi links",
             )
-        first: Object | None = None
-        for number, function in enumerate(self.functions):
-            self._options = {"programs": list(WAYS["kprobe"])}
-            if first is not None:
-                self._options["reuse_maps"] = first.maps
-            programs = self.load_traced(function=number).programs
-            first = first or self.object
-            for name in WAYS["kprobe"]:
-                self.keep(programs[name].attach_kprobe(function))
-        assert first is not None
-        self.object = first
+        self._options = {"programs": list(WAYS["kprobe"])}
+        programs = self.load_traced().programs
+        refused: list[str] = []
+        # 0 is no cookie: numbers from 1.
+        for number, function in enumerate(self.functions, 1):
+            try:
+                for name in WAYS["kprobe"]:
+                    self.keep(programs[name].attach_kprobe(function, cookie=number))
+            except InputError:
+                if len(self.functions) == 1:
+                    raise
+                refused.append(function)
+        if len(refused) == len(self.functions):
+            raise InputError(f"the kernel lets none of the {len(refused)} functions be hooked")
+        if refused:
+            self.note(f"not hooked, the kernel refuses: {', '.join(refused[:5])}")
 
     def load_options(self) -> dict[str, Any]:
-        if "reuse_maps" in self._options:
-            return self._options
         return {"max_entries": {"counts": len(self.functions)}, **self._options}
 
     def demo(self) -> None:

@@ -25,7 +25,7 @@
 
 LOAD_CONST(3, slots, 0);
 LOAD_CONST(4, result, 0); /* a negative errno */
-LOAD_CONST(5, when_slot, NO_SLOT); /* only if this slot has, of the bits of when_mask, when_value */
+LOAD_CONST(5, when_slot, 255); /* only if this slot has, of the bits of when_mask, when_value */
 LOAD_CONST(6, when_mask, 0);
 LOAD_CONST(7, when_value, 0);
 

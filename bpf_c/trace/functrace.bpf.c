@@ -23,10 +23,6 @@
  */
 #include "traced.h"
 
-#define NO_FUNCTION 0xffffffff
-
-LOAD_CONST(3, function, NO_FUNCTION); /* the function's number; else it is the attach cookie */
-
 #define DEPTH 8
 
 /* Kernels from 7.0 on declare it with the context as its argument; older ones ignore that. */
@@ -133,15 +129,16 @@ int multi_return(struct pt_regs *ctx)
 	return leave(bpf_get_attach_cookie(ctx));
 }
 
+/* The cookie of a kprobe's link is the number + 1: 0 is none. */
 SEC("kprobe")
 int single_entry(struct pt_regs *ctx)
 {
-	enter(function());
+	enter(bpf_get_attach_cookie(ctx) - 1);
 	return 0;
 }
 
 SEC("kretprobe")
 int single_return(struct pt_regs *ctx)
 {
-	return leave(function());
+	return leave(bpf_get_attach_cookie(ctx) - 1);
 }

@@ -32,9 +32,7 @@
 #include "traced.h"
 #include <linux/sched.h>
 
-#define NO_FUNCTION 0xffffffff
-
-LOAD_CONST(3, function, NO_FUNCTION); /* the function's number; else it is the attach cookie */
+LOAD_CONST(3, function, 0); /* the function's number; else it is the attach cookie */
 LOAD_CONST(4, failure, 0); /* enum failure */
 LOAD_CONST(5, format, 0); /* 4 bits for each argument: enum argument */
 LOAD_CONST(6, entries_only, 0); /* there are no uretprobes */

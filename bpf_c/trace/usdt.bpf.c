@@ -24,9 +24,7 @@
 #include "traced.h"
 #include <linux/sched.h>
 
-#define NO_PLACE 0xffffffff
-
-LOAD_CONST(3, place_number, NO_PLACE); /* the place's number; else it is the attach cookie */
+LOAD_CONST(3, place_number, 0); /* the place's number; else it is the attach cookie */
 LOAD_CONST(4, with_events, 0);
 
 #define ARGUMENTS 12

@@ -448,16 +448,17 @@ class Program(Closing):
 
         return attach_tracepoint(self, name)
 
-    def attach_kprobe(self, function: str = "", offset: int = 0) -> Link:
+    def attach_kprobe(self, function: str = "", offset: int = 0, cookie: int = 0) -> Link:
         """Attach to a kernel function: ``SEC("kprobe/…")`` at its entry or at an offset,
         ``SEC("kretprobe/…")`` at its return (4.17; CONFIG_KPROBE_EVENTS).
 
         :param function: by default the one that the section names.
+        :param cookie: what ``bpf_get_attach_cookie()`` returns (5.15).
         :raises InputError: no such function (offers the nearest names), or it cannot be probed.
         """
         from bpfkit.core.attach.kprobe import attach
 
-        return attach(self, function, offset)
+        return attach(self, function, offset, cookie)
 
     def attach_kprobe_multi(self, functions: Sequence[str], cookies: Sequence[int] = ()) -> Link:
         """Attach to many kernel functions by one link (5.18; CONFIG_FPROBE): ``kprobe.multi``,

@@ -43,7 +43,7 @@ def event_source(kind: str, setting: str) -> int:
         ) from None
 
 
-def attach(program: Program, function: str = "", offset: int = 0) -> Link:
+def attach(program: Program, function: str = "", offset: int = 0, cookie: int = 0) -> Link:
     """See :meth:`bpfkit.core.program.Program.attach_kprobe`."""
     name, _, more = (function or program.section.target).partition("+")
     offset += int(more, 0) if more else 0
@@ -60,7 +60,7 @@ def attach(program: Program, function: str = "", offset: int = 0) -> Link:
         fd = syscall.perf_event_open(bytes(attr), -1, 0)
     except OSError as error:
         raise _refused(program, target, name, error) from None
-    link = attach_event(program, fd, target)
+    link = attach_event(program, fd, target, cookie)
     link.kind = kind
     return link
 

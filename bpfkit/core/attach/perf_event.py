@@ -23,16 +23,20 @@ _IOC_ENABLE = 0x2400  # PERF_EVENT_IOC_ENABLE
 _TYPE_TRACEPOINT = 2  # PERF_TYPE_TRACEPOINT
 
 
-def attach(program: Program, event_fd: int, target: str = "") -> Link:
-    """See :meth:`bpfkit.core.program.Program.attach_perf_event`."""
+def attach(program: Program, event_fd: int, target: str = "", cookie: int = 0) -> Link:
+    """See :meth:`bpfkit.core.program.Program.attach_perf_event`.
+
+    :param cookie: what ``bpf_get_attach_cookie()`` returns (5.15); the ioctl has none.
+    """
     import fcntl
 
     target = target or f"perf event fd {event_fd}"
     try:
         try:
-            fd = syscall.link_create(program.fd, event_fd, attach_type("PERF_EVENT"))
+            extra = cookie.to_bytes(8, "little") if cookie else b""
+            fd = syscall.link_create(program.fd, event_fd, attach_type("PERF_EVENT"), extra=extra)
         except OSError as error:
-            if error.errno != errno.EINVAL:
+            if error.errno != errno.EINVAL or cookie:
                 raise
             fcntl.ioctl(event_fd, _IOC_SET_BPF, program.fd)
             fd = -1
