@@ -28,7 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from bpfkit.sk_skb.connection import Direction
+    from bpfkit.sk_skb.direction import Direction
 
 __all__ = ["Proxy"]
 
