@@ -232,7 +232,10 @@ class Proxy:
         leaving, self.leaving = self.leaving, []
         grace_period()
         for connection, direction in leaving:
-            connection.froze(direction)
+            try:
+                connection.froze(direction)
+            except OSError as error:
+                self.reset(connection, errno_text(error.errno or 0))
 
     def _timeout(self) -> float | None:
         if self.leaving:
@@ -292,7 +295,11 @@ class Proxy:
                 self.reset(connection, state.lost)
                 continue
             if state.asked:
-                connection.take_over(connection.directions[number % 2])
+                try:
+                    connection.take_over(connection.directions[number % 2])
+                except OSError as error:
+                    self.reset(connection, errno_text(error.errno or 0))
+                    continue
             self.work(connection)
 
     def _commands(self) -> None:
@@ -320,7 +327,11 @@ class Proxy:
             if connection.mode == "connecting":
                 self.reset(connection, "the proxy stops")
             elif connection.mode == "kernel":
-                connection.drain()
+                try:
+                    connection.drain()
+                except OSError as error:
+                    self.reset(connection, errno_text(error.errno or 0))
+                    continue
                 self.draining.add(connection)
                 self._event("draining", connection)
                 self.work(connection)
