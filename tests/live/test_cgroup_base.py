@@ -30,8 +30,8 @@ PARAMETERS = [str(path) for path in sorted(Path("/proc/sys/net").rglob("*")) if 
 
 
 def cgroups() -> set[str]:
-    """Our directories in the v2 hierarchy."""
-    return {str(path) for path in Path(cgroup_root()).rglob("bpfkit-*")}
+    """The directories of the program in the v2 hierarchy."""
+    return {str(path) for path in Path(cgroup_root()).rglob("bpfkit-cgroup-device-*")}
 
 
 def started(*words: str) -> subprocess.Popen[str]:
