@@ -50,7 +50,7 @@ def hookable() -> list[str]:
     /proc/kallsyms.
     """
     from bpfkit.core.attach.symbols import kernel_functions
-    from bpfkit.core.features.tracefs import read_tracefs
+    from bpfkit.core.features.pseudofs import read_tracefs
 
     try:
         lines = read_tracefs("available_filter_functions").splitlines()

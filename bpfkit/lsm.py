@@ -92,7 +92,7 @@ class Lsm(TraceApp):
     @staticmethod
     def _require_lsm() -> None:
         """Raise UnsupportedError if programs would load, attach and do nothing."""
-        from bpfkit.core.features.tracefs import security_modules
+        from bpfkit.core.features.pseudofs import security_modules
 
         try:
             active = security_modules()

@@ -49,7 +49,7 @@ def attach(program: Program, event_fd: int, target: str = "", cookie: int = 0) -
 
 def attach_tracepoint(program: Program, name: str = "") -> Link:
     """See :meth:`bpfkit.core.program.Program.attach_tracepoint`."""
-    from bpfkit.core.features.tracefs import read_tracefs
+    from bpfkit.core.features.pseudofs import read_tracefs
 
     name = name or program.section.target
     try:

@@ -276,7 +276,7 @@ class _ProgramProbe(Probe):
     def _type_tracepoint(self, number: int) -> list[Feature]:
         found = self._load("load", number)
         if found.state == WORKS:
-            from bpfkit.core.features.tracefs import tracefs_entries
+            from bpfkit.core.features.pseudofs import tracefs_entries
 
             try:
                 tracefs_entries("events")
