@@ -106,7 +106,7 @@ def test_route_in_a_foreign_namespace_goes_after_kill() -> None:
             "--via",
             "10.77.1.254",
         ]
-        argv = command("lwt_out", "--netns", path_of(client), *argv, "--drop", "icmp", "--no-demo")
+        argv = command("lwt_out", *argv, "--drop", "icmp", "--no-demo")
         with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as child:
             deadline = time.monotonic() + 30
             while "encap" not in client.check_output(["ip", "route"]):
