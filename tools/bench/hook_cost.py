@@ -110,6 +110,11 @@ class Cost(NamedTuple):
         return self.ours / self.base
 
 
+#: Programs whose XDP and tc parts serve another purpose: the tour of the map types, the program
+#: that is replaced.
+OTHERS = {"maps", "ext"}
+
+
 def classes(wanted: list[str]) -> list[type[App]]:
     """The classes of the programs with XDP or tc functions in their source."""
     from bpfkit.commands.catalog import programs
@@ -117,7 +122,11 @@ def classes(wanted: list[str]) -> list[type[App]]:
     from bpfkit.core.kernel.constants import prog_type_name
 
     names = {prog_type_name(number) for number in TYPES}
-    found = {cls.name: cls for cls in programs() if cls.source and names & set(cls.types())}
+    found = {
+        cls.name: cls
+        for cls in programs()
+        if cls.source and names & set(cls.types()) and cls.name not in OTHERS
+    }
     for name in wanted:
         if name not in found:
             raise InputError(f"no XDP or tc program named {name!r}", why=", ".join(found))
