@@ -278,7 +278,10 @@ def explain(source: Source, log: str, status: int) -> BpfkitError:
         except ValueError:
             name = str(-status)
         why = f"the compiler died of {name}" + (f" ({fatal})" if fatal else "")
-    memory = re.search(r"out of memory|bad_alloc|Cannot allocate memory", log)
+        limit = _memory_limit()
+        if limit:  # LLVM does not always say why it gives up
+            why += f"; its memory is limited to {limit >> 20} MB"
+    memory = re.search(r"out of memory|bad_alloc|Cannot allocate memory|memory is", log + why)
     return CompileError(
         f"cannot compile {source.name}",
         why=why,
@@ -309,6 +312,14 @@ def _open_string(source: Source, log: str, file: str, line: int) -> tuple[int, i
         if place is not None and place[0] == file and place[1] <= line <= place[1] + 1:
             return place[1], place[2], place[3]
     return None
+
+
+def _memory_limit() -> int:
+    """Bytes that a process may have (``ulimit -v``); 0: no limit."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return 0 if limit == resource.RLIM_INFINITY else limit
 
 
 def _tracepoint(source: Source, errors: Sequence[Diagnostic], log: str) -> BpfkitError | None:
