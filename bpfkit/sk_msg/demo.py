@@ -12,18 +12,19 @@ import errno
 import socket
 from hashlib import sha256
 from time import monotonic
+from typing import NamedTuple
 
 from bpfkit.core.errors import BpfkitError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from bpfkit.net.packets.packet_socket import Packet
     from bpfkit.show.rows import Verdict
     from bpfkit.sk_msg.program import SkMsg
 
-__all__ = ["Demo", "connect", "payload_of"]
+__all__ = ["Demo", "Segment", "connect", "new_bytes", "segment_of"]
 
 _MESSAGES = 100
 _SIZE = 1000
@@ -55,8 +56,17 @@ def listen(address: str, port: int) -> socket.socket:
     return socket.create_server((address, port), family=family)
 
 
-def payload_of(packet: Packet, port: int) -> tuple[int, int] | None:
-    """(TCP flags, bytes of payload) of a frame of Ethernet from or to ``port``; None: another."""
+class Segment(NamedTuple):
+    """A TCP segment of a capture: its sender's port and sequence number, flags, payload bytes."""
+
+    port: int
+    seq: int
+    flags: int
+    size: int
+
+
+def segment_of(packet: Packet, port: int) -> Segment | None:
+    """The segment in a frame of Ethernet from or to ``port``; None: something else."""
     frame = packet.data
     kind = frame[12:14]
     if kind == b"\x08\x00" and frame[23] == 6:
@@ -70,7 +80,24 @@ def payload_of(packet: Packet, port: int) -> tuple[int, int] | None:
     ports = int.from_bytes(frame[at : at + 2], "big"), int.from_bytes(frame[at + 2 : at + 4], "big")
     if port not in ports:
         return None
-    return frame[at + 13], end - at - (frame[at + 12] >> 4) * 4
+    seq = int.from_bytes(frame[at + 4 : at + 8], "big")
+    return Segment(ports[0], seq, frame[at + 13], end - at - (frame[at + 12] >> 4) * 4)
+
+
+def new_bytes(segments: Iterable[Segment]) -> int:
+    """Bytes of payload, each counted once however often TCP sent it (a slow host retransmits)."""
+    first: dict[int, int] = {}
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for segment in segments:
+        start = (segment.seq - first.setdefault(segment.port, segment.seq)) % (1 << 32)
+        spans.setdefault(segment.port, []).append((start, start + segment.size))
+    total = 0
+    for parts in spans.values():
+        reached = 0
+        for start, end in sorted(parts):
+            total += max(end - max(start, reached), 0)
+            reached = max(reached, end)
+    return total
 
 
 def receive(sock: socket.socket, size: int) -> bytes:
@@ -88,7 +115,8 @@ class Scene:
     """One exchange of messages over one connection, and what was seen of it.
 
     :ivar sent, got: digests of what was sent and of what the peer received, both ways.
-    :ivar packets: (TCP flags, bytes of payload) of each packet on lo.
+    :ivar packets: the segments on lo.
+    :ivar tcp_bytes: what TCP sent, both ways, without what it sent again.
     """
 
     def __init__(self, address: str, port: int, redirected: bool) -> None:
@@ -98,7 +126,7 @@ class Scene:
         self.bytes = 0
         self.sent = sha256()
         self.got = sha256()
-        self.packets: list[tuple[int, int]] = []
+        self.packets: list[Segment] = []
         self.tcp_bytes = 0
 
     @property
@@ -122,29 +150,30 @@ class Scene:
                         self.sent.update(data[:size])
                         self.bytes += size
                     self.got.update(receive(target, size * messages))
-                self.tcp_bytes = tcp_info(client).bytes_sent + tcp_info(server).bytes_sent
+                for info in (tcp_info(client), tcp_info(server)):
+                    self.tcp_bytes += info.bytes_sent - info.bytes_retrans
             deadline = monotonic() + 1
             while monotonic() < deadline and not self._has_ended():
                 self._read(capture.packets)
             self._read(capture.stop())
 
     def _read(self, packets: list[Packet]) -> None:
-        found = [payload_of(packet, self.port) for packet in packets]
+        found = [segment_of(packet, self.port) for packet in packets]
         self.packets = [packet for packet in found if packet is not None]
 
     def _has_ended(self) -> bool:
-        return sum(bool(flags & _FIN) for flags, _ in self.packets) >= 2
+        return len({packet.port for packet in self.packets if packet.flags & _FIN}) == 2
 
     @property
     def payload(self) -> int:
         """Bytes of payload in the capture."""
-        return sum(size for _, size in self.packets)
+        return new_bytes(self.packets)
 
     def verify(self) -> Iterator[Verdict]:
         """That everything arrived, and by which way."""
         same = self.sent.digest() == self.got.digest()
         yield same, f"{self.where}: {self.bytes} bytes sent, the peers received the same"
-        syns = sum(bool(flags & _SYN) for flags, _ in self.packets)
+        syns = len({packet.port for packet in self.packets if packet.flags & _SYN})
         wanted = 0 if self.redirected else self.bytes
         yield (
             self.payload == wanted and syns == 2,
@@ -303,7 +332,8 @@ class Demo:
                 got = len(receive(server, 1000))
                 from bpfkit.net.traffic.tcp import tcp_info
 
-                by_tcp = tcp_info(client).bytes_sent
+                info = tcp_info(client)
+                by_tcp = info.bytes_sent - info.bytes_retrans
                 entered = len(self._app.object["socks"]) - before
         if got != 1000:
             raise BpfkitError("the peer outside the cgroup did not get the data")

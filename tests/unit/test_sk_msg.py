@@ -12,6 +12,7 @@ import pytest
 from bpfkit.app.options import parser_of
 from bpfkit.core.errors import UnsupportedError, UsageError
 from bpfkit.core.features.answer import NOT_SUPPORTED, WORKS, Feature
+from bpfkit.sk_msg.demo import Segment, new_bytes
 from bpfkit.sk_msg.kernel import check_kernel
 from bpfkit.sk_msg.options import parse_ports
 from bpfkit.sk_msg.program import SkMsg
@@ -102,3 +103,12 @@ def test_all_ports_are_warned_of_where_data_cannot_be_spliced(
     assert list(check_kernel(all_ports=False)) == []
     answers(monkeypatch, fionread=WORKS, splice=WORKS)
     assert list(check_kernel(all_ports=True)) == []
+
+
+def test_what_tcp_sends_again_counts_once() -> None:
+    """Whole, in part, joined with new data, out of order, and over the wrap of the numbers."""
+    first = (1 << 32) - 1001
+    sent = [(0, 0), (1, 1000), (1, 1000), (501, 1000), (3001, 500), (1501, 1500)]
+    segments = [Segment(5299, (first + seq) % (1 << 32), 16, size) for seq, size in sent]
+    assert new_bytes(segments) == 3500
+    assert new_bytes([*segments, Segment(40000, 7, 2, 0), Segment(40000, 8, 16, 10)]) == 3510
