@@ -488,6 +488,21 @@ int leak(struct xdp_md *ctx)
 }
 """,
     ),
+    "size of 0": (
+        "that may be 0",
+        "bpf_skb_load_bytes(skb, 0, bytes, skb->len & 63);",
+        """
+#include <bpfkit/bpfkit.h>
+SEC("socket")
+int read(struct __sk_buff *skb)
+{
+	char bytes[64] = {};
+
+	bpf_skb_load_bytes(skb, 0, bytes, skb->len & 63);
+	return bytes[0];
+}
+""",
+    ),
     "helper-type": (
         "XDP programs may not call bpf_skb_load_bytes()",
         "bpf_skb_load_bytes((void *)ctx, 0, &byte, 1);",

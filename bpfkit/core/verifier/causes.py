@@ -507,10 +507,18 @@ CAUSES: list[tuple[str, str, Words]] = [
     ),
     (
         "argument",
+        r"(?P<reg>R\d+) invalid zero-sized read: u64=",
+        (
+            "{called} gets a size ({reg}) that may be 0",
+            "Check it first (if (!size) return ...), so that the verifier knows it is at least 1.",
+        ),
+    ),
+    (
+        "argument",
         r"invalid zero-sized read",
         (
-            "{called} does not take this type of map (it has no keys or values)",
-            "Use the helpers of the map's own type.",
+            "{called} gets 0 bytes: a size that may be 0, or a map without keys or values",
+            "Check the size first (if (!size) return ...); use the helpers of the map's own type.",
         ),
     ),
     (
