@@ -57,8 +57,7 @@ class Fexit(TraceApp):
         options = self.options
         if options.check and options.function:
             raise UsageError("--check takes no function", why=f"it verifies {DEMO}")
-        aimed = options.command or options.pid is not None or options.cgroup is not None
-        if not options.function and (aimed or options.no_demo):
+        if not options.function and (self.traces_one() or options.no_demo):
             raise UsageError("name a FUNCTION of the kernel", hint="an example: vfs_unlink")
 
     def wants_demo(self) -> bool:

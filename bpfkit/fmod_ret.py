@@ -70,10 +70,9 @@ class FmodRet(TraceApp):
         options = self.options
         if options.check and (options.function or options.when):
             raise UsageError("--check takes no function", why=f"it verifies {DEMO}")
-        aimed = options.command or options.pid is not None or options.cgroup is not None
-        if not options.function and (aimed or options.no_demo or options.when):
+        if not options.function and (self.traces_one() or options.no_demo or options.when):
             raise UsageError("name a FUNCTION of the kernel", hint="an example: security_file_open")
-        if options.function and not aimed:
+        if options.function and not self.traces_one():
             raise UsageError(
                 "say for whom: --pid, --cgroup or -- COMMAND",
                 why="for all processes it would hold for this program and your shell, too",

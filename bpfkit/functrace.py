@@ -113,8 +113,7 @@ class FuncTrace(TraceApp):
         options = self.options
         if options.check and options.patterns:
             raise UsageError("--check takes no functions", why="it verifies those of its demo")
-        aimed = options.command or options.pid is not None or options.cgroup is not None
-        if not options.patterns and (aimed or options.no_demo):
+        if not options.patterns and (self.traces_one() or options.no_demo):
             raise UsageError("name a PATTERN", hint="an example: 'tcp_*'")
 
     def wants_demo(self) -> bool:

@@ -89,9 +89,12 @@ class TraceApp(App):
         set_interval(options)
 
     def wants_demo(self) -> bool:
+        return super().wants_demo() and not self.traces_one()
+
+    def traces_one(self) -> bool:
+        """Does the command line say whose calls are traced: a process, a cgroup or a command?"""
         options = self.options
-        chosen = options.pid is not None or options.cgroup is not None or options.command
-        return super().wants_demo() and not chosen
+        return bool(options.command) or options.pid is not None or options.cgroup is not None
 
     def enter(self) -> None:
         """Make the cgroup of the demo or of the command, or find the process."""

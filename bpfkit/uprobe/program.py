@@ -87,8 +87,7 @@ class Uprobe(TraceApp):
             raise UsageError("--calls-only and --errors do not go together")
         if options.check and options.targets:
             raise UsageError("--check takes no functions", why="it verifies those of its demo")
-        aimed = options.command or options.pid is not None or options.cgroup is not None
-        if not options.targets and (aimed or options.no_demo or options.list):
+        if not options.targets and (self.traces_one() or options.no_demo or options.list):
             raise UsageError("name a FILE:FUNCTION", hint="examples: c:malloc, /bin/bash:readline")
 
     def wants_demo(self) -> bool:

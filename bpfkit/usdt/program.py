@@ -106,8 +106,7 @@ class Usdt(TraceApp):
             raise UsageError("--list takes one file and no probes")
         if options.text and not options.args:
             raise UsageError("--text needs --args")
-        aimed = options.command or options.pid is not None or options.cgroup is not None
-        if not options.targets and not options.list and (aimed or options.no_demo):
+        if not options.targets and not options.list and (self.traces_one() or options.no_demo):
             raise UsageError("name a FILE:PROBE", hint="--list FILE shows the probes of a file")
 
     def wants_demo(self) -> bool:
