@@ -35,6 +35,20 @@ def run(name: str, *args: str, **more: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
+def run_script(ns: NetNS, name: str, script: str, *args: str) -> tuple[str, list[Row]]:
+    """A Python script as a program's command: what it says on stderr, and the program's rows."""
+    child = ["/usr/bin/python3", "-c", script]
+    with ns.popen(
+        command(name, "--json", *args, "--", *child),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        out, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    return said, [json.loads(line) for line in out.splitlines()]
+
+
 def run_elsewhere(
     argv: Sequence[str | os.PathLike[str]],
     where: Path,

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from running import Row, command, run
+from running import Row, command, run, run_script
 
 from bpfkit.core.cgroups import Cgroup
 from bpfkit.net.links.netns import NetNS
@@ -35,16 +35,8 @@ def ns() -> Iterator[NetNS]:
 
 def attempts(ns: NetNS, script: str, *options: str) -> tuple[object, list[Row]]:
     """What a Python child prints as JSON, and the program's rows."""
-    child = ["/usr/bin/python3", "-c", HEAD + script]
-    with ns.popen(
-        command("cgroup_sock", "--json", *options, "--", *child),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        out, said = process.communicate(timeout=60)
-    assert process.returncode == 0, said
-    return json.loads(said.splitlines()[0]), [json.loads(line) for line in out.splitlines()]
+    said, rows = run_script(ns, "cgroup_sock", HEAD + script, *options)
+    return json.loads(said.splitlines()[0]), rows
 
 
 def denials(rows: list[Row]) -> list[Row]:

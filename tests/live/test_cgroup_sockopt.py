@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from running import Row, command, run
+from running import Row, run, run_script
 
 from bpfkit.cgroup_sockopt.names import find_option, option_name
 from bpfkit.net.links.netns import NetNS
@@ -37,16 +36,8 @@ def ns() -> Iterator[NetNS]:
 
 def results(ns: NetNS, script: str, *options: str) -> tuple[list[Any], list[Row]]:
     """What a Python child prints as JSON, and the program's rows."""
-    child = ["/usr/bin/python3", "-c", HEAD + script]
-    with ns.popen(
-        command("cgroup_sockopt", "--json", *options, "--", *child),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        out, said = process.communicate(timeout=60)
-    assert process.returncode == 0, said
-    return json.loads(said.splitlines()[-1]), [json.loads(line) for line in out.splitlines()]
+    said, rows = run_script(ns, "cgroup_sockopt", HEAD + script, *options)
+    return json.loads(said.splitlines()[-1]), rows
 
 
 def uses(rows: list[Row], kind: str, option: str) -> list[Row]:
