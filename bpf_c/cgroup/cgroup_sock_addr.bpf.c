@@ -138,10 +138,7 @@ static __always_inline void count_hit(u32 rule, u32 what)
 
 static __always_inline void count_lost(u32 what)
 {
-	u64 *n = lost.lookup(&what);
-
-	if (n)
-		__sync_fetch_and_add(n, 1);
+	count_one(lost.lookup(&what));
 }
 
 static __always_inline bool is_mapped(const struct end *end)

@@ -88,10 +88,7 @@ BPF_ARRAY(lost, u64, 2);
 
 static __always_inline void count_lost(u32 what)
 {
-	u64 *n = lost.lookup(&what);
-
-	if (n)
-		__sync_fetch_and_add(n, 1);
+	count_one(lost.lookup(&what));
 }
 
 /* What the process set, or what the kernel answered, as far as the event has room. */

@@ -125,10 +125,7 @@ BPF_ARRAY(plain, u64, PLAIN_REASONS);
 
 static __always_inline void count_plain(u32 reason)
 {
-	u64 *n = plain.lookup(&reason);
-
-	if (n)
-		__sync_fetch_and_add(n, 1);
+	count_one(plain.lookup(&reason));
 }
 
 static __always_inline bool in_scope(u32 port)

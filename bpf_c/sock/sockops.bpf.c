@@ -58,10 +58,7 @@ BPFKIT_MAP(0, BPF_MAP_TYPE_SK_STORAGE, conns, int, struct conn, 0, BPF_F_NO_PREA
 /* Atomic on a CPU's own value, too: a callback in softirq interrupts one in a system call. */
 static __always_inline void add_one(u32 which)
 {
-	u64 *n = count.lookup(&which);
-
-	if (n)
-		__sync_fetch_and_add(n, 1);
+	count_one(count.lookup(&which));
 }
 
 static __always_inline struct conn *conn_of(struct bpf_sock_ops *ctx, u64 flags)

@@ -76,10 +76,8 @@ BPF_ARRAY(missed, u64, 1);
 static __always_inline void miss(void)
 {
 	u32 zero = 0;
-	u64 *n = missed.lookup(&zero);
 
-	if (n)
-		__sync_fetch_and_add(n, 1);
+	count_one(missed.lookup(&zero));
 }
 
 /* The place of the highest bit that is set. */

@@ -45,10 +45,7 @@ BPF_ARRAY(counts, u64, 2);
 
 static __always_inline void count(u32 what)
 {
-	u64 *n = counts.lookup(&what);
-
-	if (n)
-		__sync_fetch_and_add(n, 1);
+	count_one(counts.lookup(&what));
 }
 
 /* By the helpers (5.17): a pointer to a pointer cannot be read from the context directly. */

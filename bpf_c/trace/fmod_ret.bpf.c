@@ -43,10 +43,7 @@ BPF_ARRAY(counts, u64, 3);
 
 static __always_inline void count(u32 what)
 {
-	u64 *n = counts.lookup(&what);
-
-	if (n)
-		__sync_fetch_and_add(n, 1);
+	count_one(counts.lookup(&what));
 }
 
 SEC("fmod_ret")

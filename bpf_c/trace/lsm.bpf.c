@@ -82,10 +82,7 @@ BPF_ARRAY(lost, u64, 1);
 
 static __always_inline void count(u32 what)
 {
-	u64 *n = counts.lookup(&what);
-
-	if (n)
-		__sync_fetch_and_add(n, 1);
+	count_one(counts.lookup(&what));
 }
 
 static __always_inline struct lsm_event *begin(u32 what)

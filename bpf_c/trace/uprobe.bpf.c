@@ -89,10 +89,7 @@ BPF_ARRAY(lost, u64, 2);
 
 static __always_inline void count_lost(u32 what)
 {
-	u64 *n = lost.lookup(&what);
-
-	if (n)
-		__sync_fetch_and_add(n, 1);
+	count_one(lost.lookup(&what));
 }
 
 /* 4 * log2(ns) and the two bits below the highest one. */

@@ -124,4 +124,11 @@
 	} __bpfkit_event_##map __attribute__((used, section("bpfkit.events"))) = {}
 #endif
 
+/* Add 1 to a counter, which other CPUs add to as well; nothing if the lookup found none. */
+static __always_inline __maybe_unused void count_one(u64 *counter)
+{
+	if (counter)
+		__sync_fetch_and_add(counter, 1);
+}
+
 #endif /* __BPFKIT_H */
