@@ -26,7 +26,7 @@ from bpfkit.app.signals import say
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any, Protocol, TypeVar
 
     from bpfkit.app.command import Command
@@ -48,6 +48,11 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 __all__ = ["App"]
+
+#: Shorter names where a column has little room.
+_SHORT = {"packets": "pkt"}
+#: The rank of the rates, behind all totals.
+_RATE = 100
 
 
 class App:
@@ -289,6 +294,21 @@ class App:
             for field, value in row.items()
             if field not in self.counters
         }
+
+    def figure_cells(self, row: Row, rates: Sequence[float]) -> list[tuple[str, str, int]]:
+        """The live view's columns of figures: (title, text, rank) each.
+
+        :param rates: of :attr:`counters`, per second: the row's own ``…_per_s`` where it has them.
+        :returns: where the window is too narrow, the columns with the largest rank are left out.
+        """
+        from bpfkit.show.text import cell, human
+
+        cells = []
+        for i, (field, rate) in enumerate(zip(self.counters, rates, strict=True)):
+            per_second = f"{_SHORT.get(field, field)}/s"
+            cells.append((field, cell(row[field]), i))
+            cells.append((per_second, human(rate, "B" if field == "bytes" else ""), _RATE))
+        return cells
 
     def title(self, round_: int) -> str:
         """First line of the live view."""

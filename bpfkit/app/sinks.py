@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["JsonSink", "LiveSink", "Sink", "TextSink", "sink_for"]
 
-#: Shorter names where a column has little room.
-_SHORT = {"packets": "pkt"}
 #: Events that the live view shows.
 _LATEST = 8
 _TAB = "\t"
@@ -35,6 +33,9 @@ _REDRAW = 0.2
 
 class Sink:
     """Where the output of a program goes; ``round_`` counts from 0."""
+
+    #: Is the output a screen that each round is drawn on anew?
+    is_view = False
 
     def __init__(self, app: App) -> None:
         self.app = app
@@ -109,6 +110,8 @@ class JsonSink(Sink):
 class LiveSink(Sink):
     """The live view of a terminal: the table with the counters' rates, the latest events below."""
 
+    is_view = True
+
     def __init__(self, app: App) -> None:
         from collections import deque
 
@@ -155,14 +158,18 @@ class LiveSink(Sink):
         self._drawn = monotonic()
 
     def _rates(self, rows: list[Row]) -> dict[int, list[float]]:
-        """Row index -> its counters per second since the round before."""
+        """Row index -> its counters per second: the row's own, else since the round before."""
         now = monotonic()
         passed = max(now - self._when, 1e-6)
         counters = self.app.counters
+        own = [f"{field}_per_s" for field in counters]
         seen: dict[tuple[str, ...], list[int]] = {}
         rates: dict[int, list[float]] = {}
         for i, row in enumerate(rows):
             if "summary" in row:
+                continue
+            if own and own[0] in row:
+                rates[i] = [row[field] or 0 for field in own]
                 continue
             key = tuple([str(row[field]) for field in row if field not in counters])
             totals = [row[field] for field in counters]
@@ -173,39 +180,36 @@ class LiveSink(Sink):
         return rates
 
     def _frame_of(self, rows: list[Row], rates: dict[int, list[float]], round_: int) -> Frame:
-        """The table of a round: the columns of text, then each counter and its rate.
+        """The table of a round: the columns of text, then the figures.
 
-        Where the window has no room for the rates, they are left out: they are what can be missed,
-        and the text says what a row is about.
+        Where the window has no room for all figures, those of the largest ranks are left out: the
+        text says what a row is about.
         """
         from bpfkit.show.live import Frame
-        from bpfkit.show.text import cell, human
 
         app = self.app
-        body = []
-        texts: list[dict[str, str]] = []
-        for i, row in enumerate(rows):
-            if "summary" in row:
-                continue
-            texts.append(app.text_cells(row))
-            figures = []
-            for field, rate in zip(app.counters, rates[i], strict=True):
-                figures += [cell(row[field]), human(rate, "B" if field == "bytes" else "")]
-            body.append(figures)
+        shown = [i for i, row in enumerate(rows) if "summary" not in row]
+        texts = [app.text_cells(rows[i]) for i in shown]
+        figures = [app.figure_cells(rows[i], rates[i]) for i in shown]
         # A column that is empty in all rows takes no room.
         titles = [title for title in (texts[0] if texts else ()) if any(t[title] for t in texts)]
-        body = [[*map(t.__getitem__, titles), *row] for t, row in zip(texts, body, strict=True)]
-        right = [False] * len(titles) + [True] * (2 * len(app.counters))
-        for field in app.counters:
-            titles += [field, f"{_SHORT.get(field, field)}/s"]
-        lines = [titles, *body]
-        width = sum(max(map(len, column)) + 2 for column in zip(*lines, strict=True)) - 2
-        if width > self.view.room()[0]:
-            words = len(titles) - 2 * len(app.counters)
-            lines = [[*line[:words], *line[words::2]] for line in lines]
-            right = right[: words + len(app.counters)]
-            titles, *body = lines
-        return Frame(app.title(round_), titles, body, right=right, notes=app.notes(rows))
+        columns = [[title, *(t[title] for t in texts)] for title in titles]
+        widths = [max(map(len, column)) + 2 for column in columns]
+        left = {}
+        for cells in zip(*figures, strict=True):
+            title, _, rank = cells[0]
+            left[title] = rank, [title, *(text for _, text, _ in cells)]
+        room = self.view.room()[0] + 2 - sum(widths)
+        while room < sum(max(map(len, column)) + 2 for _, column in left.values()):
+            last = max(rank for rank, _ in left.values())
+            if all(rank == last for rank, _ in left.values()):
+                break
+            left = {title: it for title, it in left.items() if it[0] != last}
+        columns += [column for _, column in left.values()]
+        right = [False] * len(titles) + [True] * len(left)
+        body = [list(line) for line in zip(*(column[1:] for column in columns), strict=True)]
+        heads = [column[0] for column in columns]
+        return Frame(app.title(round_), heads, body, right=right, notes=app.notes(rows))
 
 
 def sink_for(app: App, *, live: bool = True) -> Sink:
