@@ -96,23 +96,30 @@ class Connection:
         :raises OSError: a socket has an error: the connection is to be reset.
         """
         self.next_look = 0.0
-        wait = False
-        for direction in self.directions:
-            wait |= self._pump(direction)
-        if self.up.done and self.down.done:
-            self.proxy.closed(self, reset=False)
-            return
-        if self.may_enter and self.mode == "user" and self.pieces >= self.proxy.after:
+        wait = self._pump_both()
+        if not self._done() and self._enters_now():
             self.enter()
             wait |= self.may_enter
-            for direction in self.directions:
-                wait |= self._pump(direction)
+            wait |= self._pump_both()
+        if self._done():  # looked at last: the second pump passes on ends too
+            self.proxy.closed(self, reset=False)
+            return
         self._watch()
         if wait:
             self._delay = min(2 * self._delay, _LATEST)
             self.next_look = monotonic() + self._delay
         else:
             self._delay = _SOONEST / 2
+
+    def _pump_both(self) -> bool:
+        waits = [self._pump(direction) for direction in self.directions]
+        return any(waits)
+
+    def _done(self) -> bool:
+        return self.up.done and self.down.done
+
+    def _enters_now(self) -> bool:
+        return self.may_enter and self.mode == "user" and self.pieces >= self.proxy.after
 
     def _watch(self) -> None:
         poller = self.proxy.poller
@@ -221,6 +228,7 @@ class Connection:
         except Full:
             self.proxy.stays(self, f"the map is full: {self.proxy.room} connections")
             return
+        self.number = number  # a socket that fails below gives it back when it is closed
         try:
             for key, one in enumerate(self.directions, 2 * number):
                 one.key = key
@@ -233,10 +241,8 @@ class Connection:
         except Refused as error:
             for one in self.directions:
                 self._leave(one, "")
-            self.number = number  # they stay targets until they are closed
-            self.proxy.stays(self, str(error))
+            self.proxy.stays(self, str(error))  # they stay targets until they are closed
             return
-        self.number = number
         self.mode = "kernel"
         self.proxy.entered(self)
         for one in self.directions:

@@ -211,19 +211,28 @@ class Proxy:
     def run(self) -> None:
         """Until a stop is complete."""
         while self.listener is not None or self.sides:
-            for fd, events in self.poller.poll(self._timeout()):
-                connection = self.sides.get(fd)
-                if connection is not None:
-                    self._ready(connection, fd, events)
-                elif fd == self.control.fileno():
-                    self._commands()
-                elif fd == self.notices.fileno():
-                    self._notices()
-                elif self.listener is not None and fd == self.listener.fileno():
-                    self.accept()
-            self._look()
-            self._await_frozen()
+            self.turn()
         self._send_rows()
+
+    def turn(self) -> None:
+        """Wait for the next events, and deal with them."""
+        clients = False
+        for fd, events in self.poller.poll(self._timeout()):
+            connection = self.sides.get(fd)
+            if connection is not None:
+                self._ready(connection, fd, events)
+            elif fd == self.control.fileno():
+                self._commands()
+            elif fd == self.notices.fileno():
+                self._notices()
+            else:
+                clients |= self.listener is not None and fd == self.listener.fileno()
+        # Last: the new sockets may get the numbers of some that this turn closed, and these may
+        # have events in the rest of the list.
+        if clients and self.listener is not None:
+            self.accept()
+        self._look()
+        self._await_frozen()
 
     def _await_frozen(self) -> None:
         """One grace period for all that were frozen in this turn: no segment is past the filter."""
@@ -254,7 +263,12 @@ class Proxy:
             else:
                 self.work(connection)
         for connection in list(self.draining):
-            if connection.drained():
+            try:
+                drained = connection.drained()
+            except OSError as error:
+                self.reset(connection, errno_text(error.errno or 0))
+                continue
+            if drained:
                 self.draining.discard(connection)
                 self._event("drained", connection, why="the proxy stops")
         if self.accepts_at and self.accepts_at <= now:
