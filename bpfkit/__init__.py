@@ -31,11 +31,29 @@ def _check_current_directory() -> None:
 
 _check_current_directory()
 
+if _sys.version_info < (3, 10):  # noqa: UP036 (pip looks at requires-python, a checkout does not)
+    from bpfkit.core.errors import UnsupportedError as _UnsupportedError
+
+    class _OldPythonError(_UnsupportedError, ImportError):
+        """bpfkit cannot be imported here."""
+
+    _version = ".".join(map(str, _sys.version_info[:2]))
+    _error = _OldPythonError(
+        "bpfkit cannot run",
+        why=f"it needs Python 3.10 or later, and this is {_version} ({_sys.executable})",
+        hint="use a later one, such as the distribution's /usr/bin/python3",
+    )
+    if _sys.argv[:1] == ["-m"]:
+        _sys.stderr.write(f"{_error}\n")
+        _sys.exit(_error.exit_status)
+    raise _error
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from bpfkit.core.attach.link import Link as Link
+    from bpfkit.core.closing import opened as opened
     from bpfkit.core.errors import BpfkitError as BpfkitError
     from bpfkit.core.maps.base import Map as Map
     from bpfkit.core.object import Object as Object
@@ -51,12 +69,15 @@ _HOME = {
     "Object": "object",
     "Program": "program",
     "load": "object",
+    "opened": "closing",
 }
 
 #: Functions of the layers above core that core calls (bpfkit.core.entries finds them):
 #: (role, name) -> "module:function".
 ENTRIES = {
     ("attach", "clsact"): "bpfkit.net.attach.clsact:attach_clsact",
+    ("find", "xdp"): "bpfkit.net.attach.xdp:attached",
+    ("replace", "xdp"): "bpfkit.net.attach.xdp:Replaced",
     ("undo", "cgroup"): "bpfkit.core.cgroups:undo_cgroup",
     ("undo", "clsact"): "bpfkit.net.attach.clsact:undo_clsact",
     ("undo", "reuseport"): "bpfkit.net.attach.reuseport:undo_reuseport",
@@ -64,7 +85,7 @@ ENTRIES = {
     ("undo", "struct_ops"): "bpfkit.core.attach.struct_ops:undo_struct_ops",
 }
 
-__all__ = ["BpfkitError", "Link", "Map", "Object", "Program", "load"]
+__all__ = ["BpfkitError", "Link", "Map", "Object", "Program", "load", "opened"]
 
 
 def __getattr__(name: str) -> "Any":

@@ -43,49 +43,6 @@ print({TIMES}, {TIMES} // 2, {TIMES}, took / {TIMES})
 """
 
 
-def hookable() -> list[str]:
-    """Functions that the kernel lets be hooked; each name once.
-
-    From available_filter_functions of tracefs, which leaves out what cannot be; else all of
-    /proc/kallsyms.
-    """
-    from bpfkit.core.attach.symbols import kernel_functions
-    from bpfkit.core.features.pseudofs import read_tracefs
-
-    try:
-        lines = read_tracefs("available_filter_functions").splitlines()
-        return list(dict.fromkeys(line.split()[0] for line in lines if line))
-    except (OSError, UnsupportedError):
-        return list(dict.fromkeys(kernel_functions()))
-
-
-def matching(patterns: Iterable[str]) -> list[str]:
-    """The functions that the patterns match, each once.
-
-    :raises InputError: a pattern matches none (offers the nearest names), or there are too many.
-    """
-    from fnmatch import fnmatchcase
-
-    from bpfkit.core.attach.symbols import kernel_functions, nearest
-
-    known = hookable()
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        names = [name for name in known if fnmatchcase(name, pattern)]
-        if not names:
-            every = dict.fromkeys(kernel_functions())
-            why = "the kernel does not let it be hooked" if pattern in every else ""
-            raise InputError(
-                f"no function {pattern} to hook",
-                why=why,
-                hint="" if why else nearest(pattern.strip("*?"), dict.fromkeys(known)),
-            )
-        found.update(dict.fromkeys(names))
-    if len(found) > MOST:
-        raise InputError(f"{len(found)} functions are too many", why=f"{MOST} at most")
-    return list(found)
-
-
 class FuncTrace(TraceApp):
     """Calls and mean times of a whole family of kernel functions: 'tcp_*'."""
 
@@ -120,7 +77,9 @@ class FuncTrace(TraceApp):
         return super().wants_demo() and not self.options.patterns
 
     def setup(self) -> None:
-        self.functions = matching(self.options.patterns or DEMO)
+        from bpfkit.core.attach.symbols import matching_functions
+
+        self.functions = matching_functions(self.options.patterns or DEMO, MOST)
         self.way = self._attach_first()
         if not self.options.check:
             self.note(f"{len(self.functions)} functions by {self.way}")

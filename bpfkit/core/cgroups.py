@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 
-from bpfkit.core.closing import Closing
+from bpfkit.core.closing import Held
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_text, lacking
 from bpfkit.core.records import Record
 
@@ -73,7 +73,7 @@ def cgroup_of(pid: int | str) -> str:
     return root
 
 
-class Cgroup(Closing):
+class Cgroup(Held):
     """A cgroup, open: one that is there (:meth:`open`), or one of our own (:meth:`new`).
 
     :ivar path: its directory.
@@ -86,6 +86,13 @@ class Cgroup(Closing):
         self.fd = fd
         self.id = os.fstat(fd).st_ino
         self._record = record
+        self._pid = os.getpid()
+
+    def __del__(self) -> None:
+        # The child of a fork has a copy: the cgroup is its parent's to remove.
+        if getattr(self, "_pid", 0) != os.getpid():
+            self._record = None
+        super().__del__()
 
     @classmethod
     def open(cls, path: str) -> Cgroup:

@@ -22,6 +22,8 @@ def find_entry(role: str, name: str) -> Callable[..., Any] | None:
     """The function that has a role; None if there is none.
 
     :param role: ``attach``: called with (program, ifindex, direction, options), returns a Link;
+        ``find``: called with an ifindex, returns the programs that are there; ``replace``: called
+        with an ifindex and one of them, detaches it and returns what can ``restore()`` it;
         ``undo``: called with the data of an ownership record, undoes what the record is about, and
         does not fail if that is gone.
     :param name: the way to attach, or the record's kind.

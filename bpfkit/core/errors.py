@@ -12,6 +12,10 @@ from __future__ import annotations
 import errno as _errno
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 __all__ = [
     "AttachError",
     "BpfkitError",
@@ -19,12 +23,14 @@ __all__ = [
     "InputError",
     "LoadError",
     "MapError",
+    "NoSuchNameError",
     "PrivilegeError",
     "UnsupportedError",
     "UsageError",
     "VerifierError",
     "errno_text",
     "lacking",
+    "nearest",
     "resource_error",
 ]
 
@@ -98,6 +104,10 @@ class InputError(BpfkitError):
     exit_status = 2
 
 
+class NoSuchNameError(InputError, KeyError):
+    """Nothing has this name; also a KeyError, as looking up a name is expected to raise."""
+
+
 class UnsupportedError(BpfkitError):
     """This kernel or machine lacks support; the missing config, version or package is named."""
 
@@ -161,6 +171,16 @@ def lacking(error: OSError, what: str) -> BpfkitError | None:
     if found is not None:
         found.what = what
     return found
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.75) -> str:
+    """A hint with the names that are nearest to ``name``; "" if none is near."""
+    import difflib
+
+    names = list(known)
+    near = [other for other in names if name and name in other][:3]
+    near += difflib.get_close_matches(name, names, n=3, cutoff=cutoff)
+    return f"nearest: {', '.join(list(dict.fromkeys(near))[:4])}" if near else ""
 
 
 def errno_text(number: int) -> str:

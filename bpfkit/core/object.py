@@ -12,7 +12,7 @@ import errno
 import os
 from struct import pack_into
 
-from bpfkit.core.closing import Closing
+from bpfkit.core.closing import Held, warn_unclosed
 from bpfkit.core.compile.artifact import MapDef, map_defs, prog_defs
 from bpfkit.core.compile.cache import Cache, digest
 from bpfkit.core.compile.source import Source
@@ -21,10 +21,12 @@ from bpfkit.core.errors import (
     CompileError,
     InputError,
     LoadError,
+    NoSuchNameError,
     PrivilegeError,
     UnsupportedError,
     errno_text,
     lacking,
+    nearest,
 )
 from bpfkit.core.kernel import syscall
 from bpfkit.core.kernel.constants import map_type, map_type_name, prog_type
@@ -154,7 +156,38 @@ class _Options:
         self.global_functions = False
 
 
-class Object(Closing):
+class _Types:
+    """The types of one source, parsed on first use.  Maps refer to it, and not to their object,
+    which so goes with the last reference to it."""
+
+    __slots__ = ("_blob", "_btf")
+
+    def __init__(self, blob: bytes) -> None:
+        self._blob = blob
+        self._btf: Btf | None = None
+
+    def __call__(self) -> Btf | None:
+        if self._btf is None and self._blob:
+            from bpfkit.core.types.btf import Btf
+
+            self._btf = Btf(self._blob)
+        return self._btf
+
+
+class _Named(dict):  # type: ignore[type-arg]
+    """Programs or maps by name; a name that none has is answered with the nearest ones."""
+
+    __slots__ = ("_what", "_where")
+
+    def __init__(self, where: str, what: str) -> None:
+        self._where = where
+        self._what = what
+
+    def __missing__(self, name: object) -> Any:
+        raise _no_such(self._where, self._what, str(name), list(self))
+
+
+class Object(Held):
     """Programs and maps of one source; a context manager.
 
     :ivar name: the source's name.
@@ -164,12 +197,13 @@ class Object(Closing):
 
     def __init__(self, src: Source, artifact: Artifact, options: _Options) -> None:
         self.name = src.name
-        self.programs: dict[str, Program] = {}
-        self.maps: dict[str, Map] = {}
+        self.programs: dict[str, Program] = _Named(src.name, "program")
+        self.maps: dict[str, Map] = _Named(src.name, "map")
         self._source = src
         self._artifact = artifact
-        self._btf: Btf | None = None
+        self._types = _Types(artifact["btf"])
         self._btf_fd = -1
+        self._closed = False
         self._reused = frozenset(options.reuse_maps)
         try:
             self._load(options)
@@ -184,11 +218,7 @@ class Object(Closing):
     @property
     def btf(self) -> Btf | None:
         """The types of the source, parsed on first use; None if it was compiled without."""
-        if self._btf is None and self._artifact["btf"]:
-            from bpfkit.core.types.btf import Btf
-
-            self._btf = Btf(self._artifact["btf"])
-        return self._btf
+        return self._types()
 
     # --- loading ----------------------------------------------------------------------------
 
@@ -250,7 +280,8 @@ class Object(Closing):
                 definition, self._btf_fd, fds[definition.inner] if definition.inner >= 0 else 0
             )
             fds[index] = fd
-            self.maps[name] = open_map(definition, fd, lambda: self.btf)
+            opened = self.maps[name] = open_map(definition, fd, self._types)
+            opened._owner = self.name
         return fds
 
     def _load_program(
@@ -288,7 +319,9 @@ class Object(Closing):
             find_line=self._find_line,
             missing_kfuncs=missing,
         )
-        self.programs[definition.name] = Program(definition.name, section, fd, bytes(insns))
+        program = Program(definition.name, section, fd, bytes(insns))
+        program._owner = self.name
+        self.programs[definition.name] = program
 
     def _find_line(self, quoted: str, approximate: int) -> tuple[str, int] | None:
         """Where a C line that the verifier quotes stands in the user's files."""
@@ -300,12 +333,13 @@ class Object(Closing):
 
     def __getitem__(self, name: str) -> Any:
         """The map of this name: a :class:`Map`, of the class that its type has."""
-        try:
-            return self.maps[name]
-        except KeyError:
-            raise InputError(
-                f"no map '{name}' in {self.name}", why=f"it has {', '.join(self.maps) or 'none'}"
-            ) from None
+        found = self.maps.get(name)
+        if found is not None:
+            return found
+        error = _no_such(self.name, "map", name, list(self.maps))
+        if name in self.programs:
+            error.hint = f'it is a program: obj.programs["{name}"]'
+        raise error
 
     def attach_struct_ops(self, struct: str, **values: int | str | bytes) -> Link:
         """Register the programs ``SEC("struct_ops/STRUCT.member")`` as one table of functions.
@@ -323,11 +357,20 @@ class Object(Closing):
 
     def close(self) -> None:
         """Detach every program and let go of everything."""
+        self._closed = True
         for program in self.programs.values():
             program.close()
         for name, m in self.maps.items():
             if name not in self._reused:
                 m.close()
+
+    def _is_open(self) -> bool:
+        return not self._closed
+
+    def __del__(self) -> None:
+        # Programs and maps close themselves: somebody may still use one of them.
+        if not getattr(self, "_closed", True):
+            warn_unclosed(self, self._types)
 
     def __repr__(self) -> str:
         return f"<Object {self.name}: programs {list(self.programs)}, maps {list(self.maps)}>"
@@ -360,9 +403,16 @@ def _no_section(name: str, file: str, line: int, code: str, near: str) -> Compil
 def _known(where: str, what: str, given: Mapping[str, object], known: Sequence[str]) -> None:
     for name in given:
         if name not in known:
-            raise InputError(
-                f"no {what} '{name}' in {where}", why=f"it has {', '.join(known) or 'none'}"
-            )
+            raise _no_such(where, what, name, known)
+
+
+def _no_such(where: str, what: str, name: str, known: Sequence[str]) -> NoSuchNameError:
+    """The error for a name that no program, map or constant of the source has."""
+    return NoSuchNameError(
+        f"no {what} '{name}' in {where}",
+        why=f"it has {', '.join(known) or 'none'}",
+        hint=nearest(name, known, 0.6),
+    )
 
 
 # --- talking to the kernel --------------------------------------------------------------------

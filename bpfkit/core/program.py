@@ -12,7 +12,7 @@ import errno
 import os
 from struct import pack_into
 
-from bpfkit.core.closing import Closing
+from bpfkit.core.closing import Held, warn_unclosed
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_text
 from bpfkit.core.kernel import syscall
 from bpfkit.core.kernel.constants import SOCKET_FILTER, SYSCALL, prog_type_name
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from bpfkit.core.attach.link import Link
+    from bpfkit.core.attach.link import Attachment, Link
     from bpfkit.core.maps.base import Map
 
 __all__ = ["Program", "RunResult", "Runner", "skb_context"]
@@ -142,7 +142,7 @@ class Runner:
         return self._run.run(size + pad)[0]
 
 
-class Program(Closing):
+class Program(Held):
     """A program in the kernel, held by an fd; closing it (and its links) unloads it.
 
     :ivar name: the C function's name.
@@ -150,7 +150,7 @@ class Program(Closing):
     :ivar section: the meaning of the ``SEC()`` name.
     """
 
-    __slots__ = ("_info", "_links", "fd", "insns", "name", "section", "type")
+    __slots__ = ("_attachments", "_info", "_owner", "fd", "insns", "name", "section", "type")
 
     def __init__(self, name: str, section: Section, fd: int, insns: bytes = b"") -> None:
         self.name = name
@@ -158,7 +158,9 @@ class Program(Closing):
         self.type = section.prog_type
         self.fd = fd
         self.insns = insns
-        self._links: list[Link] = []
+        self._attachments: list[Attachment] = []
+        #: The name of the object that it belongs to, which says that it was not closed.
+        self._owner = ""
         self._info: dict[str, Any] | None = None
 
     @classmethod
@@ -223,7 +225,11 @@ class Program(Closing):
     @property
     def links(self) -> tuple[Link, ...]:
         """The links that attach the program at this moment, if bpfkit made them."""
-        return tuple(self._links)
+        if not self._attachments:
+            return ()
+        from bpfkit.core.attach.link import Link
+
+        return tuple([Link._of(self, held) for held in self._attachments])
 
     # --- packet runs ------------------------------------------------------------------------
 
@@ -315,40 +321,67 @@ class Program(Closing):
 
         return attach_reuseport(self, sock)
 
-    def attach_xdp(self, ifindex: int, mode: str = "auto", *, replace: bool = False) -> Link:
+    def attach(self, target: Any = None, **options: Any) -> Link:
+        """Attach to what ``SEC()`` says, as libbpf's ``bpf_program__attach()``.
+
+        A section that names its target (``tp/sched/sched_switch``, ``kprobe/tcp_connect``,
+        ``uprobe/bash:readline``, ``fentry/…``, ``iter/…``, ``lsm/…``) needs nothing else; the
+        others need one: an interface (xdp, tc, netkit), a cgroup (cgroup/…, sockops), a socket, a
+        sockmap (sk_msg, sk_skb), a network namespace (sk_lookup, flow_dissector).
+
+        :param target: what the section does not say.
+        :param options: those of the ``attach_…`` method for this kind.
+        :raises InputError: the target is missing (the method to call is named), or this kind is
+            not attached by a program alone.
+        """
+        from bpfkit.core.attach.by_section import attach
+
+        return attach(self, target, options)
+
+    def attach_xdp(
+        self, interface: int | str, mode: str = "auto", *, replace: bool = False
+    ) -> Link:
         """Attach to an interface's receive path (BPF_LINK_CREATE; kernel 5.9).
 
+        :param interface: its name or index.
         :param mode: ``native``, ``generic``, ``offload`` or ``auto`` (native where the driver
             has it, else generic).
+        :param replace: another program that is there makes room: a link of this process in one
+            step, so that no packet passes without a program; anybody else's is detached before,
+            and put back if this one is refused.
         :raises AttachError: EBUSY when another program is there, EOPNOTSUPP without driver
             support.
         """
         from bpfkit.core.attach.xdp import attach
 
-        return attach(self, ifindex, mode)
+        return attach(self, interface, mode, replace)
 
-    def attach_tcx(self, ifindex: int, direction: str = "") -> Link:
+    def attach_tcx(self, interface: int | str, direction: str = "") -> Link:
         """Attach to tc's ingress or egress by tcx (BPF_LINK_CREATE; kernel 6.6).
 
+        :param interface: its name or index.
         :param direction: ``ingress`` or ``egress``; by default the one of ``SEC("tc/…")``.
         """
         from bpfkit.core.attach.tcx import attach_tcx
 
-        return attach_tcx(self, ifindex, direction)
+        return attach_tcx(self, interface, direction)
 
     def attach_tc(
-        self, ifindex: int, direction: str = "", how: str = "auto", **options: Any
+        self, interface: int | str, direction: str = "", how: str = "auto", **options: Any
     ) -> Link:
-        """Attach to tc by ``clsact`` or ``tcx``; ``auto`` takes tcx where the kernel has it."""
+        """Attach to tc by ``clsact`` or ``tcx``; ``auto`` takes tcx where the kernel has it.
+
+        :param interface: its name or index.
+        """
         from bpfkit.core.attach.tcx import attach
 
-        return attach(self, ifindex, direction, how, **options)
+        return attach(self, interface, direction, how, **options)
 
-    def attach_netkit(self, ifindex: int) -> Link:
-        """Attach to a netkit device (kernel 6.7)."""
+    def attach_netkit(self, interface: int | str) -> Link:
+        """Attach to a netkit device (kernel 6.7), by its name or index."""
         from bpfkit.core.attach.netkit import attach
 
-        return attach(self, ifindex)
+        return attach(self, interface)
 
     def attach_cgroup(
         self,
@@ -509,11 +542,28 @@ class Program(Closing):
 
     def close(self) -> None:
         """Detach all links and close the program."""
-        for link in tuple(self._links):
-            link.close()
+        while self._attachments:
+            self._attachments.pop().close()
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def __del__(self) -> None:
+        try:
+            if self.fd < 0:
+                return
+            attachments = self._attachments
+        except AttributeError:  # the constructor did not get far
+            return
+        if not self._owner:
+            warn_unclosed(self)
+        forked = os.getpid()
+        for held in attachments:
+            if held.pid == forked:
+                warn_unclosed(held)
+            else:
+                held.abandon()
+        self.close()
 
     def fileno(self) -> int:
         """The program's fd."""

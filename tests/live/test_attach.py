@@ -104,7 +104,7 @@ def test_second_xdp_program_is_told_that_one_is_there(lab):
         with obj.programs["drop"].attach_xdp(index):
             with pytest.raises(AttachError) as caught:
                 other.programs["drop"].attach_xdp(index)
-            assert "another program" in str(caught.value)
+            assert "another link of this process" in str(caught.value)
 
 
 def test_no_such_interface_is_named():

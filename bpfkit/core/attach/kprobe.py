@@ -60,9 +60,7 @@ def attach(program: Program, function: str = "", offset: int = 0, cookie: int = 
         fd = syscall.perf_event_open(bytes(attr), -1, 0)
     except OSError as error:
         raise _refused(program, target, name, error) from None
-    link = attach_event(program, fd, target, cookie)
-    link.kind = kind
-    return link
+    return attach_event(program, fd, target, cookie, kind)
 
 
 def attach_multi(program: Program, functions: Sequence[str], cookies: Sequence[int] = ()) -> Link:

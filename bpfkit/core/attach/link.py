@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 
-from bpfkit.core.closing import Closing
+from bpfkit.core.closing import Closing, opened
 from bpfkit.core.errors import (
     AttachError,
     BpfkitError,
@@ -28,7 +28,56 @@ if TYPE_CHECKING:
 
     from bpfkit.core.program import Program
 
-__all__ = ["Link", "attach_error", "create_link", "interface_name"]
+__all__ = ["Attachment", "Link", "attach_error", "create_link", "find_interface", "own_link"]
+
+
+class Attachment:
+    """What a link holds.  Its program refers to it, and so keeps it when nobody refers to the link;
+    it does not refer to its program, which so goes with the last reference to it.
+    """
+
+    __slots__ = ("check", "fd", "kind", "pid", "target", "undo")
+
+    def __init__(
+        self,
+        kind: str,
+        target: str,
+        fd: int,
+        undo: Callable[[], None] | None,
+        check: Callable[[], bool] | None,
+    ) -> None:
+        self.kind = kind
+        self.target = target
+        self.fd = fd
+        self.undo = undo
+        self.check = check
+        self.pid = os.getpid()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was undone."""
+        return self.fd < 0 and self.undo is None
+
+    def close(self) -> None:
+        """Detach.  Closing twice does nothing."""
+        fd, self.fd = self.fd, -1
+        undo, self.undo = self.undo, None
+        if fd >= 0:
+            # A process that lists links at this moment (bpftool) holds this one, too, so closing
+            # it may not detach.  Kinds without BPF_LINK_DETACH (EOPNOTSUPP) are only closed.
+            try:
+                syscall.link_detach(fd)
+            except OSError:
+                pass
+            os.close(fd)
+        if undo is not None:
+            undo()
+
+    def abandon(self) -> None:
+        """Close what a fork copied; what the parent attached stays attached."""
+        fd, self.fd, self.undo = self.fd, -1, None
+        if fd >= 0:
+            os.close(fd)
 
 
 class Link(Closing):
@@ -39,9 +88,11 @@ class Link(Closing):
     :param fd: the link's fd, or -1 where the kernel has no link for this kind.
     :param undo: called once on close, for attachments without a link.
     :param check: whether the attachment is there, for attachments without a link.
+
+    A link is open until it or its program is closed, also when nobody refers to it.
     """
 
-    __slots__ = ("_check", "_undo", "fd", "kind", "program", "target")
+    __slots__ = ("_held", "program")
 
     def __init__(
         self,
@@ -53,12 +104,36 @@ class Link(Closing):
         check: Callable[[], bool] | None = None,
     ) -> None:
         self.program = program
-        self.kind = kind
-        self.target = target
-        self.fd = fd
-        self._undo = undo
-        self._check = check
-        program._links.append(self)
+        self._held = Attachment(kind, target, fd, undo, check)
+        program._attachments.append(self._held)
+
+    @classmethod
+    def _of(cls, program: Program, held: Attachment) -> Link:
+        """The link of an attachment that exists."""
+        link = cls.__new__(cls)
+        link.program, link._held = program, held
+        return link
+
+    @property
+    def kind(self) -> str:
+        """The kind of attachment ("xdp", "tcx", "socket", "cgroup" …)."""
+        return self._held.kind
+
+    @property
+    def target(self) -> str:
+        """Where the program is attached, for messages ("eth0", "fd 7")."""
+        return self._held.target
+
+    @property
+    def fd(self) -> int:
+        """The kernel link's fd; -1 where there is none, and after :meth:`close`."""
+        return self._held.fd
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Link) and self._held is other._held
+
+    def __hash__(self) -> int:
+        return hash(id(self._held))
 
     @property
     def id(self) -> int | None:
@@ -73,7 +148,7 @@ class Link(Closing):
     @property
     def closed(self) -> bool:
         """Whether this link has been undone."""
-        return self.fd < 0 and self._undo is None
+        return self._held.closed
 
     def is_attached(self) -> bool:
         """Whether the program is attached: false once somebody else has removed the attachment.
@@ -84,7 +159,8 @@ class Link(Closing):
         if self.closed:
             return False
         if self.fd < 0:
-            return self._check is None or self._check()
+            check = self._held.check
+            return check is None or check()
         if self.kind not in _TARGET_SIZE:
             return True
         # Type, id, program, padding, and then the target: 0 for a link that was detached.
@@ -110,26 +186,23 @@ class Link(Closing):
             syscall.link_update(self.fd, program.fd)
         except OSError as error:
             raise attach_error(program, self.target, error) from None
-        self.program._links.remove(self)
+        self.program._attachments.remove(self._held)
         self.program = program
-        program._links.append(self)
+        program._attachments.append(self._held)
+
+    def _hand_over(self) -> int:
+        """Close the link without detaching; returns its fd, which the caller owns from now on."""
+        fd, self._held.fd = self.fd, -1
+        self.close()
+        return fd
 
     def close(self) -> None:
         """Detach.  Closing twice does nothing."""
-        fd, self.fd = self.fd, -1
-        undo, self._undo = self._undo, None
-        if fd >= 0:
-            # A process that lists links at this moment (bpftool) holds this one, too, so closing
-            # it may not detach.  Kinds without BPF_LINK_DETACH (EOPNOTSUPP) are only closed.
-            try:
-                syscall.link_detach(fd)
-            except OSError:
-                pass
-            os.close(fd)
-        if undo is not None:
-            undo()
-        if self in self.program._links:
-            self.program._links.remove(self)
+        try:
+            self._held.close()
+        finally:
+            if self._held in self.program._attachments:
+                self.program._attachments.remove(self._held)
 
     detach = close
 
@@ -162,24 +235,63 @@ def create_link(
     try:
         fd = syscall.link_create(program.fd, number, attach_type, flags, extra)
     except OSError as error:
-        raise attach_error(program, target, error) from None
+        # No local variable refers to it: its traceback would then keep the program.
+        raise _refused_link(program, kind, target, error) from None
     return Link(program, kind, target, fd)
 
 
-def interface_name(program: Program, ifindex: int) -> str:
-    """The name of an interface of the caller's network namespace.
+def _refused_link(program: Program, kind: str, target: str, error: OSError) -> BpfkitError:
+    """The error, which names the link of this process that is in the way, if one is."""
+    refused = attach_error(program, target, error)
+    mine = None
+    if error.errno in (errno.EBUSY, errno.EEXIST):
+        mine = own_link(kind, target)
+    if mine is not None:
+        refused.why = f"another link of this process is there: {mine!r}"
+        refused.hint = "close that link first"
+    return refused
 
-    :raises InputError: there is no such interface; the text names the program to attach.
+
+def own_link(kind: str, target: str, number: int | None = None) -> Link | None:
+    """The open link of this process with this kind and target.
+
+    :param number: the kernel's id of the link; None: of any.
+    """
+    for one in opened():
+        if (
+            isinstance(one, Link)
+            and (one.kind, one.target) == (kind, target)
+            and number in (None, one.id)
+        ):
+            return one
+    return None
+
+
+def find_interface(program: Program, interface: int | str) -> tuple[int, str]:
+    """Index and name of an interface of the caller's network namespace.
+
+    :param interface: its index or its name.
+    :raises InputError: there is no such interface; the text names the program to attach, and the
+        nearest names.
     """
     import _socket
 
     try:
-        return _socket.if_indextoname(ifindex)
-    except OSError:
-        raise InputError(
-            f"cannot attach '{program.name}' to interface {ifindex}",
-            why="there is no such interface",
-        ) from None
+        if isinstance(interface, str):
+            return _socket.if_nametoindex(interface), interface
+        return interface, _socket.if_indextoname(interface)
+    except (OSError, OverflowError, ValueError):
+        names = [name for _, name in _socket.if_nameindex()]
+    hint = f"the interfaces are {', '.join(names)}"
+    if isinstance(interface, str):
+        from bpfkit.core.errors import nearest
+
+        hint = nearest(interface, names) or hint
+    raise InputError(
+        f"cannot attach '{program.name}' to interface {interface}",
+        why="there is no such interface",
+        hint=hint,
+    )
 
 
 _REASONS: dict[int, tuple[str, str]] = {

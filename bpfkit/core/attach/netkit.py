@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from bpfkit.core.attach.link import Link, create_link, interface_name
+from bpfkit.core.attach.link import Link, create_link, find_interface
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 __all__ = ["attach"]
 
 
-def attach(program: Program, ifindex: int) -> Link:
+def attach(program: Program, interface: int | str) -> Link:
     """See :meth:`bpfkit.core.program.Program.attach_netkit`."""
     number = program.section.expected_attach_type
-    name = interface_name(program, ifindex)
+    ifindex, name = find_interface(program, interface)
     return create_link(program, "netkit", name, ifindex, number, extra=bytes(16))

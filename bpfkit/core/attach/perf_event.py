@@ -23,7 +23,9 @@ _IOC_ENABLE = 0x2400  # PERF_EVENT_IOC_ENABLE
 _TYPE_TRACEPOINT = 2  # PERF_TYPE_TRACEPOINT
 
 
-def attach(program: Program, event_fd: int, target: str = "", cookie: int = 0) -> Link:
+def attach(
+    program: Program, event_fd: int, target: str = "", cookie: int = 0, kind: str = "perf_event"
+) -> Link:
     """See :meth:`bpfkit.core.program.Program.attach_perf_event`.
 
     :param cookie: what ``bpf_get_attach_cookie()`` returns (5.15); the ioctl has none.
@@ -44,7 +46,7 @@ def attach(program: Program, event_fd: int, target: str = "", cookie: int = 0) -
     except OSError as error:
         os.close(event_fd)
         raise attach_error(program, target, error) from None
-    return Link(program, "perf_event", target, fd, undo=lambda: os.close(event_fd))
+    return Link(program, kind, target, fd, undo=lambda: os.close(event_fd))
 
 
 def attach_tracepoint(program: Program, name: str = "") -> Link:

@@ -31,9 +31,11 @@ def attach(program: Program, sockmap: Map) -> Link:
     except OSError as error:
         raise attach_error(program, target, error) from None
 
+    fd = program.fd  # and not the program, which would then never go
+
     def undo() -> None:
         try:
-            syscall.prog_detach(sockmap.fd, program.fd, number)
+            syscall.prog_detach(sockmap.fd, fd, number)
         except OSError:
             pass  # the map is gone, and the attachment with it
 

@@ -14,14 +14,22 @@ import os
 from struct import error as StructError
 from struct import unpack_from
 
-from bpfkit.core.errors import InputError, errno_text
+from bpfkit.core.errors import InputError, errno_text, nearest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
-__all__ = ["NOP5", "Elf", "Symbol", "kernel_functions", "nearest"]
+__all__ = [
+    "NOP5",
+    "Elf",
+    "Symbol",
+    "hookable_functions",
+    "kernel_functions",
+    "matching_functions",
+    "nearest",
+]
 
 #: x86's nop of 5 bytes.  Kernels 6.18 to 7.1 replace it by a call if it is probed, which overwrites
 #: what a leaf function keeps below its stack pointer.
@@ -192,10 +200,42 @@ def kernel_functions() -> list[str]:
     return found
 
 
-def nearest(name: str, known: Any) -> str:
-    """A hint with the names that are nearest to ``name``; "" if none is near."""
-    import difflib
+def hookable_functions() -> list[str]:
+    """Functions that the kernel lets be hooked; each name once.
 
-    near = [other for other in known if name and name in other][:3]
-    near += difflib.get_close_matches(name, known, n=3, cutoff=0.75)
-    return f"nearest: {', '.join(list(dict.fromkeys(near))[:4])}" if near else ""
+    From available_filter_functions of tracefs, which leaves out what cannot be; else all of
+    /proc/kallsyms.
+    """
+    from bpfkit.core.errors import UnsupportedError
+    from bpfkit.core.features.pseudofs import read_tracefs
+
+    try:
+        lines = read_tracefs("available_filter_functions").splitlines()
+        return list(dict.fromkeys(line.split()[0] for line in lines if line))
+    except (OSError, UnsupportedError):
+        return list(dict.fromkeys(kernel_functions()))
+
+
+def matching_functions(patterns: Iterable[str], most: int = 10_000) -> list[str]:
+    """The functions that the patterns match, each once.
+
+    :raises InputError: a pattern matches none (offers the nearest names), or there are too many.
+    """
+    from fnmatch import fnmatchcase
+
+    known = hookable_functions()
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        names = [name for name in known if fnmatchcase(name, pattern)]
+        if not names:
+            every = dict.fromkeys(kernel_functions())
+            why = "the kernel does not let it be hooked" if pattern in every else ""
+            raise InputError(
+                f"no function {pattern} to hook",
+                why=why,
+                hint="" if why else nearest(pattern.strip("*?"), dict.fromkeys(known)),
+            )
+        found.update(dict.fromkeys(names))
+    if len(found) > most:
+        raise InputError(f"{len(found)} functions are too many", why=f"{most} at most")
+    return list(found)

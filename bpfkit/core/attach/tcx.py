@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from bpfkit.core.attach.link import Link, create_link, interface_name
+from bpfkit.core.attach.link import Link, create_link, find_interface
 from bpfkit.core.entries import find_entry
 from bpfkit.core.errors import InputError, UnsupportedError
 from bpfkit.core.kernel.constants import attach_type
@@ -17,27 +17,30 @@ if TYPE_CHECKING:
 __all__ = ["attach", "attach_tcx"]
 
 
-def attach(program: Program, ifindex: int, direction: str, how: str, **options: Any) -> Link:
+def attach(
+    program: Program, interface: int | str, direction: str, how: str, **options: Any
+) -> Link:
     """See :meth:`bpfkit.core.program.Program.attach_tc`."""
     if how == "auto":
         try:
-            return attach_tcx(program, ifindex, direction)
+            return attach_tcx(program, interface, direction)
         except UnsupportedError:
             how = "clsact"
     if how == "tcx":
-        return attach_tcx(program, ifindex, direction)
+        return attach_tcx(program, interface, direction)
     attach_by_netlink = find_entry("attach", how)
     if attach_by_netlink is None:
         raise InputError(f"unknown tc attach method '{how}'", why="the methods are clsact and tcx")
     ingress = _direction(program, direction) == attach_type("TCX_INGRESS")
+    ifindex, _ = find_interface(program, interface)
     link: Link = attach_by_netlink(program, ifindex, "ingress" if ingress else "egress", **options)
     return link
 
 
-def attach_tcx(program: Program, ifindex: int, direction: str = "") -> Link:
+def attach_tcx(program: Program, interface: int | str, direction: str = "") -> Link:
     """See :meth:`bpfkit.core.program.Program.attach_tcx`."""
     number = _direction(program, direction)
-    name = interface_name(program, ifindex)
+    ifindex, name = find_interface(program, interface)
     return create_link(program, "tcx", name, ifindex, number, extra=bytes(16))
 
 

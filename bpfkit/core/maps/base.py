@@ -32,6 +32,7 @@ import os
 from operator import add
 from struct import Struct
 
+from bpfkit.core.closing import warn_unclosed
 from bpfkit.core.compile.artifact import MapDef
 from bpfkit.core.errors import MapError, UnsupportedError, errno_text, lacking
 from bpfkit.core.kernel import syscall as sc
@@ -92,6 +93,7 @@ class Map(Walk):
         "_id",
         "_key",
         "_key_id",
+        "_owner",
         "_value",
         "_value_id",
         "flags",
@@ -130,6 +132,8 @@ class Map(Walk):
         self._batch = None
         self._scratch = []
         self._id = 0
+        #: The name of the object that it belongs to, which says that it was not closed.
+        self._owner = ""
 
     def _entry_size(self) -> int:
         """Bytes of one entry's value as the kernel copies it."""
@@ -275,6 +279,16 @@ class Map(Walk):
             fd, self.fd = self.fd, -1
             self._scratch.clear()
             os.close(fd)
+
+    def __del__(self) -> None:
+        try:
+            if self.fd < 0:
+                return
+        except AttributeError:  # the constructor did not get far
+            return
+        if not self._owner:
+            warn_unclosed(self)
+        self.close()
 
     def __repr__(self) -> str:
         return (

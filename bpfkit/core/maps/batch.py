@@ -12,7 +12,7 @@ import errno
 import gc
 from struct import Struct
 
-from bpfkit.core.closing import Closing
+from bpfkit.core.closing import Held
 from bpfkit.core.errors import MapError
 from bpfkit.core.kernel import syscall as sc
 
@@ -83,7 +83,7 @@ class NoGc:
             gc.enable()
 
 
-class Walk(Closing):
+class Walk(Held):
     """All entries of a map, as the kernel copies them."""
 
     __slots__ = (

@@ -24,7 +24,7 @@ import errno
 import os
 from struct import Struct, unpack_from
 
-from bpfkit.core.closing import Closing
+from bpfkit.core.closing import Held
 from bpfkit.core.errors import BpfkitError, MapError, PrivilegeError, errno_text
 from bpfkit.core.kernel import syscall as sc
 
@@ -69,7 +69,7 @@ class UserRingFullError(MapError):
     """The program has not drained the ring far enough for another record of this size."""
 
 
-class _Stream(Closing):
+class _Stream(Held):
     """What the consumers share: waiting, and the context manager."""
 
     __slots__ = ("_poll", "layout", "map")
@@ -87,6 +87,9 @@ class _Stream(Closing):
         return bool(
             self._poll.poll(None if timeout is None else max(0, int(timeout * 1000 + 0.999)))
         )
+
+    def _is_open(self) -> bool:
+        return self._poll is not None
 
     def fileno(self) -> int:
         """The fd that becomes readable, for an event loop of one's own."""
@@ -381,7 +384,7 @@ class PerfBuffer(_Stream):
 # --- user ring buffers --------------------------------------------------------------------------
 
 
-class UserRingBuffer(Closing):
+class UserRingBuffer(Held):
     """Producer for a USER_RINGBUF (6.1), which a program drains by ``bpf_user_ringbuf_drain``.
 
     Only one producer per map, and not from several threads.
@@ -410,6 +413,9 @@ class UserRingBuffer(Closing):
         self._consumer = memoryview(self._control).cast("Q")
         self._producer = memoryview(self._data)[:8].cast("Q")
         self._open: dict[int, memoryview] = {}
+
+    def _is_open(self) -> bool:
+        return not self._control.closed
 
     def close(self) -> None:
         """Unmap the memory; records that were reserved and not submitted are discarded."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 
-from bpfkit.core.closing import Closing
+from bpfkit.core.closing import Held
 from bpfkit.core.records import Record
 
 TYPE_CHECKING = False
@@ -25,7 +25,7 @@ __all__ = ["GroupAttachment", "undo_reuseport"]
 _SOL_SOCKET, _SO_DETACH_REUSEPORT_BPF = 1, 68
 
 
-class GroupAttachment(Closing):
+class GroupAttachment(Held):
     """The program on a group until it is closed.
 
     :param fd: a descriptor of one of the group's sockets.
@@ -34,6 +34,7 @@ class GroupAttachment(Closing):
     """
 
     def __init__(self, program: Program, fd: int, port: int, proto: str) -> None:
+        self._pid = os.getpid()
         data: dict[str, Any] = {
             "netns": os.stat("/proc/thread-self/ns/net").st_ino,
             "port": port,
@@ -48,6 +49,9 @@ class GroupAttachment(Closing):
             self._record.done()
             self._record = None
             raise
+
+    def _is_open(self) -> bool:
+        return self._record is not None and self._pid == os.getpid()
 
     def close(self) -> None:
         record, self._record = self._record, None

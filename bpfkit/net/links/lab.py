@@ -21,7 +21,7 @@ import errno
 import os
 import time
 
-from bpfkit.core.closing import Closing
+from bpfkit.core.closing import Held
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError
 from bpfkit.net.links.device import Device
 from bpfkit.net.links.interfaces import IFF_RUNNING, IFF_UP, Interface
@@ -47,7 +47,7 @@ _NO_OFFLOADS = dict.fromkeys(
 )
 
 
-class Lab(Closing):
+class Lab(Held):
     """Namespaces and the devices that connect them.
 
     :param title: title of the drawing.
@@ -340,6 +340,9 @@ class Lab(Closing):
         return f'<pre style="line-height: 1.1">{escape(self.describe())}</pre>'
 
     # -- closing ----------------------------------------------------------------------------------
+
+    def _is_open(self) -> bool:
+        return bool(self.namespaces)
 
     def close(self) -> None:
         """Close the namespaces; the kernel removes their devices.  Safe to call twice."""

@@ -22,7 +22,7 @@ import fcntl
 import os
 import threading
 
-from bpfkit.core.closing import Closing
+from bpfkit.core.closing import Held
 from bpfkit.core.errors import (
     BpfkitError,
     InputError,
@@ -121,7 +121,7 @@ class _Entered:
             os.close(self._back)
 
 
-class NetNS(Closing):
+class NetNS(Held):
     """A network namespace, kept alive by :attr:`fd`.
 
     Closing (or leaving the with-block, or losing the last reference) closes the descriptor; a

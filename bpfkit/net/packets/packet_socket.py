@@ -22,7 +22,7 @@ import select
 import struct
 import time
 
-from bpfkit.core.closing import Closing
+from bpfkit.core.closing import Held
 from bpfkit.core.errors import (
     AttachError,
     BpfkitError,
@@ -149,7 +149,7 @@ class Packet:
         return f"<Packet {self.interface} {way} {self.orig_len} bytes {self.data[:20].hex()}…>"
 
 
-class PacketSocket(Closing):
+class PacketSocket(Held):
     """A raw packet socket on one interface, with a program as its filter.
 
     :param interface: an :class:`Interface`, an ifindex, or None for all interfaces of the
@@ -401,6 +401,9 @@ class PacketSocket(Closing):
             return "gone"
         return "up" if flags & 1 else "down"
 
+    def _is_open(self) -> bool:
+        return self.sock.fileno() >= 0
+
     def close(self) -> None:
         """Close the socket, which detaches the program.  Safe to call twice."""
         self.sock.close()
@@ -416,7 +419,7 @@ class PacketSocket(Closing):
         return self.sock.getsockopt(_SOL_PACKET, _PACKET_FANOUT) & 0xFFFF
 
 
-class Fanout(Closing):
+class Fanout(Held):
     """``count`` packet sockets that share an interface: each packet goes to one of them.
 
     While the sockets join, a filter drops everything; it is removed when the group is complete and
@@ -497,6 +500,9 @@ class Fanout(Closing):
         except BaseException:
             self.close()
             raise
+
+    def _is_open(self) -> bool:
+        return any(sock.sock.fileno() >= 0 for sock in self.sockets)
 
     def close(self) -> None:
         """Close the sockets; the group ends with the last.  Safe to call twice."""

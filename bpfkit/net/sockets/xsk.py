@@ -25,7 +25,7 @@ import sys
 from select import POLLIN, poll
 from threading import Lock
 
-from bpfkit.core.closing import Closing
+from bpfkit.core.closing import Held
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_text
 
 TYPE_CHECKING = False
@@ -152,7 +152,7 @@ class _Ring:
         self._memory.close()  # its descriptor of the socket would keep the queue in use
 
 
-class XskSocket(Closing):
+class XskSocket(Held):
     """An AF_XDP socket on one queue of an interface.
 
     :param mode: ``copy``, ``zerocopy`` or ``auto`` (zero-copy if the driver supports it).
@@ -272,6 +272,9 @@ class XskSocket(Closing):
         """The kernel's counters for this socket (XDP_STATISTICS), by their names in if_xdp.h."""
         raw = self.sock.getsockopt(_SOL_XDP, _STATISTICS, 48)
         return dict(zip(_STATS, struct.unpack(f"={len(raw) // 8}Q", raw), strict=False))
+
+    def _is_open(self) -> bool:
+        return self.sock.fileno() >= 0
 
     def close(self) -> None:
         """Close the socket and release the queue.  Safe to call twice."""
