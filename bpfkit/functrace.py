@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 #: Way -> its programs (returns first), the newest way first.
 WAYS = {
+    "fentry.multi": ("trampoline_return", "trampoline_entry"),
     "kprobe.session": ("session",),
     "kprobe.multi": ("multi_return", "multi_entry"),
     "kprobe": ("single_return", "single_entry"),
@@ -104,6 +105,11 @@ class FuncTrace(TraceApp):
         raise UnsupportedError("no way to hook functions works here", why="; ".join(refusals))
 
     def _attach(self, way: str) -> None:
+        if way == "fentry.multi":
+            from bpfkit.core.attach.tracing_multi import has_trace_multi
+
+            if not has_trace_multi():
+                raise UnsupportedError(way, why="this kernel has no fentry.multi (7.2)")
         if way == "kprobe.session":
             from bpfkit.core.features.kfuncs import has_kfunc
 
@@ -114,7 +120,11 @@ class FuncTrace(TraceApp):
         numbers = range(len(self.functions))
         # The returns first: a return without an entry is ignored, not the other way round.
         for name in WAYS[way]:
-            self.keep(programs[name].attach_kprobe_multi(self.functions, cookies=numbers))
+            program = programs[name]
+            attach = (
+                program.attach_trace_multi if way == "fentry.multi" else program.attach_kprobe_multi
+            )
+            self.keep(attach(self.functions, cookies=numbers))
 
     def _attach_single(self) -> None:
         """A kprobe and a kretprobe for each function, of the same two programs."""

@@ -3,9 +3,11 @@
  * functrace: a whole family of kernel functions: how often each is called, and how long it takes
  * ==============================================================================================
  *
- * hook      the newest of these that works: kprobe.session (a link, a program that runs at entries
- *           and returns), kprobe.multi (a link each), a kprobe and a kretprobe for each function
- * context   struct pt_regs: the registers at the entry or the return
+ * hook      the newest of these that works: fentry.multi and fexit.multi (a link each, by BTF),
+ *           kprobe.session (a link, a program that runs at entries and returns), kprobe.multi and
+ *           kretprobe.multi (a link each), a kprobe and a kretprobe for each function
+ * context   struct pt_regs: the registers at the entry or the return; of fentry.multi and
+ *           fexit.multi an array of u64, the function's arguments. Only the cookie is read.
  * may       observe only
  *
  *   entry   ->  counts[function].calls, running[thread, function]: now is put on its stack
@@ -114,6 +116,19 @@ int session(struct pt_regs *ctx)
 	u32 number = bpf_get_attach_cookie(ctx);
 
 	return bpf_session_is_return(ctx) ? leave(number) : enter(number);
+}
+
+SEC("fentry.multi")
+int trampoline_entry(void *ctx)
+{
+	enter(bpf_get_attach_cookie(ctx));
+	return 0;
+}
+
+SEC("fexit.multi")
+int trampoline_return(void *ctx)
+{
+	return leave(bpf_get_attach_cookie(ctx));
 }
 
 SEC("kprobe.multi")

@@ -888,4 +888,27 @@ MAPS: dict[str, MapGuide] = {
         operations="mmap",
         handled_by="Arena",
     ),
+    "INSN_ARRAY": MapGuide(
+        since="6.19",
+        purpose="Places in a program: its jump table, for a switch with one indirect jump, and "
+        "a way to learn where the verifier and the JIT compiler have put an instruction.",
+        key="u32 index",
+        value="struct bpf_insn_array_value: orig_off, the instruction's number in the program as "
+        "it is loaded; the kernel sets xlated_off and jitted_off",
+        entries="the number of places; the map is frozen before its program is loaded, and "
+        "belongs to that one program",
+        operations="look up, update until it is frozen, walk; no delete",
+        handled_by="InsnArray",
+    ),
+    "RHASH": MapGuide(
+        since="7.2",
+        purpose="A HASH whose table grows and shrinks with its elements: no memory is set aside "
+        "for elements that are not there.",
+        key=_ANY,
+        value=_ANY,
+        entries="the most there can be (then E2BIG), up to 2^31; BPF_F_NO_PREALLOC is a must, "
+        "map_extra says how many to make room for at once",
+        operations="look up, update, delete, walk, batches",
+        handled_by="ResizableHash",
+    ),
 }

@@ -503,6 +503,17 @@ class Program(Held):
 
         return attach_multi(self, functions, cookies)
 
+    def attach_trace_multi(self, functions: Sequence[str], cookies: Sequence[int] = ()) -> Link:
+        """Attach to many kernel functions by one link and BTF (7.2): ``fentry.multi``,
+        ``fexit.multi`` and ``fsession.multi``.
+
+        :param cookies: for each function what ``bpf_get_attach_cookie()`` returns.
+        :raises InputError: BTF lacks one of the functions.
+        """
+        from bpfkit.core.attach.tracing_multi import attach
+
+        return attach(self, functions, cookies)
+
     def attach_uprobe(
         self, path: str, where: str | int, *, pid: int = -1, ref_ctr_offset: int = 0
     ) -> Link:

@@ -8,6 +8,7 @@ from struct import pack
 
 from bpfkit.core.errors import BpfkitError, InputError, errno_text
 from bpfkit.core.kernel import syscall
+from bpfkit.core.kernel.constants import link_type_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,11 +25,6 @@ __all__ = ["TCP_STATES", "Tables"]
 TCP_STATES = (
     "NONE ESTABLISHED SYN_SENT SYN_RECV FIN_WAIT1 FIN_WAIT2 TIME_WAIT CLOSE CLOSE_WAIT LAST_ACK "
     "LISTEN CLOSING NEW_SYN_RECV BOUND_INACTIVE"
-).split()
-#: enum bpf_link_type
-LINK_TYPES = (
-    "unspec raw_tracepoint tracing cgroup iter netns xdp perf_event kprobe_multi struct_ops "
-    "netfilter tcx uprobe_multi netkit sockmap"
 ).split()
 _CHUNK = 1 << 16
 
@@ -117,7 +113,7 @@ class Tables:
         return [
             {
                 "id": row.id,
-                "type": LINK_TYPES[row.type] if row.type < len(LINK_TYPES) else str(row.type),
+                "type": link_type_name(row.type),
                 "prog_id": row.prog_id,
                 "prog_type": prog_type_name(row.prog_type).removeprefix("BPF_PROG_TYPE_").lower(),
                 "prog_name": row.prog_name,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types that are younger than bpfkit's list: INSN_ARRAY (6.19) and RHASH (7.2)."""
+"""The youngest types: INSN_ARRAY (6.19) and RHASH (7.2)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from struct import pack, unpack
 from time import monotonic, sleep
 
 from bpfkit.core.kernel import syscall as sc
+from bpfkit.core.kernel.constants import map_type
 from bpfkit.maps.keyed import key, same_errors
-from bpfkit.maps.numbers import type_number
 from bpfkit.maps.tour import PACKET, Trial, failure, read_fdinfo, stop
 
 TYPE_CHECKING = False
@@ -38,7 +38,7 @@ def rhash(t: Trial) -> None:
         ("", "ENOENT"),
         "deleted once, then ENOENT",
     )
-    number = type_number("rhash") or 0
+    number = map_type("rhash")
     t.equal(
         (
             failure(sc.map_create, number, 4, 8, 8, 0),

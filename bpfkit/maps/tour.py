@@ -12,8 +12,7 @@ import errno
 import os
 
 from bpfkit.core.errors import BpfkitError, UnsupportedError, errno_text
-from bpfkit.core.kernel.constants import MAP_TYPES
-from bpfkit.maps.numbers import LATER_TYPES, type_number
+from bpfkit.core.kernel.constants import MAP_TYPES, map_type
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ _stops: dict[str, tuple[str, Stop]] = {}
 
 def names() -> list[str]:
     """Every map type in the kernel's order, lower case."""
-    return [name.lower() for name in (*MAP_TYPES[1:], *LATER_TYPES)]
+    return [name.lower() for name in MAP_TYPES[1:]]
 
 
 def stop(name: str, purpose: str) -> Callable[[Stop], Stop]:
@@ -158,10 +157,7 @@ class Trial:
         """A map of the stop's type (or another); see :meth:`bpfkit.core.maps.base.Map.create`."""
         from bpfkit.core.maps.base import Map
 
-        kind = type or self.result.name
-        number = type_number(kind)
-        if number is None:
-            raise UnsupportedError(f"no {kind}", why="the kernel's BTF does not name it")
+        number = map_type(type or self.result.name)
         return self.keep(Map.create(number, key, value, entries, name="tour", **options))
 
     def load(self, subject: Map, *programs: str) -> Side:
@@ -309,10 +305,6 @@ def _missing(name: str) -> str:
     from bpfkit.core.features.answer import WORKS
     from bpfkit.core.features.maps import probe_map_type
 
-    if name.upper() in LATER_TYPES:
-        if type_number(name) is not None:
-            return ""
-        return f"unknown to this kernel's BTF; needs Linux {LATER_TYPES[name.upper()]}"
     feature = probe_map_type(name)
     return "" if feature.state == WORKS else feature.why or feature.state
 

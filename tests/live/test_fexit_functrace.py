@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from running import Row, run
 
+from bpfkit.functrace import WAYS
+
 
 def rows(name: str, *words: str, status: int = 0) -> list[Row]:
     """The JSON rows of a program; skips the test where the kernel cannot."""
@@ -70,6 +72,14 @@ def test_fexit_shows_the_name_and_errno_of_each_failed_open(tmp_path: Path) -> N
     assert [name for name in names if name.startswith("/nonexistent")] == [
         f"/nonexistent/{i}" for i in range(20)
     ]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_functrace_counts_the_same_by_every_way_that_works_here(tmp_path: Path, way: str) -> None:
+    text = "import socket\nfor i in range(20): socket.socket().bind(('127.0.0.1', 0))\n"
+    seen = rows("functrace", "inet_bind", "--via", way, "--", *script(tmp_path, text))
+    last = [row for row in seen if row.get("function") == "inet_bind"][-1]
+    assert (last["calls"], last["open"]) == (20, 0)
 
 
 def test_functrace_counts_the_calls_of_a_command(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from bpfkit.app.lifecycle import main
 from bpfkit.commands.guide import MAPS
 from bpfkit.core.kernel.constants import MAP_TYPES
 from bpfkit.maps import bloom, prefixes, tour
-from bpfkit.maps.numbers import LATER_TYPES, type_number
 from bpfkit.maps.program import Maps
 
 ROOT = Path(__file__).parents[2]
@@ -22,12 +21,12 @@ ROOT = Path(__file__).parents[2]
 
 def test_every_map_type_has_one_stop() -> None:
     names = tour.names()
-    assert names == [name.lower() for name in MAP_TYPES[1:]] + ["insn_array", "rhash"]
+    assert names == [name.lower() for name in MAP_TYPES[1:]]
     assert sorted(tour.stops()) == sorted(names)
 
 
 def test_every_family_file_is_part_of_the_tour() -> None:
-    frame = {"__init__", "__main__", "program", "tour", "numbers"}
+    frame = {"__init__", "__main__", "program", "tour"}
     files = {path.stem for path in (ROOT / "bpfkit" / "maps").glob("*.py")}
     assert files - frame == set(tour.FAMILIES)
 
@@ -42,14 +41,6 @@ def test_what_a_type_is_for_fits_into_the_table() -> None:
 def test_the_guide_names_the_tour_for_every_type() -> None:
     assert {guide.example for guide in MAPS.values()} == {"maps"}
     assert {name.lower() for name in MAPS} <= set(tour.names())
-
-
-def test_numbers_of_listed_types_are_the_kernels() -> None:
-    assert type_number("hash") == 1
-    assert type_number("ARENA") == 33
-    for name in LATER_TYPES:  # by the running kernel's BTF, which may not have them
-        number = type_number(name)
-        assert number is None or number >= len(MAP_TYPES)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ _MAPS: dict[str, tuple[str, str, int, int, int, int, int, str]] = {
     "USER_RINGBUF": ("6.1", "BPF_SYSCALL", 0, 0, 0, 0, 0, "page"),
     "CGRP_STORAGE": ("6.2", "CGROUPS", 4, 4, 0, _NO_PREALLOC, 0, "btf"),
     "ARENA": ("6.9", "MMU", 0, 0, 1, _MMAPABLE, 0, ""),
+    "INSN_ARRAY": ("6.19", "BPF_SYSCALL", 4, 16, 1, 0, 0, ""),
+    "RHASH": ("7.2", "BPF_SYSCALL", 4, 4, 1, _NO_PREALLOC, 0, ""),
 }
 
 

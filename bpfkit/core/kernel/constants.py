@@ -2,7 +2,7 @@
 """Names and numbers of the kernel's BPF enumerations, in the kernel's order.
 
 Kept as plain tuples (index = number) so that importing costs nothing.  The lists go up to
-Linux 6.18; the numbers never change, the enumerations only grow.
+Linux 7.3; the numbers never change, the enumerations only grow.
 
 Source: ``include/uapi/linux/bpf.h``.
 """
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 __all__ = [
     "ATTACH_TYPES",
+    "LINK_TYPES",
     "MAP_TYPES",
     "PROG_TYPES",
     "SOCKET_FILTER",
     "attach_type",
     "attach_type_name",
+    "link_type_name",
     "map_type",
     "map_type_name",
     "prog_type",
@@ -36,7 +38,7 @@ MAP_TYPES = (
     "CGROUP_ARRAY LRU_HASH LRU_PERCPU_HASH LPM_TRIE ARRAY_OF_MAPS HASH_OF_MAPS DEVMAP SOCKMAP "
     "CPUMAP XSKMAP SOCKHASH CGROUP_STORAGE REUSEPORT_SOCKARRAY PERCPU_CGROUP_STORAGE QUEUE STACK "
     "SK_STORAGE DEVMAP_HASH STRUCT_OPS RINGBUF INODE_STORAGE TASK_STORAGE BLOOM_FILTER "
-    "USER_RINGBUF CGRP_STORAGE ARENA"
+    "USER_RINGBUF CGRP_STORAGE ARENA INSN_ARRAY RHASH"
 ).split()
 
 # enum bpf_attach_type without BPF_
@@ -53,7 +55,14 @@ ATTACH_TYPES = (
     "TRACE_KPROBE_MULTI LSM_CGROUP STRUCT_OPS NETFILTER TCX_INGRESS TCX_EGRESS "
     "TRACE_UPROBE_MULTI CGROUP_UNIX_CONNECT CGROUP_UNIX_SENDMSG CGROUP_UNIX_RECVMSG "
     "CGROUP_UNIX_GETPEERNAME CGROUP_UNIX_GETSOCKNAME NETKIT_PRIMARY NETKIT_PEER "
-    "TRACE_KPROBE_SESSION TRACE_UPROBE_SESSION"
+    "TRACE_KPROBE_SESSION TRACE_UPROBE_SESSION TRACE_FSESSION TRACE_FENTRY_MULTI TRACE_FEXIT_MULTI "
+    "TRACE_FSESSION_MULTI"
+).split()
+
+# enum bpf_link_type without BPF_LINK_TYPE_
+LINK_TYPES = (
+    "UNSPEC RAW_TRACEPOINT TRACING CGROUP ITER NETNS XDP PERF_EVENT KPROBE_MULTI STRUCT_OPS "
+    "NETFILTER TCX UPROBE_MULTI NETKIT SOCKMAP TRACING_MULTI"
 ).split()
 
 SOCKET_FILTER = 1
@@ -72,6 +81,11 @@ def prog_type_name(number: int) -> str:
 def map_type_name(number: int) -> str:
     """``BPF_MAP_TYPE_HASH`` for 1."""
     return _name(MAP_TYPES, "BPF_MAP_TYPE_", number)
+
+
+def link_type_name(number: int) -> str:
+    """``perf_event`` for 7; the number as text for a type that is younger than this list."""
+    return LINK_TYPES[number].lower() if 0 <= number < len(LINK_TYPES) else str(number)
 
 
 def attach_type_name(number: int) -> str:

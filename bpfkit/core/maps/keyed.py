@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
     from bpfkit.core.types.layout import Layout
 
-__all__ = ["ArrayMap", "HashMap", "LpmTrie", "StackTrace", "StructOps"]
+__all__ = [
+    "ArrayMap",
+    "HashMap",
+    "InsnArray",
+    "LpmTrie",
+    "ResizableHash",
+    "StackTrace",
+    "StructOps",
+]
 
 MMAPABLE = 1 << 10  # BPF_F_MMAPABLE
 
@@ -26,6 +34,13 @@ class HashMap(Map, types=("HASH", "LRU_HASH")):
 
     __slots__ = ()
     _taken_by_batch = True
+
+
+class ResizableHash(HashMap, types=("RHASH",)):
+    """RHASH (7.2): a hash whose table grows and shrinks with what is in it."""
+
+    __slots__ = ()
+    _exact_walk = False  # the table may be resized during a walk
 
 
 class ArrayMap(Map, types=("ARRAY",)):
@@ -54,6 +69,26 @@ class ArrayMap(Map, types=("ARRAY",)):
                 f"cannot map '{self.name}'", why="the map was created without BPF_F_MMAPABLE"
             )
         return map_memory(self, (self.value_size + 7 & ~7) * self.max_entries, write)
+
+
+class InsnArray(ArrayMap, types=("INSN_ARRAY",)):
+    """INSN_ARRAY (6.19): places in a program, by which it jumps.
+
+    A value has ``orig_off``, the instruction's number when the program is loaded; the kernel adds
+    ``xlated_off``, its number after the verifier's changes, and ``jitted_off``, bytes into the
+    machine code.  Freeze the map before the program is loaded.  Entries are written one by one:
+    the kernel has no batches for this type.
+    """
+
+    __slots__ = ()
+    _invalid = "entries cannot be deleted, and only orig_off is to be written"
+
+    def _plain_value(self) -> Layout:
+        names = ("orig_off", "xlated_off", "jitted_off")
+        return struct_layout(
+            "bpf_insn_array_value",
+            [(name, int_layout(4)) for name in names] + [("pad", bytes_layout(4))],
+        )
 
 
 class LpmTrie(Map, types=("LPM_TRIE",)):
