@@ -14,7 +14,38 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["MAPS", "PROGRAMS", "MapGuide", "ProgramGuide"]
+__all__ = ["CHECKS", "MAPS", "PROGRAMS", "STOCK", "MapGuide", "ProgramGuide", "first_stock"]
+
+#: Stock kernels: Linux version and the distribution's release that has it.
+STOCK = (
+    ("5.10", "Debian 11"),
+    ("6.1", "Debian 12"),
+    ("6.12", "Debian 13"),
+    ("6.16", "Debian 13 backports"),
+    ("6.17", "Debian 13 backports"),
+    ("6.18", "Debian 13 backports"),
+    ("6.19", "Debian 13 backports"),
+    ("7.0", "Debian 13 backports"),
+    ("7.1", "Debian 13 backports"),
+    ("7.2", "Debian 13 backports"),
+    ("7.3", "Debian 13 backports"),
+)
+
+
+def first_stock(since: str) -> str:
+    """The first stock kernel that is as new as a version: ``6.1 (Debian 12)``; "" if none is.
+
+    By the version alone: the distribution's configuration may leave the feature out.
+    """
+
+    def number(text: str) -> tuple[int, ...]:
+        return tuple(map(int, text.split(".")))
+
+    for version, release in STOCK:
+        if number(version) >= number(since):
+            return f"{version} ({release})"
+    return ""
+
 
 _PROGS = "tools/testing/selftests/bpf/progs/"
 
@@ -72,6 +103,42 @@ class MapGuide(NamedTuple):
 def _progs(*names: str) -> tuple[str, ...]:
     return tuple(f"{_PROGS}{name}.c" for name in names)
 
+
+#: Type -> (program, what its ``--check`` verifies about the type's effect).
+CHECKS: dict[str, tuple[str, str]] = {
+    "SOCKET_FILTER": ("truncate", "the listener gets 5 bytes, and the others when TCP sends again"),
+    "KPROBE": ("functrace", "every call of the demo's child is counted; nothing is changed"),
+    "SCHED_CLS": ("tc_drop_tcp", "TCP is dropped at egress, ping is not"),
+    "SCHED_ACT": ("tc_action", "the matching packets are dropped, the others arrive"),
+    "TRACEPOINT": ("opensnoop", "every open of the demo is there; nothing is changed"),
+    "XDP": ("xdp_drop_icmp", "ICMP is dropped, TCP is not"),
+    "PERF_EVENT": ("profile", "the busy function is found; nothing is changed"),
+    "CGROUP_SKB": ("cgroup_skb", "packets of the group are counted and dropped"),
+    "CGROUP_SOCK": ("cgroup_sock", "sockets are denied and their mark is set"),
+    "LWT_IN": ("lwt_in", "packets that arrive for the route are dropped"),
+    "LWT_OUT": ("lwt_out", "packets that leave by the route are dropped"),
+    "LWT_XMIT": ("lwt_xmit", "packets leave with a header in front"),
+    "SOCK_OPS": ("sockops", "the socket options that the program sets are in TCP_INFO"),
+    "SK_SKB": ("sk_skb", "the backend gets the payload that no process forwarded"),
+    "CGROUP_DEVICE": ("cgroup_device", "a device is denied, another is allowed"),
+    "SK_MSG": ("sk_msg", "the peer gets the payload, a capture on lo does not"),
+    "RAW_TRACEPOINT": ("syscounts", "the demo's system calls are counted; nothing is changed"),
+    "CGROUP_SOCK_ADDR": ("cgroup_sock_addr", "connect() reaches another address"),
+    "LWT_SEG6LOCAL": ("seg6local", "the segment routing header's tag is rewritten"),
+    "LIRC_MODE2": ("lirc", "a remote's pulses become key events"),
+    "SK_REUSEPORT": ("sk_reuseport", "the program chooses the socket of the group"),
+    "FLOW_DISSECTOR": ("flow_dissector", "a packet fanout group splits by other keys"),
+    "CGROUP_SYSCTL": ("cgroup_sysctl", "a write fails, and a written value is replaced"),
+    "RAW_TRACEPOINT_WRITABLE": ("raw_tracepoint_writable", "a test run's errno is changed"),
+    "CGROUP_SOCKOPT": ("cgroup_sockopt", "getsockopt and setsockopt answer otherwise"),
+    "TRACING": ("fmod_ret", "a function of the kernel returns the chosen errno"),
+    "STRUCT_OPS": ("tcp_cc", "connections follow the program's congestion window"),
+    "EXT": ("ext", "a running XDP program's function is replaced"),
+    "LSM": ("lsm", "opening, executing and connecting are denied"),
+    "SK_LOOKUP": ("sk_lookup", "a listener answers on ports that nobody listens on"),
+    "SYSCALL": ("syscall", "the context comes back changed"),
+    "NETFILTER": ("netfilter", "packets are dropped"),
+}
 
 PROGRAMS: dict[str, ProgramGuide] = {
     "SOCKET_FILTER": ProgramGuide(

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit info: what a program, a program type or a map type is for, and how it works."""
+"""python -m bpfkit info: what a program, a type, a hook or a helper is for, and how it works.
+
+Of a program type also what the running kernel says: the context's fields by its BTF, the helpers
+and kfuncs that it allows by trying them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ import sys
 from bpfkit.app.signals import output
 from bpfkit.commands.catalog import programs
 from bpfkit.commands.catalog import row as catalog_row
-from bpfkit.core.errors import BpfkitError, InputError
+from bpfkit.commands.glossary import GLOSSARY
+from bpfkit.core.errors import BpfkitError, InputError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,24 +24,46 @@ if TYPE_CHECKING:
     from bpfkit.app.base import App
 
 
-_NAMES = "a program of `list`, a program type or its section name, or a map type"
-HELP = "explain a program, a program type or a map type"
+_NAMES = (
+    "a program of `list`, a program type or its section name (tcx/ingress, fentry/tcp_connect), a "
+    "map type, a helper or kfunc, or a word of the glossary (default: what there is)"
+)
+HELP = "explain a program, a program type, a map type, a hook or a helper"
+_COLUMNS = 80
 
 
 def add_options(parser: ArgumentParser) -> None:
     """The command's options, beside ``--json``."""
-    parser.add_argument("name", metavar="NAME", help=_NAMES)
+    parser.add_argument("name", metavar="NAME", nargs="?", help=_NAMES)
+    parser.add_argument("--glossary", action="store_true", help="the words for hooks and probes")
 
 
 def run(options: Namespace) -> int:
     """Print it; returns the exit status."""
-    rows = _explain(options.name)
+    if options.glossary:
+        if options.name is not None:
+            raise UsageError("--glossary takes no name")
+        rows = [_term_row(word) for word in GLOSSARY]
+    elif options.name is None:
+        rows = _overview()
+    else:
+        rows = _explain(options.name)
     if options.json:
         from bpfkit.show.jsonl import json_lines
 
         output(json_lines(rows))
         return 0
-    render = {"program": _program_text, "program type": _type_text, "map type": _map_text}
+    if options.name is None and not options.glossary:
+        output("\n".join(_overview_text(rows)) + "\n")
+        return 0
+    render = {
+        "program": _program_text,
+        "program type": _type_text,
+        "map type": _map_text,
+        "term": _term_text,
+        "helper": _function_text,
+        "kfunc": _function_text,
+    }
     texts = ["\n".join(render[str(row["what"])](row)) for row in rows]
     output("\n\n".join(texts) + "\n")
     return 0
@@ -85,7 +112,8 @@ def _maps(cls: type[App]) -> list[dict[str, object]]:
 
 
 def _explain(name: str) -> list[dict[str, Any]]:
-    """What there is by that name: a program; else program types and map types.
+    """What there is by that name: a program; else a word of the glossary, program types, map
+    types, a helper or kfunc.
 
     :raises InputError: nothing has that name (the nearest names are given).
     """
@@ -96,8 +124,16 @@ def _explain(name: str) -> list[dict[str, Any]]:
             return [_program_row(cls, every)]
     from bpfkit.core.kernel.constants import MAP_TYPES, PROG_TYPES
 
-    rows = [_type_row(number, every) for number in _types_named(name)]
+    rows = [_term_row(word) for word in GLOSSARY if word.lower() == name.lower()]
+    for number, section, target in _types_named(name):
+        rows.append(_type_row(number, every) | _kernel_says(number, section, target))
+    shown = {row["name"] for row in rows if row["what"] == "program type"}
+    for row in rows:
+        if row["what"] == "term" and row["type"] in shown:
+            row["type"] = None  # no pointer to what follows
     rows += [_map_row(number) for number in _index(MAP_TYPES, "bpf_map_type_", name)]
+    if name.startswith("bpf_") or not rows:
+        rows += _function_rows(name)
     if rows:
         return rows
     from difflib import get_close_matches
@@ -106,12 +142,18 @@ def _explain(name: str) -> list[dict[str, Any]]:
 
     known = [cls.name for cls in every]
     known += [kind.lower() for kind in (*PROG_TYPES[1:], *MAP_TYPES[1:])]
-    known = list(dict.fromkeys([*known, *SECTIONS]))
+    known = list(dict.fromkeys([*known, *SECTIONS, *(word.lower() for word in GLOSSARY)]))
+    if name.startswith("bpf_"):
+        from bpfkit.core.features.kfuncs import kernel_kfuncs
+        from bpfkit.core.kernel.helpers import HELPERS
+
+        known += [f"bpf_{helper}" for helper in HELPERS[1:]]
+        known += kernel_kfuncs()
     short = name.lower().removeprefix("bpf_prog_type_").removeprefix("bpf_map_type_")
     near = get_close_matches(short, known, n=4, cutoff=0.5)
     raise InputError(
         f"no program named {name!r}, nor a program type, section or map type",
-        why=f"the nearest are {', '.join(near)}" if near else "`python -m bpfkit list` has names",
+        why=f"the nearest are {', '.join(near)}" if near else "`python3 -m bpfkit list` has names",
     )
 
 
@@ -129,33 +171,43 @@ def _index(names: Sequence[str], prefix: str, name: str) -> list[int]:
     return []
 
 
-def _types_named(name: str) -> list[int]:
-    """The program types that a type's name, section name or attach type stands for."""
+def _types_named(name: str) -> list[tuple[int, str, str]]:
+    """The program types that a type's name, section name or attach type stands for, with the
+    section's known part and its target where a section is named."""
     from bpfkit.core.kernel.constants import ATTACH_TYPES, PROG_TYPES
     from bpfkit.core.kernel.sections import SECTIONS, resolve
 
     found = _index(PROG_TYPES, "bpf_prog_type_", name)
     if found:
-        return found
+        return [(number, "", "") for number in found]
+    text = name.removeprefix('SEC("').removesuffix('")')
     try:
-        return [resolve(name.removeprefix('SEC("').removesuffix('")')).prog_type]
+        section = resolve(text)
+        known = section.name.removeprefix("?").removesuffix(section.target).rstrip("/")
+        return [(section.prog_type, known, section.target)]
     except InputError:
         pass
+    # The first word of several section names ("tcx") where they are of one type.
+    begun = {entry[0] for known, entry in SECTIONS.items() if known.startswith(f"{text}/")}
+    if text and len(begun) == 1:
+        return [(begun.pop(), "", "")]
     attach = name.upper().removeprefix("BPF_")
     if attach not in ATTACH_TYPES:
         return []
     number = ATTACH_TYPES.index(attach)
-    return sorted({entry[0] for entry in SECTIONS.values() if number and entry[1] == number})
+    types = sorted({entry[0] for entry in SECTIONS.values() if number and entry[1] == number})
+    return [(kind, "", "") for kind in types]
 
 
 def _type_row(number: int, every: Sequence[type[App]]) -> dict[str, Any]:
     """The five answers for a program type."""
-    from bpfkit.commands.guide import PROGRAMS
+    from bpfkit.commands.guide import CHECKS, PROGRAMS, first_stock
     from bpfkit.core.kernel.constants import PROG_TYPES, attach_type_name, prog_type_name
     from bpfkit.core.kernel.sections import SECTIONS, resolve
 
     guide = PROGRAMS[PROG_TYPES[number]]._asdict()
     full = prog_type_name(number)
+    check, shows = CHECKS[PROG_TYPES[number]]
     sections = []
     for name, (kind, attach, flags, _) in SECTIONS.items():
         if kind != number:
@@ -180,11 +232,14 @@ def _type_row(number: int, every: Sequence[type[App]]) -> dict[str, Any]:
         "kernel_name": full,
         "number": number,
         "since": guide["since"],
+        "stock_kernel": first_stock(guide["since"]),
         "purpose": guide["purpose"],
         "sections": sections,
         "context": guide["context"],
         "changes": guide["changes"],
         "returns": guide["returns"],
+        "check": check if any(cls.name == check for cls in every) else None,
+        "check_shows": shows,
         "programs": [cls.name for cls in every if full in cls.types()],
         "kernel_examples": list(guide["examples"]),
         "runs": guide["runs"],
@@ -194,16 +249,84 @@ def _type_row(number: int, every: Sequence[type[App]]) -> dict[str, Any]:
     }
 
 
+def _kernel_says(number: int, section: str, target: str) -> dict[str, Any]:
+    """What the running kernel says of a program type: the context, the helpers and kfuncs.
+
+    :param section: the section's known part, :param target: what follows it; may be empty.
+    """
+    from bpfkit.app.progress import Progress
+    from bpfkit.commands.context import context_rows
+    from bpfkit.commands.guide import PROGRAMS
+    from bpfkit.core.features.calls import calls_of
+    from bpfkit.core.kernel.constants import PROG_TYPES
+
+    name = PROG_TYPES[number]
+    with Progress("info") as progress:
+        calls = calls_of(name, progress)
+    return {
+        "context_fields": context_rows(PROGRAMS[name].context, section, target),
+        "helpers": None if calls.why else [f"bpf_{helper}" for helper in calls.helpers],
+        "helpers_unknown": calls.why,
+        "kfuncs": None if calls.why_no_kfuncs else calls.kfuncs,
+        "kfuncs_sleepable_only": calls.sleepable,
+        "kfuncs_unknown": calls.why_no_kfuncs,
+    }
+
+
+def _function_rows(name: str) -> list[dict[str, Any]]:
+    """A helper or a kfunc, and which program types may call it."""
+    from bpfkit.app.progress import Progress
+    from bpfkit.core.features.calls import types_that_may_call
+    from bpfkit.core.features.kfuncs import kernel_kfuncs
+    from bpfkit.core.kernel.helpers import find_helper
+
+    row: dict[str, Any]
+    if name in kernel_kfuncs():
+        from bpfkit.core.attach.function import Function
+
+        row = {"what": "kfunc", "name": name, "prototype": str(Function(name))}
+    else:
+        try:
+            number = find_helper(name)
+        except KeyError:
+            return []
+        row = {"what": "helper", "name": f"bpf_{name.removeprefix('bpf_')}", "number": number}
+    with Progress("info") as progress:
+        types, unknown = types_that_may_call(name, progress)
+    return [row | {"types": types, "unknown": unknown}]
+
+
+def _term_row(word: str) -> dict[str, Any]:
+    kind, text = GLOSSARY[word]
+    return {"what": "term", "name": word, "type": kind.lower() or None, "text": text}
+
+
+def _overview() -> list[dict[str, Any]]:
+    """A row for each type and word: its name and what it is for."""
+    from bpfkit.commands.guide import MAPS, PROGRAMS
+
+    rows: list[dict[str, Any]] = []
+    for what, guide in (("program type", PROGRAMS), ("map type", MAPS)):
+        for name, entry in guide.items():
+            rows.append({"what": what, "name": name.lower(), "purpose": entry.purpose})
+    return rows + [_term_row(word) for word in GLOSSARY]
+
+
 def _map_row(number: int) -> dict[str, Any]:
-    from bpfkit.commands.guide import MAPS
+    from bpfkit.commands.guide import MAPS, first_stock
+    from bpfkit.core.features.maps import probe_map_type
     from bpfkit.core.kernel.constants import MAP_TYPES, map_type_name
 
+    here = probe_map_type(MAP_TYPES[number])
     return {
         "what": "map type",
         "name": MAP_TYPES[number].lower(),
         "kernel_name": map_type_name(number),
         "number": number,
         **MAPS[MAP_TYPES[number]]._asdict(),
+        "stock_kernel": first_stock(MAPS[MAP_TYPES[number]].since),
+        "here": here.state,
+        "why": here.why,
     }
 
 
@@ -232,7 +355,7 @@ def _program_row(cls: type[App], every: Sequence[type[App]]) -> dict[str, Any]:
     else:
         module = sys.modules[cls.__module__]
         comment = (module.__doc__ or "").strip().split("\n")
-    row |= {"run": f"sudo python -m bpfkit.{cls.name}", "about": comment}
+    row |= {"run": f"sudo python3 -m bpfkit.{cls.name}", "about": comment}
     row |= {"sections": sections, "maps": maps}
     if trouble:
         row["maps_unknown"] = trouble
@@ -247,10 +370,113 @@ def _labelled(pairs: Sequence[tuple[str, str]]) -> list[str]:
     room = max(len(label) for label, _ in pairs) + 2
     lines = []
     for label, text in pairs:
-        body = wrap(text, 98 - room, break_long_words=False, break_on_hyphens=False) or ["-"]
+        body = wrap(text, _COLUMNS - room, break_long_words=False, break_on_hyphens=False) or ["-"]
         lines.append(label.ljust(room) + body[0])
         lines += [" " * room + more for more in body[1:]]
     return lines
+
+
+def _since(row: dict[str, Any]) -> str:
+    stock = row["stock_kernel"]
+    return f"Linux {row['since']}" + (f"; the first stock kernel: {stock}" if stock else "")
+
+
+def _wrapped(text: str, indent: str = "  ") -> list[str]:
+    from textwrap import wrap
+
+    return wrap(
+        text,
+        _COLUMNS,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _kernel_text(row: dict[str, Any]) -> list[str]:
+    """The part of a program type's text that comes from the running kernel."""
+    if "context_fields" not in row:
+        return []
+    lines: list[str] = []
+    for part in row["context_fields"]:
+        if "prototype" in part:
+            lines += ["", "arguments, by this kernel's BTF"]
+            lines += _wrapped(part["prototype"])
+        elif "fields" in part:
+            lines += ["", f"struct {part['struct']}, {part['size']} bytes, by this kernel's BTF"]
+            lines += _fields_text(part["fields"])
+        else:
+            lines += ["", *_wrapped(part["unknown"], "")]
+    if not row["context_fields"] and any(section["target"] for section in row["sections"]):
+        lines += ["", "Arguments: name a target, as in info fentry/tcp_connect"]
+    for what, title in (("helpers", "helpers"), ("kfuncs", "kernel functions (kfuncs)")):
+        names = row[what]
+        if names is None:
+            lines += ["", *_wrapped(f"{title}: not known: {row[f'{what}_unknown']}", "")]
+            continue
+        lines += ["", f"{title} that this kernel allows: {len(names)}"]
+        starred = [f"{n}*" if n in row["kfuncs_sleepable_only"] else n for n in names]
+        if what == "helpers":
+            starred = [name.removeprefix("bpf_") for name in starred]
+            lines[-1] += " (all begin with bpf_)"
+        elif row["kfuncs_sleepable_only"]:
+            lines[-1] += " (* only for programs that may sleep)"
+        lines += _wrapped(" ".join(starred))
+    return lines
+
+
+def _fields_text(fields: Sequence[dict[str, Any]]) -> list[str]:
+    """Offset, size, type and name; a long type or name is cut."""
+    body = []
+    for field in fields:
+        bits = f":{field['bits']}" if "bits" in field else ""
+        at = str(field["offset"]) + (f".{field['bit']}" if bits else "")
+        kind = field["type"] if len(field["type"]) <= 32 else field["type"][:31] + "…"
+        body.append([at, str(field["size"]), kind, (field["name"] or "(unnamed)") + bits])
+    from bpfkit.show.text import table
+
+    right = [True, True, False, False]
+    return table(["offset", "size", "type", "field"], body, right=right, indent="  ")
+
+
+def _function_text(row: dict[str, Any]) -> list[str]:
+    from bpfkit.core.kernel.constants import PROG_TYPES
+
+    kind = f"helper {row['number']}" if row["what"] == "helper" else "kernel function (kfunc)"
+    lines = [f"{row['name']}: {kind}", ""]
+    if "prototype" in row:
+        lines += [*_wrapped(row["prototype"]), ""]
+    types = row["types"]
+    every = len(PROG_TYPES) - 1
+    lines.append(f"program types that may call it on this kernel: {len(types)} of {every}")
+    lines += _wrapped(" ".join(types) or "none")
+    reasons: dict[str, list[str]] = {}
+    for name, why in row["unknown"].items():
+        reasons.setdefault(why, []).append(name)
+    for why, names in reasons.items():
+        lines += _wrapped(f"not known of {', '.join(names)}: {why}")
+    return lines
+
+
+def _term_text(row: dict[str, Any]) -> list[str]:
+    lines = [row["name"], *_wrapped(row["text"])]
+    if row["type"]:
+        lines += _wrapped(f"See: python3 -m bpfkit info {row['type']}")
+    return lines
+
+
+def _overview_text(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        "python3 -m bpfkit info NAME explains one of these. NAME may also be a program",
+        "(python3 -m bpfkit list), a section name (tcx/ingress, fentry/tcp_connect), a",
+        "helper or a kernel function (bpf_redirect_map, bpf_dynptr_from_skb).",
+    ]
+    titles = {"program type": "program types", "map type": "map types", "term": "hooks and words"}
+    for what, title in titles.items():
+        names = [str(row["name"]) for row in rows if row["what"] == what]
+        lines += ["", f"{title} ({len(names)})", *_wrapped(", ".join(names))]
+    return [*lines, "", "info --glossary prints the words with a paragraph each."]
 
 
 def _type_text(row: dict[str, Any]) -> list[str]:
@@ -259,6 +485,9 @@ def _type_text(row: dict[str, Any]) -> list[str]:
     if row["method"]:
         attach += f"; here: Program.{row['method']}()"
     elsewhere = ", ".join(row["kernel_examples"])
+    shown = "no program here"
+    if row["check"]:
+        shown = f"python3 -m bpfkit.{row['check']} --check: {row['check_shows']}"
     return [
         f"{row['name']}: {row['kernel_name']} ({row['number']}), Linux {row['since']}",
         "",
@@ -269,14 +498,16 @@ def _type_text(row: dict[str, Any]) -> list[str]:
                 ("  context", row["context"]),
                 ("3 may change", row["changes"]),
                 ("  returns", row["returns"]),
+                ("  shown by", shown),
                 ("4 examples", "bpfkit: " + (", ".join(row["programs"]) or "none")),
                 ("", f"kernel: {elsewhere}"),
                 ("5 runs", row["runs"]),
                 ("  functions", ", ".join(row["functions"])),
-                ("  since", f"Linux {row['since']}"),
+                ("  since", _since(row)),
                 ("  attach", attach),
             ]
         ),
+        *_kernel_text(row),
     ]
 
 
@@ -291,9 +522,10 @@ def _map_text(row: dict[str, Any]) -> list[str]:
                 ("value", row["value"]),
                 ("max_entries", row["entries"]),
                 ("user space", row["operations"]),
-                ("since", f"Linux {row['since']}"),
+                ("since", _since(row)),
+                ("this kernel", row["here"] + (f": {row['why']}" if row["why"] else "")),
                 ("in bpfkit", f"bpfkit.core.maps.{row['handled_by']}"),
-                ("example", f"python -m bpfkit.{row['example']} --type {row['name']}"),
+                ("example", f"python3 -m bpfkit.{row['example']} --type {row['name']}"),
             ]
         ),
     ]

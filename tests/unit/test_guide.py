@@ -13,7 +13,9 @@ import pytest
 
 from bpfkit.__main__ import main
 from bpfkit.commands.catalog import programs
-from bpfkit.commands.guide import MAPS, PROGRAMS
+from bpfkit.commands.glossary import GLOSSARY
+from bpfkit.commands.guide import CHECKS, MAPS, PROGRAMS, first_stock
+from bpfkit.core.features import calls
 from bpfkit.core.features import maps as map_features
 from bpfkit.core.features import programs as program_features
 from bpfkit.core.kernel.constants import ATTACH_TYPES, MAP_TYPES, PROG_TYPES
@@ -26,6 +28,15 @@ UAPI = [Path("/usr/include/linux/bpf.h"), Path("/usr/include/linux/bpf_perf_even
 ELSEWHERE = {"pt_regs", "trace_event_raw_NAME", "bpf_iter__TARGET", "bpf_nf_ctx", "tcp_sock"}
 KERNEL_TREES = ("tools/testing/selftests/bpf/", "samples/bpf/", "tools/sched_ext/")
 FIVE = ("1 what for", "2 section", "3 may change", "4 examples", "5 runs")
+
+
+@pytest.fixture(autouse=True)
+def _no_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests are about the texts; test_info_live.py loads programs."""
+    unknown = calls.Calls()
+    unknown.why = unknown.why_no_kfuncs = "not tried"
+    monkeypatch.setattr(calls, "calls_of", lambda name, progress=None: unknown)
+    monkeypatch.setattr(calls, "types_that_may_call", lambda name, progress=None: (["xdp"], {}))
 
 
 def info(*arguments: str) -> tuple[int, str, str]:
@@ -174,7 +185,7 @@ def test_info_about_a_program_type(name: str) -> None:
     assert (status, err) == (0, "")
     for label in FIVE:
         assert f"\n{label}  " in out
-    assert max(map(len, out.splitlines())) <= 100
+    assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("name", MAP_TYPES[1:])
@@ -187,7 +198,7 @@ def test_info_about_a_map_type(name: str) -> None:
     assert (status, err) == (0, "")
     for label in ("what for", "key", "value", "user space", "since", "in bpfkit"):
         assert f"\n{label} " in out
-    assert max(map(len, out.splitlines())) <= 100
+    assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -232,7 +243,7 @@ def test_other_names_of_maps(name: str, kind: str) -> None:
 
 def test_a_name_of_both_shows_both() -> None:
     whats = [row["what"] for row in rows("struct_ops")]
-    assert whats == ["program type", "map type"]
+    assert whats == ["term", "program type", "map type"]
 
 
 def test_a_program_shows_the_answers_of_its_types() -> None:
@@ -258,6 +269,8 @@ def test_a_program_shows_the_answers_of_its_types() -> None:
         ("", ""),
         ("/", ""),
         ("map", ""),
+        ("bpf_redirect_mapp", "bpf_redirect_map"),
+        ("kprobe.mult", "kprobe.multi"),
         ("qqqqqqqq", "list"),
     ],
 )
@@ -268,3 +281,75 @@ def test_unknown_names(name: str, nearest: str) -> None:
     assert f"no program named {name!r}" in err
     if name != "unspec":
         assert nearest in err
+
+
+def test_without_a_name_there_is_an_overview() -> None:
+    """Every type and word once, within 80 columns; as JSON a row for each."""
+    status, out, err = info()
+    assert (status, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    said = re.findall(r"[\w. ]+", out)
+    for name in (*PROG_TYPES[1:], *MAP_TYPES[1:]):
+        assert name.lower() in {word.strip() for word in said}, name
+    listed = [(row["what"], row["name"]) for row in rows()]
+    assert len(listed) == len(set(listed)) == 32 + len(MAP_TYPES) - 1 + len(GLOSSARY)
+
+
+def test_the_glossary_has_a_paragraph_for_each_word() -> None:
+    status, out, err = info("--glossary")
+    assert (status, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    words = {
+        "kprobe",
+        "fentry",
+        "tracepoint",
+        "raw_tp",
+        "tp_btf",
+        "uprobe",
+        "usdt",
+        "clsact",
+        "tcx",
+    }
+    assert words | {"XDP", "sockops"} <= set(GLOSSARY)
+    for word, (kind, text) in GLOSSARY.items():
+        assert f"\n{word}\n  " in f"\n{out}"
+        assert not kind or kind in PROG_TYPES
+        assert text.endswith(".")
+    assert info("--glossary", "xdp")[0] == 2
+
+
+def test_a_word_of_the_glossary_comes_before_the_type_it_belongs_to() -> None:
+    whats = [(row["what"], row["name"]) for row in rows("tcx")]
+    assert whats == [("term", "tcx"), ("program type", "sched_cls")]
+    assert [row["what"] for row in rows("clsact")] == ["term"]
+
+
+def test_a_helper_has_a_row_with_its_number() -> None:
+    (row,) = rows("bpf_redirect_map")
+    assert (row["what"], row["number"], row["types"]) == ("helper", 51, ["xdp"])
+    assert "helper 51" in info("redirect_map")[1]
+
+
+def test_the_check_of_a_type_is_a_program_that_has_it() -> None:
+    known = {cls.name: cls for cls in programs()}
+    assert sorted(CHECKS) == sorted(PROG_TYPES[1:])
+    for kind, (program, _) in CHECKS.items():
+        if program in known:
+            assert f"BPF_PROG_TYPE_{kind}" in known[program].types()
+        else:
+            assert one_type(f"BPF_PROG_TYPE_{kind}")["check"] is None
+
+
+@pytest.mark.parametrize(
+    ("since", "stock"),
+    [
+        ("3.19", "5.10"),
+        ("5.11", "6.1"),
+        ("6.1", "6.1"),
+        ("6.9", "6.12"),
+        ("7.2", "7.2"),
+        ("9.0", ""),
+    ],
+)
+def test_the_first_stock_kernel_is_the_first_that_is_new_enough(since: str, stock: str) -> None:
+    assert first_stock(since).partition(" ")[0] == stock

@@ -46,7 +46,7 @@ def attach(program: Program, functions: Sequence[str], cookies: Sequence[int] = 
     if btf is None:
         raise UnsupportedError(what, why="the kernel has no BTF (CONFIG_DEBUG_INFO_BTF)")
     found = [btf.find(name, "func") for name in functions]
-    missing = [name for name, number in zip(functions, found) if number is None]
+    missing = [name for name, number in zip(functions, found, strict=True) if number is None]
     if missing:
         from bpfkit.core.attach.symbols import kernel_functions, nearest
 

@@ -10,7 +10,7 @@ Source: Documentation/bpf/kfuncs.rst (kernel 5.13).
 
 from __future__ import annotations
 
-__all__ = ["has_kfunc", "kfunc_id"]
+__all__ = ["has_kfunc", "kernel_kfuncs", "kfunc_id"]
 
 _ids: dict[str, int | None] = {}
 
@@ -27,6 +27,17 @@ def kfunc_id(name: str) -> int | None:
         btf = vmlinux()
         _ids[name] = None if btf is None else btf.find(name, "func")
     return _ids[name]
+
+
+def kernel_kfuncs() -> dict[str, int]:
+    """Name -> id in vmlinux BTF of the functions that it marks as kfuncs (6.10); empty where the
+    kernel has no BTF, or one that does not mark them."""
+    from bpfkit.core.types.btf import vmlinux
+
+    btf = vmlinux()
+    if btf is None:
+        return {}
+    return {btf.type(number).name: number for number in btf.tagged("bpf_kfunc")}
 
 
 def has_kfunc(name: str) -> bool:

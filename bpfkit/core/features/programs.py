@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-__all__ = ["helper_functions", "probe_program_type", "program_types"]
+__all__ = ["attach_type_of", "helper_functions", "probe_program_type", "program_types"]
 
 # name: (since, what must be configured for it to load, what for it to attach)
 _PROGRAMS: dict[str, tuple[str, str, str]] = {
@@ -99,6 +99,14 @@ _QUIET_RETURN = "bpf_modify_return_test"
 _QUIET_TRACEPOINT = "bpf_test_finish"
 
 
+def attach_type_of(name: str) -> int:
+    """The expected_attach_type with which a program type is probed; 0 if it takes none.
+
+    :param name: without ``BPF_PROG_TYPE_``.
+    """
+    return attach_type(_ATTACH[name]) if name in _ATTACH else 0
+
+
 def program_types(names: Iterable[str] | None = None) -> list[Feature]:
     """Every program type of ``enum bpf_prog_type`` (or those named), probed."""
     chosen = PROG_TYPES[1:] if names is None else names
@@ -149,7 +157,7 @@ class _ProgramProbe(Probe):
         if special is not None:
             parts: list[Feature] = special(number)
             return parts
-        eat = attach_type(_ATTACH[name]) if name in _ATTACH else 0
+        eat = attach_type_of(name)
         return [self._load("load", number, expected_attach_type=eat)]
 
     def _load(self, part: str, number: int, **how: Any) -> Feature:
@@ -422,7 +430,7 @@ def helper_functions(program: str, names: Iterable[str] | None = None) -> list[F
     """
     number = prog_type(program)
     name = PROG_TYPES[number]
-    eat = attach_type(_ATTACH[name]) if name in _ATTACH else 0
+    eat = attach_type_of(name)
     flags = _SLEEPABLE if name == "SYSCALL" else 0
     probe = _ProgramProbe()
     base = probe._load("load", number, expected_attach_type=eat, prog_flags=flags)

@@ -337,6 +337,19 @@ class Btf:
             at = self.data.find(pattern, at + 1, last)
         return None
 
+    def tagged(self, tag: str) -> list[int]:
+        """Ids of the types that carry a declaration tag of this text (``bpf_kfunc``), in order."""
+        start, size = self._strings
+        at = self.data.find(b"\0" + tag.encode() + b"\0", start, start + size)
+        if at < 0 or not tag:
+            return []
+        offset = at + 1 - start
+        words, found = self._words, []
+        for word in self._index():
+            if words[word] == offset and words[word + 1] >> 24 & 0x1F == DECL_TAG:
+                found.append(words[word + 2])
+        return found
+
     def members(self, type_id: int) -> list[Member]:
         """The members of a struct or union, in the order of the declaration."""
         t = self.type(type_id)
