@@ -240,13 +240,23 @@ def _type_row(number: int, every: Sequence[type[App]]) -> dict[str, Any]:
         "returns": guide["returns"],
         "check": check if any(cls.name == check for cls in every) else None,
         "check_shows": shows,
-        "programs": [cls.name for cls in every if full in cls.types()],
+        "programs": [cls.name for cls in every if full in _types_of(cls)],
         "kernel_examples": list(guide["examples"]),
         "runs": guide["runs"],
         "functions": list(guide["functions"]),
         "attach": guide["attach"],
         "method": guide["method"] or None,
     }
+
+
+_types: dict[str, list[str]] = {}
+
+
+def _types_of(cls: type[App]) -> list[str]:
+    """A program's types; its source is read once."""
+    if cls.name not in _types:
+        _types[cls.name] = list(cls.types())
+    return _types[cls.name]
 
 
 def _kernel_says(number: int, section: str, target: str) -> dict[str, Any]:
