@@ -274,7 +274,7 @@ class Profile(TraceApp):
         yield inside > taken * 0.5, f"{inside} of {taken} samples are in the kernel's vfs_read()"
         deep = sum(n for s, n in self.stacks.items() if len(s) > 6)
         yield deep > taken * 0.6, f"{deep} of {taken} stacks have more than five frames"
-        lost = self._lost()
+        lost = self._lost() + self.missed()
         yield lost == 0, f"{lost} samples lost"
 
 
