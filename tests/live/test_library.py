@@ -246,7 +246,7 @@ def some_section(name: str) -> Section:
     return Section(name, kind, attach, flags)
 
 
-LOADED_FOR = ("tp_btf", "fentry", "fexit", "fmod_ret", "lsm", "iter")
+LOADED_FOR = ("tp_btf", "fentry", "fexit", "fmod_ret", "fsession", "lsm", "iter")
 
 
 @pytest.mark.parametrize("name", [n for n in SECTIONS if n.removesuffix(".s") not in LOADED_FOR])

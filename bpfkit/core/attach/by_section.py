@@ -32,6 +32,9 @@ _NAMED = {
     "kprobe.multi": ("attach_kprobe_multi", '"PATTERN"'),
     "kretprobe.multi": ("attach_kprobe_multi", '"PATTERN"'),
     "kprobe.session": ("attach_kprobe_multi", '"PATTERN"'),
+    "fentry.multi": ("attach_trace_multi", '"PATTERN"'),
+    "fexit.multi": ("attach_trace_multi", '"PATTERN"'),
+    "fsession.multi": ("attach_trace_multi", '"PATTERN"'),
     "uprobe": ("attach_uprobe", '"FILE:FUNCTION"'),
     "uretprobe": ("attach_uprobe", '"FILE:FUNCTION"'),
     "uprobe.multi": ("attach_uprobe_multi", '"FILE:PATTERN"'),
@@ -45,7 +48,7 @@ _NAMED = {
     "raw_tracepoint.w": ("attach_raw_tracepoint", '"NAME"'),
 }
 #: These are attached to the function or type that they were loaded for.
-_LOADED_FOR = ("tp_btf", "fentry", "fexit", "fmod_ret", "lsm")
+_LOADED_FOR = ("tp_btf", "fentry", "fexit", "fmod_ret", "fsession", "lsm")
 #: These need a target that no section can name: the method, and what the target is.
 _GIVEN = {
     "xdp": ("attach_xdp", "an interface"),
@@ -139,7 +142,7 @@ def _to_place(
     attach_to: Attach = getattr(program, method)
     if head.endswith("syscall"):
         return attach_to(_SYSCALLS.get(os.uname().machine, "__se_sys_") + place, **options)
-    if method == "attach_kprobe_multi":
+    if method in ("attach_kprobe_multi", "attach_trace_multi"):
         from bpfkit.core.attach.symbols import matching_functions
 
         return attach_to(matching_functions([place]), **options)
