@@ -72,11 +72,15 @@ _HOME = {
     "opened": "closing",
 }
 
-#: Functions of the layers above core that core calls (bpfkit.core.entries finds them):
+#: Functions of the layers above core and net that these call (bpfkit.core.entries finds them):
 #: (role, name) -> "module:function".
 ENTRIES = {
     ("attach", "clsact"): "bpfkit.net.attach.clsact:attach_clsact",
     ("find", "xdp"): "bpfkit.net.attach.xdp:attached",
+    ("notebook", "to_pandas"): "bpfkit.notebook.frames:to_pandas",
+    ("notebook", "view"): "bpfkit.notebook.views:view",
+    ("notebook", "watch"): "bpfkit.notebook.watching:watch_map",
+    ("notebook", "watch_events"): "bpfkit.notebook.watching:watch_events",
     ("replace", "xdp"): "bpfkit.net.attach.xdp:Replaced",
     ("undo", "cgroup"): "bpfkit.core.cgroups:undo_cgroup",
     ("undo", "clsact"): "bpfkit.net.attach.clsact:undo_clsact",

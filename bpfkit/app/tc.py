@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from bpfkit.app.interface import InterfaceApp
 from bpfkit.core.errors import UsageError
+from bpfkit.core.kernel.verdicts import TC_ACTIONS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,18 +22,7 @@ __all__ = ["TcApp"]
 class TcApp(InterfaceApp):
     """Attached by tc: verdicts on the packets that an interface sends or receives."""
 
-    actions: ClassVar[dict[int, str]] = {
-        -1: "TC_ACT_UNSPEC",
-        0: "TC_ACT_OK",
-        1: "TC_ACT_RECLASSIFY",
-        2: "TC_ACT_SHOT",
-        3: "TC_ACT_PIPE",
-        4: "TC_ACT_STOLEN",
-        5: "TC_ACT_QUEUED",
-        6: "TC_ACT_REPEAT",
-        7: "TC_ACT_REDIRECT",
-        8: "TC_ACT_TRAP",
-    }
+    actions: ClassVar[dict[int, str]] = TC_ACTIONS
     runs_cut_ip = False
     #: What ``--direction`` is by default.
     direction = "egress"

@@ -7,6 +7,7 @@ import errno
 
 from bpfkit.app.interface import ETHERNET, InterfaceApp
 from bpfkit.core.errors import AttachError, BpfkitError, UnsupportedError, errno_text
+from bpfkit.core.kernel.verdicts import XDP_ACTIONS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,13 +31,7 @@ class XdpApp(InterfaceApp):
     """Attached by XDP: verdicts on the packets an interface receives, before the kernel's stack."""
 
     protects = True
-    actions: ClassVar[dict[int, str]] = {
-        0: "XDP_ABORTED",
-        1: "XDP_DROP",
-        2: "XDP_PASS",
-        3: "XDP_TX",
-        4: "XDP_REDIRECT",
-    }
+    actions: ClassVar[dict[int, str]] = XDP_ACTIONS
     #: The mode that the program runs in: ``native``, ``generic`` or ``offload``.
     mode = ""
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["program", "program_in", "programs", "row"]
 
 #: What is in bpfkit/ and is no program.
-_SUPPORT = ("app", "bpf_c", "commands", "core", "net", "show")
+_SUPPORT = ("app", "bpf_c", "commands", "core", "net", "notebook", "show")
 
 
 def programs() -> Iterator[type[App]]:

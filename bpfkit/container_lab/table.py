@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from bpfkit.container_lab.scene import PROBES, expected
+from bpfkit.core.shown import Shown
 from bpfkit.show.text import cell, table
+from bpfkit.show.view import Table, View
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["matrix"]
+__all__ = ["Matrix", "matrix"]
 
 _TITLES = ["probe", "answer expected", "observed", "capture expected", "observed", ""]
 
@@ -36,3 +39,35 @@ def matrix(
         lines.append(f"  # {command}")
         lines += [f"    {line.strip()}" for line in text.splitlines() if line.strip()]
     return [*lines, ""]
+
+
+class Matrix(Shown):
+    """What was found in several states: a notebook shows it as a table.
+
+    :param found: state -> probe -> (answered, captured).
+    """
+
+    def __init__(self, found: Mapping[str, Mapping[str, tuple[bool, bool]]]) -> None:
+        self.found = found
+
+    def _view(self) -> View:
+        titles = ["probe"]
+        for state in self.found:
+            titles += [state, "capture"]
+        probes = [probe for probe in PROBES if any(probe in seen for seen in self.found.values())]
+        rows = []
+        wrong = 0
+        for probe in probes:
+            row = [probe]
+            for state, seen in self.found.items():
+                row += [_mark(sign) for sign in seen[probe]] if probe in seen else ["", ""]
+                wrong += probe in seen and seen[probe] != expected(state, probe)
+            rows.append(row)
+        note = "● answered, or seen by the capture; · not."
+        if wrong:
+            note += f" {wrong} differ from what was expected."
+        return View("Container matrix", tables=[Table(titles, rows)], note=note)
+
+
+def _mark(sign: bool) -> str:
+    return "●" if sign else "·"

@@ -26,6 +26,7 @@ def find_entry(role: str, name: str) -> Callable[..., Any] | None:
         with an ifindex and one of them, detaches it and returns what can ``restore()`` it;
         ``undo``: called with the data of an ownership record, undoes what the record is about, and
         does not fail if that is gone.
+        ``notebook``: how IPython and Jupyter show an object.
     :param name: the way to attach, or the record's kind.
     """
     # The package itself, which is imported before any of its modules.

@@ -12,6 +12,8 @@ from __future__ import annotations
 import errno as _errno
 import os
 
+from bpfkit.core.shown import Shown
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 
-class BpfkitError(Exception):
+class BpfkitError(Shown, Exception):
     """Base class of the errors that bpfkit raises.
 
     :param what: what failed, on which object ("cannot attach program 'f' to eth0").
@@ -58,6 +60,28 @@ class BpfkitError(Exception):
     def __str__(self) -> str:
         text = f"{self.what}: {self.why}" if self.why else self.what
         return f"{text}\n{self.hint}" if self.hint else text
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of a traceback: the caller's own lines, then the message.
+
+        Source: IPython's InteractiveShell.showtraceback.
+        """
+        from linecache import getline
+
+        lines = []
+        step = self.__traceback__
+        while step is not None:
+            code = step.tb_frame.f_code
+            package = str(step.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+            if package not in ("bpfkit", "IPython", "ipykernel", "traitlets", "decorator"):
+                text = getline(code.co_filename, step.tb_lineno, step.tb_frame.f_globals).strip()
+                if text.startswith("get_ipython().run_"):
+                    step = step.tb_next  # a magic: the message names the cell's line
+                    continue
+                where = f"{code.co_name}(), " if code.co_name != "<module>" else ""
+                lines.append(f"{where}line {step.tb_lineno}: {text}")
+            step = step.tb_next
+        return [*lines, f"{type(self).__name__}: {self}"]
 
 
 class CompileError(BpfkitError):

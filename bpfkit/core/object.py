@@ -34,6 +34,7 @@ from bpfkit.core.kernel.sections import Section, resolve
 from bpfkit.core.loading import load_program, needs_root
 from bpfkit.core.log import say
 from bpfkit.core.program import Program
+from bpfkit.core.shown import Shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ __all__ = ["Object", "compiled", "load", "raise_memlock"]
 
 
 def load(
-    source: str,
+    source: str | Source,
     *,
     cflags: Sequence[str] = (),
     consts: Mapping[str, int] | None = None,
@@ -63,7 +64,8 @@ def load(
 ) -> Object:
     """Compile (or fetch from the cache) and load a C source.
 
-    :param source: a file of bpfkit's own (``"socket/sockex3.bpf.c"``), a path, or C text.
+    :param source: a file of bpfkit's own (``"socket/sockex3.bpf.c"``), a path, or C text; or a
+        :class:`~bpfkit.core.compile.source.Source`, for text with a name of its own.
     :param cflags: more flags for clang (``-D…``, ``-I…``).
     :param consts: values of the source's ``LOAD_CONST`` constants, by name.  They are put into
         the instructions, so another value costs no compile.
@@ -81,7 +83,7 @@ def load(
     :raises VerifierError: with the cause in a sentence, the C line and a hint.
     :raises UnsupportedError: this kernel or machine cannot (what is missing is named).
     """
-    src = Source.find(source)
+    src = source if isinstance(source, Source) else Source.find(source)
     options = _Options(consts, max_entries, map_types, reuse_maps, attach_targets, programs)
     options.global_functions = global_functions
     if artifact is not None:
@@ -187,7 +189,7 @@ class _Named(dict):  # type: ignore[type-arg]
         raise _no_such(self._where, self._what, str(name), list(self))
 
 
-class Object(Held):
+class Object(Held, Shown):
     """Programs and maps of one source; a context manager.
 
     :ivar name: the source's name.

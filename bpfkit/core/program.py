@@ -17,6 +17,7 @@ from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_
 from bpfkit.core.kernel import syscall
 from bpfkit.core.kernel.constants import SOCKET_FILTER, SYSCALL, prog_type_name
 from bpfkit.core.kernel.sections import Section
+from bpfkit.core.shown import Shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,21 +82,31 @@ def skb_context(fields: Mapping[str, Any]) -> bytes:
     return bytes(ctx)
 
 
-class RunResult:
+class RunResult(Shown):
     """The result of a packet run.
 
     ``retval`` is the program's return value (unsigned 32 bit), ``data`` the packet afterwards,
     ``duration_ns`` nanoseconds per run, ``ctx`` the context afterwards (bytes; empty unless one
-    was given).
+    was given), ``type`` the program's number in ``enum bpf_prog_type``.
     """
 
-    __slots__ = ("ctx", "data", "duration_ns", "retval")
+    __slots__ = ("ctx", "data", "duration_ns", "retval", "type")
 
-    def __init__(self, retval: int, data: bytes, duration_ns: int, ctx: bytes) -> None:
+    def __init__(
+        self, retval: int, data: bytes, duration_ns: int, ctx: bytes, type: int = 0
+    ) -> None:
         self.retval = retval
         self.data = data
         self.duration_ns = duration_ns
         self.ctx = ctx
+        self.type = type
+
+    @property
+    def verdict(self) -> str:
+        """``retval`` by the kernel's name: ``XDP_DROP``; the number where it has none."""
+        from bpfkit.core.kernel.verdicts import verdict_name
+
+        return verdict_name(self.type, self.retval)
 
     def __repr__(self) -> str:
         return (
@@ -142,7 +153,7 @@ class Runner:
         return self._run.run(size + pad)[0]
 
 
-class Program(Held):
+class Program(Held, Shown):
     """A program in the kernel, held by an fd; closing it (and its links) unloads it.
 
     :ivar name: the C function's name.
@@ -288,7 +299,7 @@ class Program(Held):
             raise BpfkitError(what, why=why) from None
         if strip and len(out) >= strip and out[:strip] == data[:strip]:
             out = out[strip:]
-        return RunResult(retval, out, duration, ctx_out)
+        return RunResult(retval, out, duration, ctx_out, self.type)
 
     def _run_syscall(self, ctx: bytes) -> RunResult:
         try:
@@ -297,7 +308,7 @@ class Program(Held):
             raise BpfkitError(
                 f"cannot run '{self.name}'", why=errno_text(error.errno or 0)
             ) from None
-        return RunResult(retval, b"", 0, left)
+        return RunResult(retval, b"", 0, left, self.type)
 
     def runner(self, skb: bool = True) -> Runner:
         """A :class:`Runner` for many packets."""

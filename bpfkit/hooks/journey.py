@@ -14,6 +14,7 @@ from __future__ import annotations
 from struct import Struct
 
 from bpfkit.core.errors import UsageError
+from bpfkit.core.shown import Shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from bpfkit.show.rows import Row, Verdict
+    from bpfkit.show.view import View
 
     #: Hook of a drop, adjacent tap, namespace:device of both, microseconds from hook to tap
     #: (negative: the tap is earlier), and whether the capture there saw the dropped packet.
@@ -171,8 +173,8 @@ class Sighting:
         return (self.hook, self.place, self.ifindex) == (other.hook, other.place, other.ifindex)
 
 
-class Journey:
-    """The way of one packet.
+class Journey(Shown):
+    """The way of one packet; a notebook shows its ladder.
 
     :ivar sightings: the packet at each hook, in order of time.
     :ivar captures: device and direction (``router:left in``) -> whether a capture there saw it.
@@ -187,6 +189,19 @@ class Journey:
         self.sightings: list[Sighting] = []
         self.captures: dict[str, bool] = {}
         self.received = False
+
+    def _view(self) -> View:
+        from html import escape
+
+        from bpfkit.hooks import ladder
+        from bpfkit.show.view import View
+
+        lines = ladder.journey(rows_of(self, None), "") if self.sightings else []
+        text = "\n".join(lines[1:])
+        drawing = (f'<pre style="line-height:1.1">{escape(text)}</pre>', text)
+        seen = "the application received it" if self.received else "the application did not"
+        facts = [("hooks", str(len(self.sightings))), ("end", seen)]
+        return View("One packet through the kernel's hooks", facts, drawing=drawing)
 
 
 def find(journey: Journey, spec: str) -> Sighting:

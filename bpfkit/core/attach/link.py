@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from time import time as unix_time
 
 from bpfkit.core.closing import Closing, opened
 from bpfkit.core.errors import (
@@ -21,6 +22,7 @@ from bpfkit.core.errors import (
 )
 from bpfkit.core.kernel import syscall
 from bpfkit.core.kernel.constants import attach_type_name
+from bpfkit.core.shown import Shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class Attachment:
     it does not refer to its program, which so goes with the last reference to it.
     """
 
-    __slots__ = ("check", "fd", "kind", "pid", "target", "undo")
+    __slots__ = ("check", "fd", "kind", "pid", "since", "target", "undo")
 
     def __init__(
         self,
@@ -52,6 +54,7 @@ class Attachment:
         self.undo = undo
         self.check = check
         self.pid = os.getpid()
+        self.since = unix_time()
 
     @property
     def closed(self) -> bool:
@@ -80,7 +83,7 @@ class Attachment:
             os.close(fd)
 
 
-class Link(Closing):
+class Link(Closing, Shown):
     """One attachment of one program.
 
     :param kind: the kind of attachment ("xdp", "tcx", "socket", "cgroup" …).
@@ -118,6 +121,11 @@ class Link(Closing):
     def kind(self) -> str:
         """The kind of attachment ("xdp", "tcx", "socket", "cgroup" …)."""
         return self._held.kind
+
+    @property
+    def since(self) -> float:
+        """When the program was attached: UNIX time in seconds."""
+        return self._held.since
 
     @property
     def target(self) -> str:

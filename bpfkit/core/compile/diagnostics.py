@@ -116,6 +116,10 @@ def _method(match: re.Match[str]) -> tuple[str, str]:
     from difflib import get_close_matches
 
     method, name = match.group(1), match.group(2)
+    if method in _METHODS:
+        # BCC gives the method to other kinds of map only.
+        hint = "Call the helper: bpf_map_…_elem(BPFKIT_MAP_REF(NAME), …) of <bpfkit/maps.h>."
+        return f"map {name} is of a type without the method {method}()", hint
     near = get_close_matches(method, _METHODS, 3, 0.5)
     hint = f"Nearest: {', '.join(near)}." if near else f"Methods: {', '.join(_METHODS[:8])} …"
     return f"map {name} has no method {method}()", hint

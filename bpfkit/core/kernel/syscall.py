@@ -626,6 +626,14 @@ def prog_map_ids(fd: int) -> list[int]:
     return list(ids[:count])
 
 
+def enable_stats() -> int:
+    """Have the kernel count runs and run time of all programs while the returned fd is open (5.8).
+
+    Source: BPF_ENABLE_STATS, BPF_STATS_RUN_TIME in include/uapi/linux/bpf.h.
+    """
+    return bpf(ENABLE_STATS, Struct("<I").pack(0))
+
+
 def next_id(cmd: int, start: int) -> int | None:
     """The id after ``start`` for one of the ``*_GET_NEXT_ID`` commands, None at the end."""
     attr = ct.create_string_buffer(Struct("<III").pack(start, 0, 0), 12)

@@ -39,6 +39,7 @@ from bpfkit.core.kernel import syscall as sc
 from bpfkit.core.kernel.constants import MAP_TYPES, map_type
 from bpfkit.core.maps import kind_modules
 from bpfkit.core.maps.batch import MISSING, NO_OPERATION, NoGc, Walk
+from bpfkit.core.shown import Shown
 from bpfkit.core.types.layout import bytes_layout, int_layout
 
 TYPE_CHECKING = False
@@ -79,7 +80,7 @@ class MapFullError(MapError):
     """The map has no room for another entry."""
 
 
-class Map(Walk):
+class Map(Walk, Shown):
     """A map, dict-like.  It owns ``fd`` and closes it with :meth:`close`.
 
     :ivar name: the map's name in C.
@@ -591,6 +592,22 @@ class Map(Walk):
 
         return np.frombuffer(data, self.value_layout.numpy_dtype(), count)
 
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame``: a column per field, addresses and protocols as text.
+
+        :raises UnsupportedError: pandas is not installed.
+        """
+        return _notebook("to_pandas")(self)
+
+    def watch(self, seconds: float = 10.0, every: float = 1.0) -> list[tuple[float, Any]]:
+        """Show the map in a notebook's cell (or as text) for some seconds, updated in place.
+
+        :param every: seconds between two frames.
+        :returns: (UNIX time, :meth:`rows`) of each frame; an interrupt ends it early.
+        """
+        frames: list[tuple[float, Any]] = _notebook("watch")(self, seconds, every)
+        return frames
+
     # --- writing many entries ---------------------------------------------------------------
 
     def update(
@@ -696,6 +713,14 @@ class Map(Walk):
         Array elements are ``value_size`` rounded up to 8 bytes apart.
         """
         raise MapError(f"cannot map '{self.name}'", why=f"a {self.type} has no memory to share")
+
+
+def _notebook(name: str) -> Callable[..., Any]:
+    from bpfkit.core.entries import find_entry
+
+    found = find_entry("notebook", name)
+    assert found is not None, name
+    return found
 
 
 def _type_name(number: int) -> str:

@@ -107,6 +107,19 @@ class _Stream(Held):
         if self._wait(timeout):
             yield from self.drain()
 
+    def watch(self, seconds: float = 10.0, every: float = 0.5) -> list[Any]:
+        """Show the newest events in a notebook's cell (or as text) for some seconds.
+
+        :param every: seconds between two frames.
+        :returns: all events; an interrupt ends it early.
+        """
+        from bpfkit.core.entries import find_entry
+
+        show = find_entry("notebook", "watch_events")
+        assert show is not None
+        events: list[Any] = show(self, seconds, every)
+        return events
+
     def __iter__(self) -> Iterator[Any]:
         """Events for ever."""
         while True:

@@ -23,6 +23,7 @@ import time
 
 from bpfkit.core.closing import Held
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError
+from bpfkit.core.shown import Shown
 from bpfkit.net.links.device import Device
 from bpfkit.net.links.interfaces import IFF_RUNNING, IFF_UP, Interface
 from bpfkit.net.links.netlink import with_iproute
@@ -47,7 +48,7 @@ _NO_OFFLOADS = dict.fromkeys(
 )
 
 
-class Lab(Held):
+class Lab(Held, Shown):
     """Namespaces and the devices that connect them.
 
     :param title: title of the drawing.
@@ -333,11 +334,6 @@ class Lab(Held):
 
     def __repr__(self) -> str:
         return f"<Lab {self.title}: {', '.join(self.namespaces) or 'closed'}>"
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        return f'<pre style="line-height: 1.1">{escape(self.describe())}</pre>'
 
     # -- closing ----------------------------------------------------------------------------------
 

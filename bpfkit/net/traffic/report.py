@@ -13,6 +13,8 @@ from __future__ import annotations
 import _socket
 import time
 
+from bpfkit.core.shown import Shown
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Report"]
 
 
-class Report:
+class Report(Shown):
     """What was sent and received: the base of the reports.
 
     :ivar family: 4 or 6.
