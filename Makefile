@@ -31,6 +31,7 @@ bench:
 	/usr/bin/python3 tools/bench/cgroup_skb.py
 	/usr/bin/python3 tools/bench/cgroup_sock_addr.py
 	/usr/bin/python3 tools/bench/cgroup_hooks.py
+	/usr/bin/python3 tools/bench/trace_cost.py
 
 clean:
 	/usr/bin/python3 -m bpfkit clean --cache

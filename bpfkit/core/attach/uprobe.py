@@ -31,6 +31,7 @@ __all__ = ["attach", "attach_multi", "find_file", "find_offset", "require_probes
 _RETURN = 1  # BPF_F_UPROBE_MULTI_RETURN
 _REF_CTR_SHIFT = 32  # of perf_event_attr.config: the semaphore's offset
 _BREAKPOINT = 0xCC  # int3
+_ENOTSUPP = 524  # the kernel's own, for an instruction that it does not probe
 _PLACES = ("/lib", "/usr/lib", "/lib64", "/usr/lib64", "/usr/local/lib")
 
 
@@ -98,6 +99,12 @@ def attach(
             raise InputError(
                 f"cannot attach '{program.name}' to {target}",
                 why=f"there is no instruction to probe there [{errno_text(error.errno)}]",
+            ) from None
+        if error.errno == _ENOTSUPP:
+            raise InputError(
+                f"cannot attach '{program.name}' to {target}",
+                why="the kernel does not probe the instruction there (ENOTSUPP)",
+                hint="give another offset: an instruction without prefixes, such as a one-byte nop",
             ) from None
         raise attach_error(program, target, error) from None
     return attach_event(program, fd, target)
