@@ -67,8 +67,8 @@ def unix_seconds(monotonic_ns: int) -> float:
 class EventSource:
     """Where events come from.
 
-    :param read: returns the events that are there, without waiting.  What is not taken from the
-        iterable stays for the next call.
+    :param read: returns the events that are there, without waiting; None stands for data that
+        made no event.  What is not taken from the iterable stays for the next call.
     :param filenos: descriptors that are readable while there are events.  Without any the source
         is read once a second and at the end of a round.
     :param lost: returns how many events were lost since the start.
@@ -76,7 +76,7 @@ class EventSource:
 
     def __init__(
         self,
-        read: Callable[[], Iterable[Event]],
+        read: Callable[[], Iterable[Event | None]],
         filenos: Sequence[int] = (),
         lost: Callable[[], int] | None = None,
     ) -> None:
@@ -103,11 +103,9 @@ def from_buffer(
         counts are added.
     """
 
-    def read() -> Iterator[Event]:
+    def read() -> Iterator[Event | None]:
         for record in buffer.drain():
-            event = decode(record)
-            if event is not None:
-                yield event
+            yield decode(record)
 
     def all_lost() -> int:
         counted = 0 if lost is None else lost()
@@ -175,7 +173,7 @@ class Channel:
         self.unread = False
         self._kept = kept
         self._overflows = 0
-        self._stream: Iterator[Event] = iter(())
+        self._stream: Iterator[Event | None] = iter(())
 
     @property
     def lost(self) -> int:
@@ -183,26 +181,29 @@ class Channel:
         return self.source.lost + self._overflows
 
     def read(self, limit: int = _BATCH) -> int:
-        """Read what is there, for 50 ms at most; returns how many events there were.
+        """Read what is there, for 50 ms at most; returns how many records there were, those that
+        made no event included.
 
         :param limit: the most to read.
         """
         deadline = monotonic() + _LONGEST
-        count = 0
+        count = nothing = 0
         # An unfinished iterable goes on where it was left, so that no CPU's buffer is left out.
         for fresh in (False, True):
             if fresh:
                 self._stream = iter(self.source.read())
             for event in self._stream:
                 count += 1
-                if len(self.waiting) < self._kept:
+                if event is None:
+                    nothing += 1
+                elif len(self.waiting) < self._kept:
                     self.waiting.append(event)
                 else:
                     self._overflows += 1
                 if count >= limit or monotonic() >= deadline:
-                    self.seen += count
+                    self.seen += count - nothing
                     return count
-        self.seen += count
+        self.seen += count - nothing
         return count
 
     def take(self) -> list[Event]:
@@ -221,8 +222,9 @@ class Channel:
         while self.read() or self.waiting:
             passed = monotonic() - began
             batch = self.take()
-            yield batch
-            if passed >= _LAST and all(event.time > end for event in batch):
+            if batch:
+                yield batch
+            if passed >= _LAST and batch and all(event.time > end for event in batch):
                 return
             if passed >= _LAST_OLD:
                 self.unread = True

@@ -266,7 +266,7 @@ class CgroupSockAddr(CgroupApp):
             buffer = self.keep(self.unix["unix_events"].open())
             sources.append(from_buffer(buffer, self._unix_event))
 
-        def read() -> Iterator[Event]:
+        def read() -> Iterator[Event | None]:
             for source in sources:
                 yield from source.read()
 
