@@ -12,14 +12,23 @@
  * Every sample carries its own stacks, so that none is lost to another with the same hash, as happens
  * in a STACK_TRACE map. A user stack is found by frame pointers: code without them ends it early.
  *
+ * The reader is not woken by every sample, which would cost more than the samples: it is woken for the
+ * first one of a memory (a process may have ended a moment later, and with it what says where its
+ * files are mapped), ten times a second, and when a quarter of the ring is full.
+ *
  * Maps
- *   samples  ringbuf       struct sample
- *   scratch  percpu_array  0 -> a sample in the making
- *   totals   percpu_array  enum total -> u64
+ *   samples   ringbuf       struct sample
+ *   scratch   percpu_array  0 -> a sample in the making
+ *   memories  lru_hash      process id, address of its struct mm_struct -> 1: the reader knows it
+ *   woken     array         0 -> when the reader was woken, and bytes sent since
+ *   totals    percpu_array  enum total -> u64
  */
 #include "traced.h"
 #include <uapi/linux/bpf_perf_event.h>
 #include <linux/sched.h>
+
+#define SAMPLES_PAGES 256 /* of the ring */
+#define WAKE_NS       100000000
 
 #define DEPTH 127 /* kernel.perf_event_max_stack of a kernel that was not told otherwise */
 
@@ -32,11 +41,11 @@ enum total {
 };
 
 struct sample {
-	u64 time_ns; /* CLOCK_MONOTONIC */
+	u64 memory; /* address of its struct mm_struct: another one after exec(2) */
 	u32 pid;
-	u32 tid;
 	s32 kernel_size; /* bytes of kernel addresses; negative: an errno */
 	s32 user_size; /* bytes of user addresses behind them */
+	u32 pad;
 	char comm[TASK_COMM_LEN];
 	u64 address[]; /* innermost first */
 };
@@ -46,9 +55,21 @@ struct buffer {
 	u64 address[2 * DEPTH + 4]; /* sample.address is in it */
 };
 
-BPF_RINGBUF_OUTPUT(samples, 256);
-EVENT_TYPE(samples, struct sample);
+struct memory {
+	u64 mm;
+	u32 pid;
+	u32 pad;
+};
+
+BPF_RINGBUF_OUTPUT(samples, SAMPLES_PAGES);
 BPF_PERCPU_ARRAY(scratch, struct buffer, 1);
+BPF_TABLE("lru_hash", struct memory, u8, memories, 4096);
+struct woken {
+	u64 time_ns; /* CLOCK_MONOTONIC */
+	u64 bytes;
+};
+
+BPF_ARRAY(woken, struct woken, 1);
 BPF_PERCPU_ARRAY(totals, u64, TOTALS);
 
 static __always_inline void count(u32 what)
@@ -59,9 +80,32 @@ static __always_inline void count(u32 what)
 		(*n)++;
 }
 
+/* Flags of bpf_ringbuf_output(): is the reader to be woken? */
+static __always_inline u64 wakeup_of(struct sample *s, u32 size)
+{
+	struct memory memory = { .mm = s->memory, .pid = s->pid };
+	u64 now = bpf_ktime_get_ns();
+	struct woken *last;
+	u32 zero = 0;
+	u8 one = 1;
+
+	last = woken.lookup(&zero);
+	if (!last)
+		return BPF_RB_FORCE_WAKEUP;
+	__sync_fetch_and_add(&last->bytes, size);
+	if (memories.lookup(&memory) && now - last->time_ns < WAKE_NS &&
+	    last->bytes < SAMPLES_PAGES * 4096 / 4)
+		return BPF_RB_NO_WAKEUP;
+	memories.update(&memory, &one);
+	last->time_ns = now;
+	last->bytes = 0;
+	return BPF_RB_FORCE_WAKEUP;
+}
+
 SEC("perf_event")
 int profile(struct bpf_perf_event_data *ctx)
 {
+	struct task_struct *task = (void *)bpf_get_current_task();
 	u64 id = bpf_get_current_pid_tgid();
 	struct sample *s;
 	struct buffer *b;
@@ -78,9 +122,8 @@ int profile(struct bpf_perf_event_data *ctx)
 	if (!b)
 		return 0;
 	s = &b->sample;
-	s->time_ns = bpf_ktime_get_ns();
+	s->memory = (u64)task->mm;
 	s->pid = id >> 32;
-	s->tid = id;
 	bpf_get_current_comm(s->comm, sizeof(s->comm));
 	len = bpf_get_stack(ctx, s->address, DEPTH * sizeof(u64), 0);
 	s->kernel_size = len;
@@ -96,7 +139,8 @@ int profile(struct bpf_perf_event_data *ctx)
 		count(NO_USER_STACK);
 	asm volatile("" : "+r"(size));
 	size &= 2047;
-	if (samples.ringbuf_output(b, sizeof(*s) + size, 0))
+	size += sizeof(*s);
+	if (samples.ringbuf_output(b, size, wakeup_of(s, size)))
 		count(LOST);
 	else
 		count(TAKEN);

@@ -5,8 +5,9 @@ The command is born in a cgroup, so that its children are known by it.  Its exit
 program's: 128 + N where signal N killed it, 126 where it cannot be executed, 127 where it is not
 found.  It is killed if the program is (PR_SET_PDEATHSIG): a restriction never ends before it.
 
-Standard output stays the command's; the program prints on standard error.  With ``--json`` the
-program's rows have standard output to themselves, and the command's output goes to standard error.
+Standard output stays the command's; the program prints on standard error.  With ``--json``, or in
+another form that is read by a machine (``profile --folded``), the program has standard output to
+itself, and the command's output goes to standard error.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Command(Closing):
 
     :param argv: the command's words.
     :param group: the cgroup that it is born in.
-    :param json: keep standard output for JSON rows.
+    :param json: keep standard output for the program's rows.
     :ivar pidfd: readable once the command has ended; -1: it was not started.
     """
 

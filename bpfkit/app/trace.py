@@ -124,7 +124,12 @@ class TraceApp(App):
             if options.command:
                 from bpfkit.app.command import Command
 
-                self.command = Command(options.command, self.group, json=options.json)
+                rows = self.prints_for_machines()
+                self.command = Command(options.command, self.group, json=rows)
+
+    def prints_for_machines(self) -> bool:
+        """Is standard output for a machine?  A command's output then goes to standard error."""
+        return bool(self.options.json)
 
     def load_traced(self, **consts: int) -> Object:
         """The program's object, which is also ``self.object``; traces whom the options name."""

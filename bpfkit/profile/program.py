@@ -8,19 +8,18 @@ flame graph (``--svg FILE``).
 from __future__ import annotations
 
 import errno
-from struct import Struct
+from struct import Struct, unpack_from
 
 from bpfkit.app.trace import TraceApp
 from bpfkit.core.cpus import online
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, UsageError, errno_text
 from bpfkit.core.printable import printable
-from bpfkit.profile.symbols import KernelSymbols, ProcessSymbols
+from bpfkit.profile.symbols import UNKNOWN, KernelSymbols, ProcessSymbols
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Iterable
-    from typing import Any
 
     from bpfkit.app.events import EventSource
     from bpfkit.app.signals import Signals
@@ -37,10 +36,15 @@ EVENTS = {
     "branch-misses": (0, 5),
 }
 _FREQ = 1 << 10  # perf_event_attr.freq, a bit of the flags
+#: struct sample of the C side, before the addresses: memory, pid, bytes of kernel and of user
+#: addresses, padding, comm.
+_SAMPLE = Struct("=QIiiI16s")
 _WORD = 8
 _TOP = 20
 #: Processes whose memory maps are kept; the oldest beyond are read again when they are seen again.
 _PROCESSES = 256
+#: Records whose stacks are known; names are found once for each.
+_RECORDS = 4096
 #: Seconds of CPU time of the demo's child.
 _BUSY = 1.0
 CHILD = """
@@ -84,7 +88,8 @@ class Profile(TraceApp):
         add(
             "--folded",
             action="store_true",
-            help="print stacks as comm;frame;frame count, at the end",
+            help="print stacks as comm;frame;frame count, at the end; COMMAND's output goes to "
+            "standard error",
         )
         add("--svg", metavar="FILE", help="write a flame graph at the end")
         add("--top", metavar="N", type=positive, default=_TOP, help="functions in the table")
@@ -102,6 +107,9 @@ class Profile(TraceApp):
         if options.folded and options.json:
             raise UsageError("--folded and --json do not go together")
 
+    def prints_for_machines(self) -> bool:
+        return bool(self.options.folded) or super().prints_for_machines()
+
     def setup(self) -> None:
         if self.options.svg:
             try:
@@ -112,14 +120,19 @@ class Profile(TraceApp):
                 ) from None
         program = self.load_traced().programs["profile"]
         self.kernel = KernelSymbols()
-        if self.kernel.hidden:
+        if self.kernel.hidden():
             self.note("the kernel hides its addresses (kernel.kptr_restrict): frames have no names")
         #: (comm, outermost frame, …, innermost frame) -> samples
         self.stacks: dict[tuple[str, ...], int] = {}
-        self._processes: dict[int, ProcessSymbols] = {}
+        #: (address of the memory, process) -> its symbols
+        self._processes: dict[tuple[int, int], ProcessSymbols] = {}
+        #: record -> its stack
+        self._known: dict[bytes, tuple[str, ...]] = {}
         self._kernel_names: dict[int, str] = {}
-        for cpu in online():
+        self._links = [
             self.keep(program.attach_perf_event(self._open_event(cpu), target=f"CPU {cpu}"))
+            for cpu in online()
+        ]
         self.burned: list[float] = self.for_check([])
 
     def _open_event(self, cpu: int) -> int:
@@ -152,8 +165,12 @@ class Profile(TraceApp):
         return BpfkitError(what, why=errno_text(error.errno or 0))
 
     def demo(self) -> None:
-        """A child reads /dev/zero and writes /dev/null for a second of CPU time."""
+        """A child reads /dev/zero and writes /dev/null for a second of CPU time.
+
+        Samples are read meanwhile: the names of its functions are found while it is there.
+        """
         import sys
+        from threading import Thread
 
         if self.is_first_demo():
             self.note(
@@ -161,8 +178,16 @@ class Profile(TraceApp):
                 "samples should be in the kernel's read()"
             )
         script = CHILD.replace("SECONDS", str(_BUSY))
-        done = self.run_traced([sys.executable, "-I", "-S", "-c", script], timeout=60)
-        self.burned.append(float(done.stdout))
+        argv = [sys.executable, "-I", "-S", "-c", script]
+        said: list[str] = []
+        child = Thread(target=lambda: said.append(self.run_traced(argv, timeout=60).stdout))
+        child.start()
+        assert self.channel is not None
+        self.channel.wait(lambda: not child.is_alive(), 70.0)
+        child.join()
+        if not said:
+            raise BpfkitError("the demo's child did not end within a minute")
+        self.burned.append(float(said[0]))
 
     # -- samples
 
@@ -172,17 +197,29 @@ class Profile(TraceApp):
     def _lost(self) -> int:
         return int(self.object["totals"].sum(LOST))
 
-    def _sample(self, record: Any) -> None:
+    def _sample(self, record: bytes) -> None:
         """Count a sample; there is no event to show."""
-        addresses = record.address
-        kernel = max(record.kernel_size, 0) // _WORD
-        user = max(record.user_size, 0) // _WORD
-        frames = [record.comm]
-        process = self._processes.get(record.pid)
+        stack = self._known.get(record)
+        if stack is None:
+            if len(self._known) >= _RECORDS:
+                self._known.clear()
+            stack = self._stack(record)
+            if UNKNOWN not in stack:  # another look at the process may find its name
+                self._known[record] = stack
+        self.stacks[stack] = self.stacks.get(stack, 0) + 1
+
+    def _stack(self, record: bytes) -> tuple[str, ...]:
+        """The comm and the names of the functions, the outermost first."""
+        memory, pid, kernel_size, user_size, _, comm = _SAMPLE.unpack_from(record)
+        kernel = max(kernel_size, 0) // _WORD
+        user = max(user_size, 0) // _WORD
+        addresses = unpack_from(f"={kernel + user}Q", record, _SAMPLE.size)
+        frames = [comm.partition(b"\0")[0].decode(errors="surrogateescape")]
+        process = self._processes.get((memory, pid))
         if process is None:
             if len(self._processes) >= _PROCESSES:
                 del self._processes[next(iter(self._processes))]
-            process = self._processes[record.pid] = ProcessSymbols(record.pid)
+            process = self._processes[memory, pid] = ProcessSymbols(pid)
         for at in range(kernel + user - 1, kernel - 1, -1):
             frames.append(process.name(addresses[at]))
         names = self._kernel_names
@@ -191,8 +228,7 @@ class Profile(TraceApp):
             if address not in names:
                 names[address] = self.kernel.name(address)
             frames.append(names[address])
-        stack = tuple(frames)
-        self.stacks[stack] = self.stacks.get(stack, 0) + 1
+        return tuple(frames)
 
     # -- output
 
@@ -224,6 +260,8 @@ class Profile(TraceApp):
 
     def finish(self, signals: Signals) -> None:
         super().finish(signals)
+        for link in self._links:
+            link.close()  # what is left in the ring is all that will be
         self._finished = True
 
     _finished = False
