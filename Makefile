@@ -32,6 +32,9 @@ bench:
 	/usr/bin/python3 tools/bench/cgroup_sock_addr.py
 	/usr/bin/python3 tools/bench/cgroup_hooks.py
 	/usr/bin/python3 tools/bench/trace_cost.py
+	/usr/bin/python3 tools/bench/trace_events.py
+	/usr/bin/python3 tools/bench/profile_samples.py
+	-/usr/bin/python3 tools/bench/lsm.py
 
 clean:
 	/usr/bin/python3 -m bpfkit clean --cache
