@@ -33,6 +33,7 @@ class Fanout(TapApp):
     name = "fanout"
     source = "socket/fanout.bpf.c"
     counters = ("bytes", "packets")
+    details = ("flows",)
     direction = "both"
     takes_capture = False  # one packet has no share of the sockets
 

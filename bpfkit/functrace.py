@@ -50,6 +50,7 @@ class FuncTrace(TraceApp):
     name = "functrace"
     source = "trace/functrace.bpf.c"
     counters = ("calls",)
+    details = ("mean_us", "time_us", "open")
     demo_rounds = 1
     has_live_view = True
     takes_targets = True

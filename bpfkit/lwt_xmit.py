@@ -34,6 +34,7 @@ class LwtXmit(RouteApp):
     source = "lwt/lwt_xmit.bpf.c"
     lab_namespace = "client"
     acted = "encapsulated"
+    counters = ("packets", "encapsulated", "bytes")
     headroom = 40
 
     @classmethod

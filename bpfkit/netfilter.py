@@ -64,6 +64,8 @@ class Netfilter(NamespaceApp):
     name = "netfilter"
     source = "misc/netfilter.bpf.c"
     counters = ("packets", "bytes", "dropped")
+    details = ("priority",)
+    importance = ("packets", "dropped", "bytes")
     lab_namespace = "router"
 
     @classmethod

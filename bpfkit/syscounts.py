@@ -52,6 +52,7 @@ class SysCounts(TraceApp):
     name = "syscounts"
     source = "trace/syscounts.bpf.c"
     counters = ("calls", "errors")
+    details = ("mean_us", "time_us")
     has_live_view = True
 
     @classmethod

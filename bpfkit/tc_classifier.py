@@ -144,6 +144,7 @@ class TcClassifier(TcApp):
     name = "tc_classifier"
     source = "tc/tc_classifier.bpf.c"
     counters = ("packets", "bytes", "policed_packets", "policed_bytes")
+    importance = ("packets", "policed_packets", "bytes", "policed_bytes")
     lab_device = "client:eth0"
 
     @classmethod

@@ -80,6 +80,14 @@ class App:
     source = ""
     #: Fields of a row that only ever grow: the live view adds their rate per second.
     counters: tuple[str, ...] = ()
+    #: Columns of text that a narrow window may leave out, the most important first; the others
+    #: say what a row is about and are always shown whole.
+    details: tuple[str, ...] = ()
+    #: Titles of figures and details that are the last to be left out, the most important first;
+    #: without it: the first counter, the details, the other counters, the rates.
+    importance: tuple[str, ...] = ()
+    #: Counters that are bytes and whose names do not end in ``bytes``.
+    counted_in_bytes: tuple[str, ...] = ()
     #: Text under ``--help``.
     epilog: str | None = None
     #: Does a terminal get the live view?  Else it gets plain lines, like a pipe.
@@ -176,6 +184,11 @@ class App:
     def rows(self) -> list[Row]:
         """The figures now: totals since the start.  A program of events only has none."""
         return []
+
+    def cycle_by(self) -> str:
+        """Group the rows by something else (the key ``b`` of the live view): the next of what
+        ``--by`` takes.  Returns its name; "": the program has no groups."""
+        return ""
 
     def rows_accumulate(self) -> bool:
         """Are rows only ever appended?  Plain text then shows each once, JSON all every round."""
@@ -292,22 +305,26 @@ class App:
         return {
             field: str(value) if type(value) is int else cell(value)
             for field, value in row.items()
-            if field not in self.counters
+            if field not in self.counters and field.removesuffix("_per_s") not in self.counters
         }
 
     def figure_cells(self, row: Row, rates: Sequence[float]) -> list[tuple[str, str, int]]:
         """The live view's columns of figures: (title, text, rank) each.
 
-        :param rates: of :attr:`counters`, per second: the row's own ``…_per_s`` where it has them.
+        The texts are :func:`bpfkit.show.text.human`'s, so that one screen has one form of figures.
+
+        :param rates: of :attr:`counters`, per second: the row's own ``…_per_s`` where it has them;
+            -1: not known yet.
         :returns: where the window is too narrow, the columns with the largest rank are left out.
         """
-        from bpfkit.show.text import cell, human
+        from bpfkit.show.text import human, unit_of
 
         cells = []
         for i, (field, rate) in enumerate(zip(self.counters, rates, strict=True)):
+            unit = "B" if field in self.counted_in_bytes else unit_of(field)
             per_second = f"{_SHORT.get(field, field)}/s"
-            cells.append((field, cell(row[field]), i))
-            cells.append((per_second, human(rate, "B" if field == "bytes" else ""), _RATE))
+            cells.append((field, human(row[field], unit), i))
+            cells.append((per_second, "" if rate < 0 else human(rate, unit), _RATE + i))
         return cells
 
     def title(self, round_: int) -> str:

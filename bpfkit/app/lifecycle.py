@@ -255,6 +255,11 @@ class _Waiter:
         self._end_fds = set(app.end_filenos())
         for fd in self._end_fds:
             self._poller.register(fd, POLLIN)
+        self._keyboard = sink.keyboard
+        self._reads_keys = False
+        if self._keyboard is not None:
+            self._poller.register(self._keyboard.reader, POLLIN)
+            self._follow_keyboard()
         self._event_fds = set(app.channel.source.filenos) if app.channel else set()
         for fd in self._event_fds:
             self._poller.register(fd, POLLIN)
@@ -282,6 +287,12 @@ class _Waiter:
                     self._poller.unregister(self._output)
                 if fd == self._signals.reader or fd in self._end_fds:
                     return True
+                if self._keyboard is not None and self._is_keyboard(fd):
+                    if event & (POLLERR | POLLHUP | POLLNVAL):
+                        self._keyboard.leave()  # the terminal is gone
+                    self._side.run(self._press_keys)
+                    if self._signals.asked:
+                        return True
                 if fd not in self._event_fds:
                     only_events = False
                 elif event & (POLLERR | POLLNVAL) or event == POLLHUP:
@@ -292,6 +303,28 @@ class _Waiter:
             if not only_events or monotonic() >= looked + _SLICE:
                 looked = monotonic()
                 self._app.check_target()
+
+    def _is_keyboard(self, fd: int) -> bool:
+        return self._keyboard is not None and fd in (self._keyboard.fd, self._keyboard.reader)
+
+    def _press_keys(self) -> None:
+        """Let the sink act on the keys; the one that quits is like a signal."""
+        if self._keyboard is not None and self._sink.press(self._keyboard.read()):
+            self._signals.asked = True
+        self._follow_keyboard()
+
+    def _follow_keyboard(self) -> None:
+        """Poll the keyboard while it may be read: not in the background."""
+        from select import POLLIN
+
+        keyboard = self._keyboard
+        if keyboard is None or keyboard.active == self._reads_keys:
+            return
+        self._reads_keys = keyboard.active
+        if keyboard.active:
+            self._poller.register(keyboard.fd, POLLIN)
+        else:
+            self._poller.unregister(keyboard.fd)
 
     def show_events(self) -> None:
         """Show the events that are there."""
@@ -337,14 +370,14 @@ def _open_channel(app: App) -> None:
 
 def _observe(app: App, signals: Signals, side: _SideMatters) -> int:
     """Rounds until the count is reached or a signal comes; the last figures are always shown."""
-    from bpfkit.app.sinks import LiveSink, sink_for
+    from bpfkit.app.sinks import sink_for
 
     options = app.options
     count = options.count or (app.demo_rounds if app.demo_runs else 0)
     app.begin()
     sink = app.sink = sink_for(app)
     waiter = _Waiter(app, signals, sink, side)
-    if isinstance(sink, LiveSink):
+    if sink.is_view:
         side.run(
             lambda: sink.round(0, app.rows())
         )  # something to look at before the first round is over
@@ -377,6 +410,7 @@ def _observe(app: App, signals: Signals, side: _SideMatters) -> int:
         number += 1
         waiter.round = number
         if last:
+            side.run(sink.end)
             break
         # After a stop (SIGSTOP, suspend) go on from now instead of catching up round by round.
         began = max(began, monotonic() - (number + 1) * options.interval)

@@ -40,7 +40,7 @@ class RouteApp(NamespaceApp):
     """A BPF program on a route."""
 
     protects = True
-    counters = ("packets", "bytes")
+    counters = ("packets", "dropped", "bytes")
     #: Name of the third figure.
     acted = "dropped"
     headroom = 0

@@ -10,6 +10,7 @@ from io import TextIOWrapper
 
 from bpfkit.core.errors import BpfkitError
 from bpfkit.core.printable import printable
+from bpfkit.show.encoding import encoded, use_ascii_forms
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _write_all(text: str) -> None:
     """Write to standard output by write(2) until everything is written.
 
     Python's unbuffered output (PYTHONUNBUFFERED) loses the rest of a short write, which a full pipe
-    and a signal cause.  A character that the output's encoding lacks is written as an escape.
+    and a signal cause.  What the encoding lacks: :func:`bpfkit.show.encoding.encoded`.
     """
     stream = sys.stdout
     if type(stream) is not TextIOWrapper:  # a notebook's, or a test's
@@ -178,7 +179,7 @@ def _write_all(text: str) -> None:
         return
     stream.flush()
     descriptor = stream.fileno()
-    data = text.encode(stream.encoding, "backslashreplace")
+    data = encoded(text, stream.encoding)
     left = memoryview(data)
     while left:
         try:
@@ -204,7 +205,8 @@ def discard_output() -> None:
 
 
 def open_standard_streams() -> None:
-    """Occupy descriptors 0 to 2, or the next map or socket would become standard output."""
+    """Occupy descriptors 0 to 2, or the next map or socket would become standard output; let
+    characters that the output's encoding lacks be written in ASCII."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -214,3 +216,4 @@ def open_standard_streams() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    use_ascii_forms(sys.stdout, sys.stderr)

@@ -65,6 +65,7 @@ class Profile(TraceApp):
     name = "profile"
     source = "trace/profile.bpf.c"
     counters = ("samples",)
+    details = ("share", "total")
     epilog = (
         "Times are measured by samples of each CPU at --hz. Frames of the kernel end in _[k]. User "
         "stacks are found by frame pointers; programs built without them show their last function "

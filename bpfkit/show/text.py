@@ -7,7 +7,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["cell", "clip", "fit", "human", "shorten", "table", "time_of_day"]
+__all__ = ["cell", "clip", "human", "shorten", "table", "time_of_day", "unit_of", "width_of"]
 
 _UNITS = ("", "k", "M", "G", "T", "P", "E")
 
@@ -27,6 +27,11 @@ def human(value: float, unit: str = "") -> str:
     text = f"{'-' if value < 0 else ''}{size:.{digits}f}"
     prefix = _UNITS[step]
     return f"{text} {prefix}{unit}" if prefix or unit else text
+
+
+def unit_of(field: str) -> str:
+    """The unit of a field of figures, by its name: ``B`` for ``bytes`` and ``policed_bytes``."""
+    return "B" if field == "bytes" or field.endswith("_bytes") else ""
 
 
 def time_of_day(seconds: float) -> str:
@@ -52,44 +57,38 @@ def cell(value: object) -> str:
     return str(value)
 
 
-def clip(text: str, width: int) -> str:
-    """``text`` in at most ``width`` characters; what is cut off is marked by an ellipsis."""
-    if len(text) <= width:
+def width_of(text: str) -> int:
+    """Columns of a terminal that ``text`` takes: two for each wide character (Chinese, emoji)."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(one) else 2 if east_asian_width(one) in "WF" else 1 for one in text)
+
+
+def clip(text: str, width: int, ellipsis: str = "…") -> str:
+    """``text`` in at most ``width`` columns; what is cut off is marked by an ellipsis."""
+    if width_of(text) <= width:
         return text
-    return text[: width - 1] + "…" if width > 0 else ""
+    if width <= 0:
+        return ""
+    kept, room = "", width - 1
+    for one in text:
+        room -= width_of(one)
+        if room < 0:
+            break
+        kept += one
+    return kept + ellipsis
 
 
-def shorten(text: str, width: int) -> str:
+def shorten(text: str, width: int, ellipsis: str = "…") -> str:
     """Like :func:`clip`, but the middle goes: both ends of ``2001:db8::1.443`` tell something."""
-    if len(text) <= width or width < 5:
-        return clip(text, width)
+    if width_of(text) <= width:
+        return text
+    if width < 5 or width_of(text) != len(text):
+        return clip(text, width, ellipsis)
     tail = (width - 1) // 2
-    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
-
-
-def fit(
-    titles: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    right: Sequence[bool],
-    room: int,
-) -> tuple[list[str], list[list[str]]]:
-    """Titles and rows with their words cut so that all columns together take ``room`` characters.
-
-    Numbers are never cut: a figure without its end is another figure.
-    """
-    body = [list(row) for row in rows]
-    widths = [max([len(title), *(len(row[i]) for row in body)]) for i, title in enumerate(titles)]
-    words = [i for i in range(len(widths)) if not (i < len(right) and right[i])]
-    most = max((widths[i] for i in words), default=0)
-    # The widest give first: lower the most that a column of words may have.
-    while sum(widths) > room and most > 4:
-        most -= 1
-        for i in words:
-            widths[i] = min(widths[i], most)
-    for line in body:
-        for i in words:
-            line[i] = shorten(line[i], widths[i])
-    return [clip(title, width) for title, width in zip(titles, widths, strict=True)], body
+    return f"{text[: width - 1 - tail]}{ellipsis}{text[len(text) - tail :]}"
 
 
 def table(
@@ -101,12 +100,17 @@ def table(
 ) -> list[str]:
     """Aligned lines: the titles, then the rows; ``right`` says which columns hold numbers."""
     body = [list(row) for row in rows]
-    widths = [max([len(title), *(len(row[i]) for row in body)]) for i, title in enumerate(titles)]
+    widths = [
+        max([width_of(title), *(width_of(row[i]) for row in body)])
+        for i, title in enumerate(titles)
+    ]
     aligned = list(right) + [False] * (len(widths) - len(right))
     lines = []
     for row in (list(titles), *body):
         cells = [
-            text.rjust(width) if to_right else text.ljust(width)
+            " " * (width - width_of(text)) + text
+            if to_right
+            else text + " " * (width - width_of(text))
             for text, width, to_right in zip(row, widths, aligned, strict=True)
         ]
         lines.append((indent + "  ".join(cells)).rstrip())

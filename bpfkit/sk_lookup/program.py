@@ -48,6 +48,7 @@ class SkLookup(SocketsApp):
     source = "sock/sk_lookup.bpf.c"
     needs = (*SocketsApp.needs, "SYS_PTRACE")  # pidfd_getfd(2)
     counters = ("assigned",)  # each takes two columns of the live view
+    details = ("misses", "errors", "replies")
     protects = True
     epilog = (
         "RULE is [tcp/|udp/][PREFIX:]PORTS:PORT: 5202:5201 | 6000-6999:5201 | "

@@ -35,6 +35,7 @@ class SkReuseport(SocketsApp):
     name = "sk_reuseport"
     source = "sock/sk_reuseport.bpf.c"
     counters = ("selected", "migrated")
+    details = ("pid", "generation", "errors")
     needs = (*SocketsApp.needs, "SYS_PTRACE")  # pidfd_getfd(2)
     protects = True
     demo_rounds = 3

@@ -75,6 +75,8 @@ class SkSkb(SocketsApp):
     name = "sk_skb"
     source = "sock/sk_skb.bpf.c"
     counters = ("to_backend", "to_client", "by_kernel")
+    details = ("state",)
+    counted_in_bytes = counters
     check_rounds = 1
     epilog = (
         "States: user (the proxy process forwards), kernel, draining (leaves the kernel at a "

@@ -55,6 +55,10 @@ class Sockops(CgroupApp):
     """The life of a cgroup's TCP connections, with retransmissions and their causes."""
 
     name = "sockops"
+    details = (
+        "state", "sent", "recv", "rtt ms", "retr", "process",
+        "messages", "p99 us", "p50 us", "max us",
+    )  # fmt: skip
     source = "sock/sockops.bpf.c"
     entry = "sockops"
     check_rounds = 1

@@ -63,6 +63,7 @@ class TcpCc(CgroupApp):
     """A TCP congestion control in C, and cwnd of its connections over time."""
 
     name = "tcp_cc"
+    details = ("cwnd", "state", "losses", "ssthresh", "max", "timeouts")
     source = "sock/tcp_cc.bpf.c"
     demo_namespace = False
     demo_in_background = True

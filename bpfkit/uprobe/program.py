@@ -46,6 +46,7 @@ class Uprobe(TraceApp):
     name = "uprobe"
     source = "trace/uprobe.bpf.c"
     counters = ("calls", "errors")
+    details = ("mean_us", "p99_us", "p50_us", "open")
     demo_rounds = 1
     has_live_view = True
     takes_targets = True

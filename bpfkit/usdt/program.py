@@ -68,6 +68,7 @@ class Usdt(TraceApp):
     name = "usdt"
     source = "trace/usdt.bpf.c"
     counters = ("hits",)
+    details = ("places",)
     demo_rounds = 1
     has_live_view = True
     takes_targets = True

@@ -40,6 +40,7 @@ class XdpCpumap(XdpApp):
     name = "xdp_cpumap"
     source = "xdp/xdp_cpumap.bpf.c"
     counters = ("queued", "packets", "bytes", "lost")
+    importance = ("packets", "lost", "queued", "bytes")
     entry = "xdp_cpumap"
     epilog = (
         "queued: sent to the CPU; packets, bytes: seen by the program there; lost: the CPU's queue "

@@ -48,6 +48,8 @@ class XdpLb(XdpApp):
     name = "xdp_lb"
     source = "xdp/xdp_lb.bpf.c"
     counters = ("flows", "packets", "bytes")
+    details = ("state", "weight", "slots", "healthy")
+    importance = ("packets", "state", "flows", "bytes")
     lab_device = "lb:eth0"
     knows_l2_len = False
     traffic: BalancerDemo

@@ -68,6 +68,8 @@ class XdpRedirect(XdpApp):
     name = "xdp_redirect"
     source = "xdp/xdp_redirect.bpf.c"
     counters = ("packets", "bytes", "lost")
+    details = ("action",)
+    importance = ("packets", "lost", "bytes")
     knows_l2_len = False
     epilog = (
         "A port receives nothing of what is redirected. VLAN tags must be in the frames: ethtool "

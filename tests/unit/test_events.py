@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -387,7 +388,7 @@ def test_the_live_view_has_the_latest_events_below_the_table(program: Path) -> N
     parent, child = pty.openpty()
     done = subprocess.Popen(
         [sys.executable, str(program), "-c", "6", "-t", "0.2"],
-        env=env("rows"),
+        env=env("rows") | {"TERM": "xterm"},
         stdout=child,
         stderr=subprocess.PIPE,
         text=True,
@@ -403,7 +404,7 @@ def test_the_live_view_has_the_latest_events_below_the_table(program: Path) -> N
     os.close(parent)
     _, errors = done.communicate(timeout=10)
     assert done.returncode == 0, errors
-    last = text.decode().rpartition("\x1b[J")[2].splitlines()
+    last = re.sub(r"\x1b\[[0-9;]*m", "", text.decode().rpartition("\x1b[J")[2]).splitlines()
     assert last[0].startswith("stream") and last[1].split() == ["user", "opens", "opens/s"]
     assert last[2].startswith("root")
     shown = [int(line.split()[3]) for line in last[3:]]

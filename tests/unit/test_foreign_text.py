@@ -54,8 +54,8 @@ def test_notes_drive_no_terminal(encoding: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "latin-1"])
 def test_an_encoding_that_lacks_a_character_is_no_error(encoding: str) -> None:
-    done = run("output('a \u2026 b\\n')", PYTHONIOENCODING=encoding)
-    assert done.stdout == b"a \\u2026 b\n"
+    done = run("output('a \u2026 \u4e00 b\\n')", PYTHONIOENCODING=encoding)
+    assert done.stdout == b"a ... \\u4e00 b\n"
 
 
 def test_a_slow_reader_and_a_signal_lose_nothing() -> None:

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from bpfkit.show.address import address_text
 from bpfkit.show.jsonl import json_lines
-from bpfkit.show.live import Frame, LiveView
+from bpfkit.show.layout import Column
+from bpfkit.show.live import Frame, LiveView, render
 from bpfkit.show.protocols import protocol_name, protocol_number
-from bpfkit.show.text import cell, clip, fit, human, table
+from bpfkit.show.text import cell, clip, human, table, width_of
 from bpfkit.sockex3 import flow_rows as flows
 
 
@@ -154,18 +155,76 @@ def test_tables_align_numbers_to_the_right() -> None:
     assert clip("abcd", 4) == "abcd"
 
 
-def test_words_are_cut_and_numbers_are_not() -> None:
-    titles, rows = fit(
-        ["source", "destination", "bytes"],
-        [["a" * 30, "b" * 10, "123456"]],
-        [False, False, True],
-        30,
-    )
-    assert titles == ["source", "destination", "bytes"]
-    assert rows == [["a" * 6 + "…" + "a" * 6, "b" * 10, "123456"]]
-    assert sum(map(len, rows[0])) <= 30
-    assert fit(["x"], [["abc"]], [True], 1) == (["x"], [["abc"]])
-    assert fit([], [], [], 10) == ([], [])
+def test_wide_characters_take_two_columns() -> None:
+    assert width_of("日本") == 4
+    assert clip("日本語", 4) == "日…"
+    assert table(["name", "n"], [["日本", "1"], ["ab", "2"]], right=[False, True]) == [
+        "name  n",
+        "日本  1",
+        "ab    2",
+    ]
+
+
+def _columns() -> list[Column]:
+    return [
+        Column("source", ["a" * 20, "b"]),
+        Column("destination", ["c" * 15, "d"]),
+        Column("bytes", ["123456", "7"], rank=0, right=True),
+        Column("state", ["open", "shut"], rank=1),
+        Column("bytes/s", ["1.00 k", "0"], rank=2, right=True),
+    ]
+
+
+def _lines(width: int, columns: list[Column] | None = None, height: int = 20) -> list[str]:
+    frame = Frame("t", columns or _columns())
+    return ["".join(p.text for p in line).rstrip() for line in render(frame, width, height)][1:]
+
+
+def test_figures_are_left_out_by_importance_and_names_stay_whole() -> None:
+    full = "source                destination       bytes  state  bytes/s"
+    assert _lines(61)[0] == full
+    assert _lines(60)[0] == full.removesuffix("  bytes/s")
+    assert _lines(51)[0] == full.removesuffix("  state  bytes/s")
+    assert _lines(45)[1] == "a" * 20 + "  " + "c" * 15 + "  123456"
+
+
+def test_rows_fold_before_the_last_figure_goes() -> None:
+    assert _lines(44) == [
+        "source                destination",
+        "   bytes  state  bytes/s",
+        "a" * 20 + "  " + "c" * 15,
+        "  123456  open    1.00 k",
+        "b                     d",
+        "       7  shut         0",
+    ]
+    assert _lines(30) == [
+        "source",
+        "  destination       bytes",
+        "a" * 20,
+        "  " + "c" * 15 + "  123456",
+        "b",
+        "  d                     7",
+    ]
+
+
+def test_only_a_name_wider_than_the_window_loses_its_middle() -> None:
+    lines = _lines(20)
+    assert lines[3] == "a" * 9 + "…" + "a" * 8
+    assert "  " + "c" * 15 in lines
+
+
+def test_what_the_encoding_lacks_is_written_in_ascii_and_still_aligned() -> None:
+    columns = [Column("name", ["é → b", "x" * 30]), Column("n", ["1", "22"], rank=0, right=True)]
+    frame = Frame("t · u", columns, notes=["…"])
+    lines = ["".join(p.text for p in line) for line in render(frame, 24, 20, "ascii")]
+    assert lines[0] == "t - u"
+    assert all(line.isascii() for line in lines)
+    assert max(map(len, lines)) <= 24
+    assert any("x~x" in line for line in lines)
+    assert any("\\xe9 -> b" in line for line in lines)
+    latin = ["".join(p.text for p in line) for line in render(frame, 24, 20, "latin-1")]
+    assert any("é -> b" in line for line in latin)
+    assert latin[0] == "t · u"
 
 
 def test_json_lines_keep_their_fields_and_order() -> None:
@@ -177,11 +236,14 @@ def test_json_lines_keep_their_fields_and_order() -> None:
 
 
 def test_a_frame_is_cut_to_the_rows_there_is_room_for() -> None:
-    frame = Frame("t", ["a"], [[str(i)] for i in range(10)], notes=["note"], hidden=5)
-    cut = frame.limited(3)
-    assert [row[0] for row in cut.rows] == ["0", "1", "2"]
-    assert cut.footer() == ["… and 12 more", "note"]
-    assert frame.limited(10).footer() == ["… and 5 more", "note"]
+    frame = Frame("t", [Column("a", map(str, range(10)))], notes=["note"], hidden=5)
+
+    def shown(height: int) -> list[str]:
+        return ["".join(p.text for p in line).strip() for line in render(frame, 20, height)]
+
+    assert shown(8) == ["t", "a", "0", "1", "2", "3", "… and 11 more", "note"]
+    assert shown(14) == ["t", "a", *map(str, range(10)), "… and 5 more", "note"]
+    assert shown(1) == ["t"]
 
 
 class _Screen(io.StringIO):
@@ -216,8 +278,9 @@ def test_the_live_view_stays_inside_the_window(
     try:
         monkeypatch.setattr(sys, "stdout", screen)
         view = LiveView(use_rich=use_rich)
-        rows = [[f"2001:db8:1111:2222:3333:4444:5555:{i:04x}", str(i)] for i in range(50)]
-        frame = Frame("a title that is longer than the window is wide", ["dst", "n"], rows)
+        names = [f"2001:db8:1111:2222:3333:4444:5555:{i:04x}" for i in range(50)]
+        columns = [Column("dst", names), Column("n", map(str, range(50)), rank=0, right=True)]
+        frame = Frame("a title that is longer than the window is wide", columns)
         view.draw(frame)
         first = screen.getvalue()
         view.draw(frame)

@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The last screen of every program's demo, in a real terminal of a given size, as text.
+
+    sudo python3 tools/screens.py                      every program, 80x24, on standard output
+    sudo python3 tools/screens.py --into DIR xdp_lb    into DIR/xdp_lb.txt
+    sudo python3 tools/screens.py --tree OLD --size 120x40
+
+Two trees, or a tree before and after a change, are compared with ``diff -r``.  Needs tmux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Seconds after which a demo is given up.
+PATIENCE = 120.0
+
+
+def screen(command: str, tree: Path, columns: int, lines: int) -> str:
+    """What is on the terminal when ``command``, started in ``tree``, has ended."""
+    with tempfile.TemporaryDirectory() as work:
+        tmux = ["tmux", "-u", "-S", f"{work}/socket"]
+        # The shell stays: what is printed at a pane's end would scroll its screen.
+        script = f"{command}; {shlex.join([*tmux, 'wait', '-S', 'ended'])}; exec sleep 600"
+        size = ["-x", str(columns), "-y", str(lines)]
+        config = Path(work, "conf")
+        config.write_text("set -g status off\n")
+        start = [*tmux, "-f", str(config), "new", "-d", *size, "-c", str(tree), "sh", "-c", script]
+        subprocess.run(start, check=True)
+        try:
+            subprocess.run([*tmux, "wait", "ended"], timeout=PATIENCE, check=False)
+        except subprocess.TimeoutExpired:
+            pass  # its screen tells
+        try:
+            shown = subprocess.run(
+                [*tmux, "capture-pane", "-p"], stdout=subprocess.PIPE, text=True, check=True
+            ).stdout
+        finally:
+            subprocess.run([*tmux, "kill-server"], check=False)
+    return "\n".join(line.rstrip() for line in shown.splitlines()).strip("\n") + "\n"
+
+
+def main() -> int:
+    """Take the screens."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("program", nargs="*", help="default: all")
+    parser.add_argument("--size", default="80x24", help="columns x lines (default: 80x24)")
+    parser.add_argument("--tree", type=Path, default=ROOT, help="another checkout")
+    parser.add_argument("--into", type=Path, help="a directory for a file per program")
+    options = parser.parse_args()
+    columns, lines = map(int, options.size.split("x"))
+    sys.path.insert(0, str(options.tree))
+    from bpfkit.commands.catalog import programs
+
+    names = options.program or [cls.name for cls in programs()]
+    if options.into:
+        options.into.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        command = f"{shlex.quote(sys.executable)} -m bpfkit.{name}"
+        shown = screen(command, options.tree, columns, lines)
+        if options.into:
+            Path(options.into, f"{name}.txt").write_text(shown)
+        else:
+            print(f"---- {name} {'-' * (columns - len(name) - 6)}\n{shown}", end="", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TERM", "xterm-256color")
+    raise SystemExit(main())
