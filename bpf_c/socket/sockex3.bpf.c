@@ -41,12 +41,21 @@
  * (the flow, or its outer headers, found no place in the table). On an LRU table evicted flows are
  * missing from the sum: seen - nonip - unattributed - (sum over flows).
  *
+ * Where several interfaces are watched, a frame that crosses a bridge passes more than one of them,
+ * and is counted once: on the port where it comes in, or on the bridge if the host sends it. What
+ * leaves on a port shows by its ingress_ifindex which port it came in by.
+ *
+ *   port A -> [in] bridge -> port B [out]       [in] of A counts, [out] of B has A as its ingress
+ *   port A -> [in] bridge [in] -> host          [in] of A counts
+ *   host -> [out] bridge -> port B [out]        [out] of the bridge counts
+ *
  * Maps (structs in "sockex3_flow.h" and <bpfkit/wire.h>)
  *   flows    percpu_hash   struct flow_key -> struct traffic     may be loaded as lru_percpu_hash
  *   outers   hash          struct outer_key -> u32 id            what flow_key.outer_id stands for
  *   totals   percpu_array  0 -> struct totals
  *   jump     prog_array    enum layer -> program                 user space fills it
  *   scratch  percpu_array  0 -> struct parse_state               one packet at a time per CPU
+ *   interfaces  hash       ifindex -> struct watched             only where several are watched
  */
 #include <bpfkit/bpfkit.h>
 #include <bpfkit/headers.h>
@@ -57,6 +66,7 @@
 LOAD_CONST(0, direction, 2); /* DIRECTION_IN | DIRECTION_OUT */
 LOAD_CONST(1, l2_len, 14); /* 14: Ethernet; else see link_offset() */
 LOAD_CONST(2, vxlan_port, 0); /* UDP port of VXLAN; 0: do not look into VXLAN */
+LOAD_CONST(3, several, 0); /* 1: `interfaces` says what is counted, not direction and l2_len */
 
 #define MAX_STEPS   30 /* leaves room for count() under the kernel's limit of 33 tail calls */
 #define MPLS_LABELS 8 /* labels per tail call */
@@ -113,6 +123,7 @@ BPF_TABLE("percpu_hash", struct flow_key, struct traffic, flows, 16384);
 BPF_TABLE("hash", struct outer_key, u32, outers, 8192);
 BPF_TABLE("percpu_array", u32, struct totals, totals, 1);
 BPF_TABLE("percpu_array", u32, struct parse_state, scratch, 1);
+BPF_TABLE("hash", u32, struct watched, interfaces, 1);
 BPF_PROG_ARRAY(jump, 16);
 
 /* Copies the next `len` bytes without moving on; false if they are not all there. */
@@ -758,15 +769,15 @@ static __always_inline bool plain_ipv6(const struct plain_frame *frame, struct f
  * Most frames are plain: one or two loads, no tail call. False leaves the frame to the programs
  * above, which come to the same result.
  */
-static __always_inline bool count_plain(struct __sk_buff *skb)
+static __always_inline bool count_plain(struct __sk_buff *skb, u32 l2, u8 number)
 {
 	struct traffic what = { 1, frame_len(skb) };
-	struct flow_key key = { .flags = FLOW_PORTS };
+	struct flow_key key = { .flags = FLOW_PORTS, .interface = number };
 	struct plain_frame frame;
 	struct totals *sum;
 	u32 zero = 0;
 
-	if (l2_len() != ETH_HLEN || skb->vlan_present || is_super_frame(skb) ||
+	if (l2 != ETH_HLEN || skb->vlan_present || is_super_frame(skb) ||
 	    bpf_skb_load_bytes(skb, 0, &frame.eth, PLAIN_V4))
 		return false;
 	if (frame.eth.h_proto == bpf_htons(ETH_P_IP)) {
@@ -788,23 +799,52 @@ static __always_inline bool count_plain(struct __sk_buff *skb)
 	return true;
 }
 
+/* The interface, if the frame is counted here and not on another one that it passes. */
+static __always_inline struct watched *counted_here(struct __sk_buff *skb)
+{
+	u32 index = skb->ifindex;
+	struct watched *on = interfaces.lookup(&index), *by;
+
+	if (!on || !wanted(skb, on->directions))
+		return NULL;
+	if (!(on->flags & WATCHED_PORT) || skb->pkt_type != PACKET_OUTGOING)
+		return on;
+	index = skb->ingress_ifindex; /* 0: the host made the frame */
+	by = interfaces.lookup(&index);
+	if (by && by->flags & WATCHED_PORT && by->bridge == on->bridge)
+		return by->flags & WATCHED_IN ? NULL : on;
+	return on->flags & WATCHED_HOST ? NULL : on;
+}
+
 SEC("socket")
 int sockex3(struct __sk_buff *skb)
 {
 	struct parse_state *st;
-	u32 zero = 0;
+	struct watched *on;
+	u32 zero = 0, l2 = l2_len();
+	u8 number = 0;
 
-	if (!wanted(skb, direction()) || count_plain(skb))
+	if (several()) {
+		on = counted_here(skb);
+		if (!on)
+			return 0;
+		l2 = on->l2_len;
+		number = on->number;
+	} else if (!wanted(skb, direction())) {
+		return 0;
+	}
+	if (count_plain(skb, l2, number))
 		return 0;
 	st = scratch.lookup(&zero);
 	if (!st)
 		return 0;
 	__builtin_memset(st, 0, offsetof(struct parse_state, outers_made));
+	st->flow.interface = number;
 	st->cur.end = skb->len;
 	if (skb->vlan_present)
 		add_vlan(st, skb->vlan_tci);
-	if (l2_len() == ETH_HLEN)
+	if (l2 == ETH_HLEN)
 		return read_eth(skb, st);
-	st->cur.off = l2_len();
+	st->cur.off = l2;
 	return next_ethertype(skb, st, bpf_ntohs(skb->protocol));
 }

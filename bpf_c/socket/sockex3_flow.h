@@ -23,7 +23,7 @@ struct flow_key {
 	u8 family; /* 4 or 6 */
 	u8 proto; /* IPPROTO_*; for IPv6 what the extension headers lead to */
 	u8 flags; /* FLOW_PORTS */
-	u8 zero;
+	u8 interface; /* struct watched.number; 0: only one interface is watched */
 	u32 outer_id; /* the innermost header around the flow (value in `outers`); 0: none */
 };
 
@@ -51,6 +51,19 @@ struct outer_key {
 	u8 family; /* 4 or 6; 0 for a VLAN tag */
 	u8 has_id; /* 1: id is valid (a GRE header may have none) */
 	u8 zero;
+};
+
+#define WATCHED_PORT 1 /* of a bridge */
+#define WATCHED_IN   2 /* a frame that comes in here is counted: here, or on what is below */
+#define WATCHED_HOST 4 /* what the host sends through the bridge is counted on the bridge */
+
+/* What is done with the frames of an interface, where several are watched. */
+struct watched {
+	u32 bridge; /* ifindex of the bridge that it is, or is a port of; else 0 */
+	u16 l2_len; /* bytes of link header */
+	u8 number; /* for flow_key.interface */
+	u8 directions; /* DIRECTION_IN | DIRECTION_OUT: what is counted here */
+	u32 flags; /* WATCHED_* */
 };
 
 #endif

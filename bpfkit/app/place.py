@@ -41,9 +41,15 @@ def _add_once(parser: ArgumentParser, *names: str, metavar: str, help: str) -> N
     parser.add_argument(*names, metavar=metavar, help=help, action=Once)
 
 
-def add_interface(parser: ArgumentParser, text: str) -> None:
-    """Declare ``-i``."""
-    _add_once(parser, "-i", "--interface", metavar="IF", help=text)
+def add_interface(parser: ArgumentParser, text: str, *, several: bool = False) -> None:
+    """Declare ``-i``.
+
+    :param several: it may be given again; the value is a list.
+    """
+    if several:
+        parser.add_argument("-i", "--interface", metavar="IF", help=text, action="append")
+    else:
+        _add_once(parser, "-i", "--interface", metavar="IF", help=text)
 
 
 def add_netns(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bpfkit.net.traffic.report import Report
     from bpfkit.show.rows import Row, Verdict
 
-__all__ = ["ProtocolApp", "TapApp", "amount"]
+__all__ = ["ProtocolApp", "TapApp", "amount", "read_error"]
 
 #: LOAD_CONST direction: which packets the programs count.
 INCOMING, OUTGOING = 1, 2
@@ -49,12 +49,13 @@ class TapApp(App):
     takes_netns = True
 
     interface: Interface
-    socket: PacketSocket | None = None
 
     def __init__(self, options: Namespace) -> None:
         super().__init__(options)
         #: What the demo's traffic makers report.
         self.made: list[Report] = self.for_check([])
+        #: The packet sockets that are watched.
+        self.sockets: list[PacketSocket] = []
         self._hosts: list[str] = []
 
     # -- command line
@@ -62,7 +63,7 @@ class TapApp(App):
     @classmethod
     def add_options(cls, parser: ArgumentParser) -> None:
         """Interface, namespace, capture, direction."""
-        add_interface(parser, "interface to watch (default: lo, with a demo)")
+        cls.add_interface_option(parser)
         add_netns(parser)
         if cls.takes_capture:
             add_pcap(parser, "run the program on a capture (pcap, pcapng, gzip)")
@@ -72,6 +73,11 @@ class TapApp(App):
                 choices=_DIRECTIONS,
                 help=f"packets to count (default: {cls.direction}); lo shows each packet once",
             )
+
+    @classmethod
+    def add_interface_option(cls, parser: ArgumentParser) -> None:
+        """``-i``: one interface."""
+        add_interface(parser, "interface to watch (default: lo, with a demo)")
 
     def check_options(self) -> None:
         """Captures exclude everything live; ``--check`` is for loopback only."""
@@ -121,19 +127,23 @@ class TapApp(App):
 
     def start_watch(self, socket: PacketSocket) -> None:
         """Watch the interface; ``socket`` has an error when it goes down or is removed."""
-        self.socket = socket
+        self.sockets.append(socket)
         watch = InterfaceWatch(self.note)
         watch.add(self.interface)
         self.check_regularly(watch.check)
         # Reading a pending ENETDOWN takes it off the socket, or poll(2) would return at once.
-        self.check_regularly(lambda: _read_error(socket))
+        self.check_regularly(lambda: read_error(socket))
 
     def directions(self) -> int:
         """The LOAD_CONST ``direction`` for the interface."""
-        wanted = (self.has_direction and self.options.direction) or self.direction
-        if self.interface.is_loopback and wanted == "both":
+        wanted = self.wanted_directions()
+        if self.interface.is_loopback and wanted == INCOMING | OUTGOING:
             return OUTGOING  # lo shows every frame twice, on its way out and on its way in
-        return _DIRECTIONS[wanted]
+        return wanted
+
+    def wanted_directions(self) -> int:
+        """``--direction``, as a LOAD_CONST."""
+        return _DIRECTIONS[(self.has_direction and self.options.direction) or self.direction]
 
     def describe_target(self) -> str:
         """Interface and namespace."""
@@ -144,8 +154,8 @@ class TapApp(App):
         return super().wants_demo() and self.options.interface is None
 
     def error_filenos(self) -> list[int]:
-        """The packet socket: it has an error when its interface goes down or is removed."""
-        return [self.socket.fileno()] if self.socket else []
+        """The packet sockets: one has an error when its interface goes down or is removed."""
+        return [socket.fileno() for socket in self.sockets]
 
     # -- captures
 
@@ -252,7 +262,8 @@ def amount(packets: int, size: int) -> str:
     return f"{packets} packets {size} bytes"
 
 
-def _read_error(socket: PacketSocket) -> None:
+def read_error(socket: PacketSocket) -> None:
+    """Take a pending error off the socket."""
     socket.sock.getsockopt(_SOL_SOCKET, _SO_ERROR)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from bpfkit.show.address import address_text
 from bpfkit.show.protocols import protocol_name, protocol_number
+from bpfkit.show.text import human, table
+from bpfkit.sockex3.groups import encapsulation_fields
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,10 +16,12 @@ if TYPE_CHECKING:
     from bpfkit.net.packets.flows import Flow
     from bpfkit.show.rows import Row
 
-__all__ = ["SORTS", "Choice", "cells", "flow_row", "plain_lines", "prefix", "sort_flows"]
+__all__ = ["FIGURES", "SORTS", "Choice", "cells", "flow_row", "plain_lines", "prefix", "sort_flows"]
 
-#: Values of ``--sort``; counters sort in descending order, everything else ascending.
-SORTS = ("bytes", "packets", "src", "dst", "sport", "dport", "proto")
+#: Values of ``--sort`` for every ``--by``: figures in descending order.
+FIGURES = ("rate", "bytes", "packets", "recent")
+#: Values of ``--sort`` for flows: those, and the rest in ascending order.
+SORTS = (*FIGURES, "src", "dst", "sport", "dport", "proto")
 _FIELD = {"src": 0, "dst": 1, "sport": 2, "dport": 3, "proto": 4, "bytes": 6, "packets": 7}
 
 
@@ -98,7 +102,7 @@ def host(text: str) -> tuple[int, int, int]:
 
 
 def sort_flows(flows: list[Flow], by: str) -> None:
-    """Sort in place.  The rest of the key breaks ties, so that the order of lines is stable."""
+    """Sort in place by a field.  The rest of the key breaks ties: the order of lines is stable."""
     field = _FIELD[by]
 
     def figure(flow: Any) -> tuple[Any, ...]:
@@ -119,26 +123,29 @@ def sort_flows(flows: list[Flow], by: str) -> None:
 
 def flow_row(flow: Flow) -> Row:
     """The flow as a row of JSON values: addresses and protocol as text, the rest as numbers."""
-    src, dst, sport, dport, number, outer, total, packets = flow
-    vlan, tunnels = outer if outer is not None else ([], [])
+    src, dst, sport, dport, number, outer, total, packets = flow[:8]
     return {
         "src": address_text(src),
         "sport": sport,
         "dst": address_text(dst),
         "dport": dport,
         "proto": protocol_name(number),
-        "vlan": vlan,
-        "tunnel": [
-            {"type": kind, "src": address_text(near), "dst": address_text(far), "id": ident}
-            for kind, near, far, ident in tunnels
-        ],
+        **encapsulation_fields(outer),
         "bytes": total,
         "packets": packets,
     }
 
 
+# ---------------------------------------------------------------- for people
+
+
 def _end(address: str, number: int | None) -> str:
     return address if number is None else f"{address}.{number}"
+
+
+def _named(row: Row, field: str) -> str:
+    """An address, or its name where that is known."""
+    return str(row.get(f"{field}_name") or row[field])
 
 
 def _encapsulation(row: Row) -> str:
@@ -152,26 +159,121 @@ def _encapsulation(row: Row) -> str:
     return " ".join(words)
 
 
-def cells(row: Row) -> list[str]:
-    """Source, destination, protocol and encapsulation: the text columns of a table row."""
-    source, target = _end(row["src"], row["sport"]), _end(row["dst"], row["dport"])
-    return [source, target, row["proto"], _encapsulation(row)]
+def cells(row: Row) -> dict[str, str]:
+    """The text columns of a table row: title -> text."""
+    if "sport" in row:
+        return {
+            "source": _end(_named(row, "src"), row["sport"]),
+            "destination": _end(_named(row, "dst"), row["dport"]),
+            "proto": row["proto"],
+            "interface": row.get("interface", ""),
+            "around": _encapsulation(row),
+        }
+    found = {}
+    for field, value in row.items():
+        if field == "bytes":
+            break
+        if not field.endswith("_name"):
+            found[field] = _named(row, field) if value is not None else "-"
+    return found
 
 
-def plain_lines(rows: Iterable[Row], total: Callable[[], str] | None = None) -> list[str]:
-    """The kernel sample's format: a header, then ``src.port -> dst.port bytes packets proto …``."""
+def rate_title(field: str, bits: bool) -> str:
+    """The title of a column of rates: ``bytes/s``, ``bit/s``, ``packets/s``, ``sent/s``."""
+    if field == "bytes":
+        return "bit/s" if bits else "bytes/s"
+    return f"{field.removeprefix('bytes_')}/s"
+
+
+def rate_text(value: float, bits: bool = False) -> str:
+    """Bytes per second as people read them: ``1.20 MB/s``, ``9.60 Mbit/s``."""
+    return human(value * 8, "bit/s") if bits else human(value, "B/s")
+
+
+def figures(row: Row, bits: bool) -> list[tuple[str, str, int]]:
+    """The live view's columns of figures: (title, text, rank), all of them with SI prefixes."""
+    host = "host" in row
+
+    def size(field: str, rank: int) -> tuple[str, str, int]:
+        title = "sent" if host and field == "bytes" else field.removeprefix("bytes_")
+        return title, human(row[field], "B"), rank
+
+    def rate(field: str, rank: int) -> tuple[str, str, int]:
+        title = "sent/s" if host and field == "bytes" else rate_title(field, bits)
+        value = row[f"{field}_per_s"] or 0
+        return title, human(value * 8, "bit") if bits else human(value, "B"), rank
+
+    pace = "pkt/s", human(row["packets_per_s"] or 0), 3
+    count = "packets", human(row["packets"]), 4
+    if host:
+        both = [size("bytes_received", 2), rate("bytes_received", 0)]
+        return [size("bytes", 2), rate("bytes", 0), *both, count, pace]
+    found = [size("bytes", 1), rate("bytes", 0), count, pace]
+    if "bytes_sent" in row:
+        found += [rate("bytes_sent", 2), rate("bytes_received", 2)]
+    return found
+
+
+def _plain(row: Row, field: str, bits: bool) -> str:
+    """A figure in plain digits: a program that reads a pipe takes a blank for the field's end."""
+    value = row[field]
+    if value is None:
+        return "-"
+    if not field.endswith("_per_s"):
+        return str(value)
+    if field.startswith("packets"):
+        return f"{value:.1f}"
+    return f"{value * 8 if bits else value:.0f}"
+
+
+def plain_table(rows: list[Row], bits: bool = False) -> list[str]:
+    """Rows of sums as aligned lines, figures in plain digits."""
+    if not rows:
+        return []
+    names = list(cells(rows[0]))
+    every = list(rows[0])
+    fields = every[every.index("bytes") :]
+    texts = [cells(row) for row in rows]
+    names = [name for name in names if any(text[name] for text in texts)]
+    titles = names[:]
+    for field in fields:
+        base = field.removesuffix("_per_s")
+        titles.append(field if base == field else rate_title(base, bits))
+    body = [
+        [*(text[name] for name in names), *(_plain(row, field, bits) for field in fields)]
+        for row, text in zip(rows, texts, strict=True)
+    ]
+    return table(titles, body, right=[False] * len(names) + [True] * len(fields))
+
+
+def plain_lines(
+    rows: Iterable[Row], total: Callable[[], str] | None = None, *, bits: bool = False
+) -> list[str]:
+    """The kernel sample's format: a header, then ``src.port -> dst.port bytes packets …``.
+
+    Rates stand behind the totals, where the rows have some.
+    """
+    fields = ["bytes", "packets"]
+    titles = fields[:]
+    found = list(rows)
+    if found and found[0].get("bytes_per_s") is not None:
+        fields += ["bytes_per_s", "packets_per_s"]
+        titles += [rate_title("bytes", bits), "packets/s"]
     body = []
-    for row in rows:
-        source, target, name, outer = cells(row)
-        body.append((source, target, str(row["bytes"]), str(row["packets"]), name, outer))
-    widths = [max((len(line[i]) for line in body), default=0) for i in range(5)]
-    lines = ["IP src.port -> dst.port bytes packets proto"]
-    for source, target, size, packets, name, outer in body:
-        text = (
-            f"{source:{widths[0]}} -> {target:{widths[1]}} {size:>{widths[2]}} "
-            f"{packets:>{widths[3]}} {name:{widths[4]}} {outer}"
-        )
-        lines.append(text.rstrip())
+    for row in found:
+        words = list(cells(row).values())
+        figures = [_plain(row, field, bits) for field in fields]
+        body.append((*words[:2], *figures, *words[2:]))
+    count = len(fields)
+    widths = [max((len(line[i]) for line in body), default=0) for i in range(count + 5)]
+    where = any(line[count + 3] for line in body)
+    titles += ["proto", "interface"] if where else ["proto"]
+    lines = [f"IP src.port -> dst.port {' '.join(titles)}"]
+    for line in body:
+        left = f"{line[0]:{widths[0]}} -> {line[1]:{widths[1]}} "
+        middle = " ".join([f"{line[i]:>{widths[i]}}" for i in range(2, 2 + count)])
+        names = [f"{line[i]:{widths[i]}}" for i in range(2 + count, 4 + count) if widths[i]]
+        lines.append(" ".join([left + middle, *names, line[-1]]).rstrip())
     if total is not None:
         lines.append(total())
     return lines

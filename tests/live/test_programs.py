@@ -29,7 +29,9 @@ FIELDS = {
     "sock_example": ["proto", "packets"],
     "sockex1": ["proto", "bytes"],
     "sockex2": ["dst", "bytes", "packets"],
-    "sockex3": ["src", "sport", "dst", "dport", "proto", "vlan", "tunnel", "bytes", "packets"],
+    "sockex3": (
+        "src sport dst dport proto vlan tunnel bytes packets bytes_per_s packets_per_s".split()
+    ),
     "fanout": ["socket", "flows", "bytes", "packets"],
 }
 SUMMARY = [
@@ -41,6 +43,8 @@ SUMMARY = [
     "nonip_bytes",
     "unattributed_packets",
     "unattributed_bytes",
+    "bytes_per_s",
+    "packets_per_s",
 ]
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -104,7 +108,7 @@ def test_the_demo_shows_its_own_traffic(name: str, ns: NetNS) -> None:
     plain = [row for row in rows if "summary" not in row]
     for row in plain:
         assert list(row)[2:] == FIELDS[name]
-    field = FIELDS[name][-1]
+    field = [title for title in FIELDS[name] if not title.endswith("_per_s")][-1]
     assert sum(int(str(row[field])) for row in plain if row["round"] == 1) > 0
     if "proto" in FIELDS[name]:
         assert {"tcp", "udp", "icmp", "ipv6-icmp"} <= {row["proto"] for row in plain}
@@ -156,6 +160,11 @@ def test_sockex3_counts_per_flow_and_sums_up(ns: NetNS) -> None:
     rows = rows_of(out)
     stamps = [(row.pop("ts"), row.pop("round")) for row in rows]
     assert {round_ for _, round_ in stamps} == {0}
+    assert list(rows[2]) == SUMMARY
+    rates = [(row.pop("bytes_per_s"), row.pop("packets_per_s")) for row in rows]
+    # All over the same interval: the time that the program ran.
+    passed = [row["bytes"] / rate for row, (rate, _) in zip(rows, rates, strict=True)]
+    assert passed == pytest.approx([passed[0]] * 3, rel=0.05)
     assert rows[0] == {
         "src": "127.0.0.1",
         "sport": first,
@@ -168,7 +177,6 @@ def test_sockex3_counts_per_flow_and_sums_up(ns: NetNS) -> None:
         "packets": 7,
     }
     assert (rows[1]["src"], rows[1]["sport"], rows[1]["packets"]) == ("::1", second, 3)
-    assert list(rows[2]) == SUMMARY
     assert rows[2] == {
         "summary": True,
         "packets": 10,
@@ -185,11 +193,14 @@ def test_sockex3_plain_lines(ns: NetNS) -> None:
     with running("sockex3", "--netns", path_of(ns), "--no-demo", "-t", "30") as program:
         sport = udp(ns, 7, 100, "127.0.0.1", 53)
         _, out, _ = program.end()
-    assert out.splitlines() == [
-        "IP src.port -> dst.port bytes packets proto",
-        f"127.0.0.1.{sport} -> 127.0.0.1.53 994 7 udp",
-        "total 994 bytes 7 packets in 1 flows",
-    ]
+    head, flow, total = out.splitlines()
+    assert head == "IP src.port -> dst.port bytes packets bytes/s packets/s proto"
+    # The rates are over the time that the program ran: the sockets do not say how long that was.
+    start = re.escape(f"127.0.0.1.{sport} -> 127.0.0.1.53 994 7 ")
+    rates = re.fullmatch(rf"{start}(\d+) (\d+\.\d) udp", flow)
+    assert rates, flow
+    assert int(rates[1]) > 0
+    assert total == "total 994 bytes 7 packets in 1 flows"
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,12 @@
 
 A flow is a plain tuple, so that a hundred thousand of them cost little::
 
-    (src, dst, sport, dport, proto, outer, bytes, packets)
+    (src, dst, sport, dport, proto, outer, bytes, packets, interface)
 
 ``src`` and ``dst`` are 4 or 16 bytes in network byte order.  ``sport`` and ``dport`` are None if
 the flow has no ports.  ``proto`` is the IP protocol number.  ``outer`` is None or (VLAN ids,
-tunnels), each list outermost first; a tunnel is (type, source, destination, id or None).
+tunnels), each outermost first; a tunnel is (type, source, destination, id or None).
+``interface`` is the number that the loader gave the interface, 0 where only one is watched.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from bpfkit.core.object import Object
 
     Tunnel: TypeAlias = tuple[str, bytes, bytes, int | None]
-    Outer: TypeAlias = tuple[list[int], list[Tunnel]]
-    Flow: TypeAlias = tuple[bytes, bytes, int | None, int | None, int, Outer | None, int, int]
+    Outer: TypeAlias = tuple[tuple[int, ...], tuple[Tunnel, ...]]
+    Flow: TypeAlias = tuple[bytes, bytes, int | None, int | None, int, Outer | None, int, int, int]
 
 __all__ = ["ENTRY", "LAYERS", "SOURCE", "fill_jump", "read_flows"]
 
@@ -59,8 +60,9 @@ def read_flows(loaded: Object) -> list[Flow]:
             outers.get(outer),
             size,
             packets,
+            number,
         )
-        for src, dst, sport, dport, family, proto, flags, _, outer, packets, size in rows
+        for src, dst, sport, dport, family, proto, flags, number, outer, packets, size in rows
     ]
 
 
@@ -79,5 +81,5 @@ def _chains(rows: list[tuple[Any, ...]]) -> dict[int, Outer]:
                 continue
             size = 4 if family == 4 else 16
             tunnel.insert(0, (_TUNNELS[kind], src[:size], dst[:size], ident if has_id else None))
-        chains[start] = vlan, tunnel
+        chains[start] = tuple(vlan), tuple(tunnel)
     return chains
