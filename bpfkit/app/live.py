@@ -186,6 +186,10 @@ class LiveSink(Sink):
         for i, row in enumerate(rows):
             if "summary" in row:
                 continue
+            own: list[Any] = [row.get(field) for field in rated]
+            if rated and None not in own:
+                rates[i] = own
+                continue
             key = tuple(
                 [str(row[field]) for field in row if field not in counters and field not in rated]
             )
@@ -196,9 +200,9 @@ class LiveSink(Sink):
             else:
                 before = self._before.get(key, [0] * len(counters))
                 rates[i] = [max(0, a - b) / passed for a, b in zip(totals, before, strict=True)]
-            for at, field in enumerate(rated):
-                if row.get(field) is not None:
-                    rates[i][at] = row[field]
+            for at, rate in enumerate(own):
+                if rate is not None:
+                    rates[i][at] = rate
         self._before, self._when = seen, now
         return rates
 
@@ -211,14 +215,16 @@ class LiveSink(Sink):
         app = self.app
         table: list[tuple[dict[str, str], list[tuple[str, str, int]]]] = []
         words = self._words.casefold().split()
-        for row, rates in self._shown:
+        # Text is made of those rows only that are drawn, unless it says which rows those are.
+        all_rows = bool(words or self._sort)
+        for row, rates in self._shown if all_rows else self._shown[:most]:
             texts = {title: printable(text) for title, text in app.text_cells(row).items()}
             line = " ".join(texts.values()).casefold()
             if all(word in line for word in words):
                 table.append((texts, app.figure_cells(row, rates)))
         if self._sort:
             self._order(table)
-        total = len(table)
+        total = len(table) if all_rows else len(self._shown)
         table = table[:most]
         texts, figures = table[0] if table else ({}, [])
         ranks = _ranks(app, [*texts], {title: rank for title, _, rank in figures})

@@ -45,6 +45,8 @@ _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _ADDRESSES_EVERY = 25
 #: Seconds between looks in the background: a socket that is open for less may be missed.
 _EVERY_S = 0.2
+#: The time between looks is at least so many times the CPU time of a look.
+_SHARE = 30
 
 
 class Owner:
@@ -176,8 +178,14 @@ class Owners:
 
     def _work(self) -> None:
         """Look again and again, in the namespace of the thread that made this object."""
-        while not self._end.wait(_EVERY_S):
+        from time import thread_time
+
+        pause = _EVERY_S
+        while not self._end.wait(pause):
+            begun = thread_time()
             self.look()
+            # On a machine with very many processes: at most a fraction of a CPU.
+            pause = min(max(_EVERY_S, (thread_time() - begun) * _SHARE), 1.0)
 
     def close(self) -> None:
         """Stop looking, unload the iterator."""

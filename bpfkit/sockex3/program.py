@@ -384,6 +384,17 @@ class Sockex3(TapApp):
                     row[field] = None
         return rows
 
+    def cycle_by(self) -> str:
+        """The next of ``--by``; a sort that is for flows only gives way to the default."""
+        from bpfkit.sockex3.flow_rows import FIGURES
+        from bpfkit.sockex3.groups import BY
+
+        options = self.options
+        options.by = BY[(BY.index(options.by) + 1) % len(BY)]
+        if options.by != "flow" and options.sort not in FIGURES:
+            options.sort = "rate"
+        return str(options.by)
+
     # -- for people
 
     def lines(self, rows: list[Row]) -> Iterable[str]:
