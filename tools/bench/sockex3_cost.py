@@ -53,7 +53,8 @@ CLIENT, SERVER = "10.77.0.1", "10.77.0.2"
 DEVICE = "eth0"
 ELSEWHERE = "02:00:00:00:00:99"
 BURSTS = 20  # per second: each waits for a grace period of RCU
-WARM_UP_S = 1.5
+WARM_UP_S, PATIENCE_S = 1.5, 30
+STARTED_NS = 80_000_000  # of CPU time in a second: it is at work, and not starting any more
 
 
 def watchers(directory: str) -> dict[str, list[str]]:
@@ -103,10 +104,20 @@ class Watcher:
         self._said = b""
         self._reader = Thread(target=self._read, args=(master,), daemon=True)
         self._reader.start()
-        time.sleep(WARM_UP_S)
+        self._settle()
         if self.process.poll() is not None:
             said = self._said.decode(errors="replace").strip().rpartition("\n")[2]
             raise BpfkitError(f"{argv[0]} ended", why=said)
+
+    def _settle(self) -> None:
+        """Wait until it has started: it works for a while, then waits for packets."""
+        time.sleep(WARM_UP_S)
+        deadline = time.monotonic() + PATIENCE_S
+        quiet = 0
+        while quiet < 2 and time.monotonic() < deadline and self.process.poll() is None:
+            before = self.cpu_ns()
+            time.sleep(1)
+            quiet = quiet + 1 if self.cpu_ns() - before < STARTED_NS else 0
 
     def _read(self, master: int) -> None:
         try:
