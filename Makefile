@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Short names for what tools/bootstrap.sh does; nothing is built.
-.PHONY: run test check format bench clean
+.PHONY: run test check format bench clean vm-test vm-matrix
 
 run:
 	tools/bootstrap.sh run
@@ -35,6 +35,13 @@ bench:
 	/usr/bin/python3 tools/bench/trace_events.py
 	/usr/bin/python3 tools/bench/profile_samples.py
 	-/usr/bin/python3 tools/bench/lsm.py
+
+# On stock kernels in VMs (tools/vm.md).
+vm-matrix:
+	/usr/bin/python3 tools/vm_matrix.py --page $(KERNELS)
+
+vm-test:
+	/usr/bin/python3 tools/vm_matrix.py --what-is-missing-here $(if $(LIVE),--live) 6.1
 
 clean:
 	/usr/bin/python3 -m bpfkit clean --cache

@@ -1,0 +1,453 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Run every program's --check and the map tour on stock kernels, and print what each kernel does.
+
+    tools/vm_matrix.py [OPTION ...] [VERSION ...]     5.10 6.1 6.12 … by default: all eleven
+
+Each kernel is one VM in which all programs run, two VMs side by side.  Results are printed as they
+come; .vm/matrix.json has them all, and --page writes tools/matrix.md.  A kernel that dies is booted
+again for what is left.  --what-is-missing-here asks this machine first, and runs only the programs
+that its kernel answers 77 to.
+
+exit status: 0 every cell is green or names what the kernel lacks; 1 a cell failed, or no kernel
+could be run; 77 there can be no VM here
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from vm_cells import (
+    FAILED,
+    NOT_RUN,
+    UNSUPPORTED,
+    VERIFIED,
+    Cell,
+    map_cells,
+    markdown,
+    parse_config,
+    program_cell,
+    reason,
+    text_table,
+    type_cell,
+    version_of,
+)
+from vm_guest.image import UNPACKED, Kernel, VmError, find_kernel, static_busybox
+from vm_kernels import VERSIONS, Archive, fetch
+
+TOP = Path(__file__).resolve().parents[1]
+VM = TOP / "tools/vm.py"
+CELLS = TOP / "tools/vm_guest/cells.py"
+PAGE = TOP / "tools/matrix.md"
+PYTHON = "/usr/bin/python3"
+#: Seconds that a guest may say nothing beyond a program's own limit before it is given up.
+SILENCE_S = 120.0
+#: The newest and those that most people run come first: a run that is interrupted has them.
+FIRST = ("6.1", "7.3", "6.12", "5.10")
+
+
+def catalog() -> dict[str, list[str]]:
+    """The programs and their types, without BPF_PROG_TYPE_."""
+    sys.path.insert(0, str(TOP))
+    from bpfkit.commands.catalog import programs
+
+    return {
+        cls.name: [kind.removeprefix("BPF_PROG_TYPE_") for kind in cls.types()]
+        for cls in programs()
+    }
+
+
+def command(name: str) -> str:
+    """What is run of a program: its --check; of the tour the rows, whose failures fail it too."""
+    return f"{PYTHON} -m bpfkit.{name} " + ("--json" if name == "maps" else "--check")
+
+
+def config_of(kernel: Kernel, folder: Path) -> dict[str, str]:
+    """The configuration in a kernel's package; empty if it is in none of its parts."""
+    places = [kernel.modules / "config", folder / "boot" / f"config-{kernel.release}"]
+    for path in places:
+        if path.exists():
+            return parse_config(path.read_text())
+    return {}
+
+
+def kernel_words(config: Mapping[str, str]) -> str:
+    """What a kernel needs on its command line: LSM programs, where its own list lacks them."""
+    lsms = config.get("CONFIG_LSM", "")
+    if lsms and "bpf" not in lsms.split(",") and config.get("CONFIG_BPF_LSM") == "y":
+        return f"lsm={lsms},bpf"
+    return ""
+
+
+class Matrix:
+    """The runs on all kernels; ``kernels`` is what is written to the JSON file."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.programs = catalog()
+        self.kernels: dict[str, dict[str, Any]] = {}
+        self.lock = threading.Lock()
+
+    def say(self, text: str) -> None:
+        with self.lock:
+            print(text, flush=True)
+
+    # --- one kernel ------------------------------------------------------------------------------
+
+    def run_kernel(self, version: str, folder: Path) -> None:
+        """Every program on one kernel; fills its entry of ``kernels``."""
+        kernel = find_kernel(str(folder))
+        config = config_of(kernel, folder)
+        started = time.monotonic()
+        cache = self._warm(version, kernel, folder)
+        answers: dict[str, dict[str, Any]] = {}
+        left = [name for name in self.programs if self._wanted(name)]
+        boots = 0
+        while left:
+            before = len(left)
+            boots += 1
+            last, tail = self._boot(kernel, folder, config, cache, left, version, answers)
+            left = [name for name in left if name not in answers]
+            if last and last in left:
+                why = "the kernel died: " + tail
+                answers[last] = {"status": 125, "seconds": 0, "out": "", "err": why}
+                self.say(f"{version:>5}  {last:24} FAILED  {why}")
+                left.remove(last)
+            if len(left) == before:
+                self.say(f"{version:>5}  the VM does not run: {tail}")
+                break
+        cells = {
+            name: program_cell(answer, kernel.release, config) for name, answer in answers.items()
+        }
+        rows = []
+        for line in answers.get("maps", {}).get("out", "").splitlines():
+            if line.startswith("{"):
+                row = json.loads(line)
+                rows += [row] if "type" in row and "status" in row else []
+        maps = map_cells(rows, kernel.release, config)
+        if "maps" in cells and cells["maps"].state == VERIFIED:
+            wrong = [name for name, cell in maps.items() if cell.state == FAILED]
+            if wrong:
+                cells["maps"] = Cell(FAILED, f"{wrong[0]}: {maps[wrong[0]].why}")
+        self.kernels[version] |= {
+            "release": kernel.release,
+            "boots": boots,
+            "seconds": round(time.monotonic() - started),
+            "programs": {name: cell._asdict() for name, cell in cells.items()},
+            "maps": {name: cell._asdict() for name, cell in maps.items()},
+        }
+
+    def _wanted(self, name: str) -> bool:
+        return not self.options.program or name in self.options.program
+
+    def _warm(self, version: str, kernel: Kernel, folder: Path) -> Path:
+        """The cache that the guest shares, with what this machine could compile for it."""
+        cache = UNPACKED / "cache" / kernel.release
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        cache = cache.resolve()
+        words = [PYTHON, str(TOP / "tools/vm_warm.py"), str(folder), str(cache)]
+        done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        said = (done.stdout + done.stderr).strip().splitlines() or ["said nothing"]
+        if done.returncode:
+            self.say(f"{version:>5}  the guest compiles all programs itself: {said[-1]}")
+        else:
+            self.say(f"{version:>5}  {kernel.release}: {said[0]} on this machine")
+        return cache
+
+    def _boot(
+        self,
+        kernel: Kernel,
+        folder: Path,
+        config: Mapping[str, str],
+        cache: Path,
+        left: Sequence[str],
+        version: str,
+        answers: dict[str, dict[str, Any]],
+    ) -> tuple[str, str]:
+        """One VM; returns (the program that was running when it ended, why it ended)."""
+        limit = self.options.timeout
+        words = [PYTHON, str(VM), "--kernel", str(folder), "--mem", self.options.mem]
+        words += ["--share", str(cache), "--env", f"BPFKIT_CACHE={cache}"]
+        append = kernel_words(config)
+        if append:
+            words.append(f"--append={append}")
+        words += ["--", PYTHON, str(CELLS), str(limit)]
+        words += [f"{name}={command(name)}" for name in left]
+        running = ""
+        with tempfile.TemporaryFile("w+", errors="replace") as err:
+            process = subprocess.Popen(
+                words,
+                cwd=TOP,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=err,
+                text=True,
+                errors="replace",
+            )
+            assert process.stdout is not None
+            heard = [time.monotonic()]
+            done = threading.Event()
+
+            def watch() -> None:
+                while not done.wait(1):
+                    if time.monotonic() > heard[0] + limit + SILENCE_S:
+                        process.terminate()
+                        return
+
+            watcher = threading.Thread(target=watch, daemon=True)
+            watcher.start()
+            for line in process.stdout:
+                heard[0] = time.monotonic()
+                try:
+                    answer = json.loads(line)
+                except ValueError:
+                    continue
+                if not isinstance(answer, dict) or "name" not in answer:
+                    continue
+                running = answer["name"]
+                if "status" in answer:
+                    answers[running] = answer
+                    cell = program_cell(answer, kernel.release, config)
+                    mark = {VERIFIED: "ok", UNSUPPORTED: "-"}.get(cell.state, "FAILED")
+                    self.say(
+                        f"{version:>5}  {running:24} {mark:7} {cell.seconds:5.1f} s  "
+                        f"{cell.why}".rstrip()
+                    )
+                    running = ""
+            done.set()
+            process.wait()
+            err.seek(0)
+            lines = [line.strip() for line in err if line.strip()]
+        for line in lines:
+            if "complained" in line:
+                self.kernels[version].setdefault("complaints", []).extend(
+                    lines[lines.index(line) : lines.index(line) + 30]
+                )
+                break
+        bad = [line for line in lines if "panic" in line or "BUG" in line or "RIP" in line]
+        return running, (bad or lines or [f"exit status {process.returncode}"])[-1][:300]
+
+    def missing_here(self) -> list[str]:
+        """The programs whose --check answers 77 on this machine's kernel."""
+        words = [PYTHON, str(CELLS), str(self.options.timeout)]
+        words += [f"{name}={command(name)}" for name in self.programs if self._wanted(name)]
+        found = []
+        with subprocess.Popen(words, cwd=TOP, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                answer = json.loads(line)
+                if answer.get("status") == 77:
+                    found.append(answer["name"])
+                    self.say(f" here  {answer['name']:24} -       {reason(answer['err'])}")
+        return found
+
+    # --- all kernels -----------------------------------------------------------------------------
+
+    def run(self, versions: Sequence[str]) -> None:
+        """Fetch and run all; two at a time."""
+        archive = Archive()
+        jobs: queue.Queue[tuple[str, Path]] = queue.Queue()
+        order = sorted(versions, key=lambda v: (FIRST.index(v) if v in FIRST else 9, version_of(v)))
+        threads = [
+            threading.Thread(target=self._work, args=(jobs,), daemon=True)
+            for _ in range(self.options.jobs)
+        ]
+        for thread in threads:
+            thread.start()
+        for version in order:
+            self.kernels[version] = {}
+            try:
+                if self.options.kernel_dir:
+                    folder = Path(self.options.kernel_dir)
+                    find_kernel(str(folder))
+                else:
+                    folder = fetch(version, archive)
+            except VmError as error:
+                why = " ".join(str(error).split("\n"))
+                self.kernels[version]["why"] = why
+                self.say(f"{version:>5}  not run: {why}")
+                continue
+            jobs.put((version, folder))
+        for _ in threads:
+            jobs.put(("", Path()))
+        for thread in threads:
+            thread.join()
+
+    def _work(self, jobs: queue.Queue[tuple[str, Path]]) -> None:
+        while True:
+            version, folder = jobs.get()
+            if not version:
+                return
+            try:
+                self.run_kernel(version, folder)
+            except (OSError, VmError, ValueError, KeyError) as error:
+                self.kernels[version]["why"] = str(error)
+                self.say(f"{version:>5}  not run: {error}")
+
+
+def cell_of(entry: Mapping[str, Any], part: str, name: str) -> Cell:
+    """A cell of the JSON file."""
+    found = entry.get(part, {}).get(name)
+    return Cell(**found) if found else Cell(NOT_RUN, entry.get("why", "not run"))
+
+
+def tables(data: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]]]:
+    """The three tables of a matrix: program types, map types, programs."""
+    kernels, programs = data["kernels"], data["programs"]
+    from bpfkit.core.kernel.constants import PROG_TYPES
+
+    cells = {
+        version: {name: Cell(**cell) for name, cell in entry.get("programs", {}).items()}
+        for version, entry in kernels.items()
+    }
+    types = {
+        kind.lower(): [type_cell(programs, cells[version], kind) for version in kernels]
+        for kind in PROG_TYPES[1:]
+    }
+    names = dict.fromkeys(name for entry in kernels.values() for name in entry.get("maps", {}))
+    maps = {name: [cell_of(kernels[v], "maps", name) for v in kernels] for name in names}
+    rows = {name: [cell_of(kernels[v], "programs", name) for v in kernels] for name in programs}
+    return {"program type": types, "map type": maps, "program": rows}
+
+
+def page(data: Mapping[str, Any]) -> str:
+    """tools/matrix.md."""
+    kernels = data["kernels"]
+    ran = {version: entry for version, entry in kernels.items() if entry.get("programs")}
+    shown = {**data, "kernels": ran}
+    lines = [
+        "# What works on which kernel",
+        "",
+        "Made by `make vm-matrix`: every program's `--check` and the map tour, in a VM, on stock "
+        "kernels of the",
+        "distribution's archive. ✔ verified · – the kernel lacks what the number says · ✘ failed · "
+        "blank: not run.",
+        "No list says what a kernel should lack: the program names it, and the name is held "
+        "against the kernel's",
+        "own configuration.",
+        "",
+        "Kernels: " + ", ".join(entry["release"] for entry in ran.values()) + ".",
+    ]
+    missing = [f"{version}: {entry['why']}" for version, entry in kernels.items() if "why" in entry]
+    if missing:
+        lines += ["", "Not run:", ""] + [f"- {text}" for text in missing]
+    for title, rows in tables(shown).items():
+        lines += ["", f"## By {title}", "", *markdown(title, list(ran), rows)]
+    return "\n".join(lines) + "\n"
+
+
+def check_machine() -> None:
+    """What a VM needs, said before anything is downloaded.
+
+    :raises VmError: it is missing.
+    """
+    if not shutil.which("qemu-system-x86_64"):
+        raise VmError("no qemu-system-x86_64 here\napt-get install qemu-system-x86")
+    static_busybox()
+
+
+def run_live(options: argparse.Namespace) -> int:
+    """tests/live on the first kernel; pytest's status."""
+    version = (options.versions or VERSIONS)[0]
+    folder = options.kernel_dir or str(fetch(version, Archive()))
+    print(f"{version:>5}  tests/live", flush=True)
+    words = [PYTHON, str(VM), "--kernel", folder, "--mem", "3072M", "--"]
+    words += [PYTHON, "-m", "pytest", "-p", "no:cacheprovider", "tests/live"]
+    return subprocess.run(words, cwd=TOP, stdin=subprocess.DEVNULL).returncode
+
+
+def merged(path: Path, new: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file has of other kernels and programs, and the new results over it."""
+    try:
+        old = json.loads(path.read_text())["kernels"]
+    except (OSError, ValueError, KeyError):
+        old = {}
+    kernels: dict[str, dict[str, Any]] = {}
+    for version in sorted({*old, *new["kernels"]}, key=version_of):
+        before, now = old.get(version, {}), new["kernels"].get(version)
+        if now is None:
+            kernels[version] = before
+            continue
+        kernels[version] = dict(now)
+        if before.get("release") == now.get("release"):
+            for part in ("programs", "maps"):
+                kernels[version][part] = {**before.get(part, {}), **now.get(part, {})}
+    return {**new, "kernels": kernels}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument
+    add("versions", nargs="*", metavar="VERSION", help="such as 6.12")
+    add("--program", action="append", default=[], metavar="NAME", help="only this program")
+    add("--jobs", type=int, default=2, help="VMs side by side (default 2)")
+    add("--mem", default="2048M", help="memory of each VM (default 2048M)")
+    add("--timeout", type=float, default=300, metavar="S", help="limit for a program (300)")
+    add("--json", type=Path, default=UNPACKED / "matrix.json", metavar="FILE", help="the results")
+    add("--kernel-dir", default="", metavar="DIR", help="an unpacked kernel instead of VERSION's")
+    add("--page", action="store_true", help="write tools/matrix.md from the results")
+    add("--what-is-missing-here", action="store_true", help="only what answers 77 on this kernel")
+    add("--live", action="store_true", help="then tests/live in the VM of the first kernel")
+    add("--no-run", action="store_true", help="run nothing: tables of the results that there are")
+    options = parser.parse_args()
+    wrong = [v for v in options.versions if v not in VERSIONS and not options.kernel_dir]
+    if wrong:
+        parser.error(f"no version {wrong[0]} in the matrix: {' '.join(VERSIONS)}")
+    matrix = Matrix(options)
+    unknown = [name for name in options.program if name not in matrix.programs]
+    if unknown:
+        parser.error(f"no program named {unknown[0]}")
+    started = time.monotonic()
+    live = 0
+    try:
+        if not options.no_run:
+            check_machine()
+            if options.what_is_missing_here:
+                options.program = matrix.missing_here()
+            if options.program or not options.what_is_missing_here:
+                matrix.run(options.versions or VERSIONS)
+            live = run_live(options) if options.live else 0
+    except VmError as error:
+        print(f"vm_matrix: {error}", file=sys.stderr)
+        return 77
+    except KeyboardInterrupt:
+        print("vm_matrix: interrupted; the results so far:", file=sys.stderr)
+    data = merged(options.json, {"programs": matrix.programs, "kernels": matrix.kernels})
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(data, indent=1) + "\n")
+    ran = [version for version, entry in data["kernels"].items() if entry.get("programs")]
+    for rows in tables(data).values():
+        print("\n".join(["", *text_table(list(data["kernels"]), rows)]))
+    if options.page:
+        PAGE.write_text(page(data))
+    cells = [
+        cell["state"]
+        for version in matrix.kernels
+        for cell in data["kernels"][version].get("programs", {}).values()
+    ]
+    print(
+        f"\n{cells.count(VERIFIED)} verified, {cells.count(UNSUPPORTED)} unsupported, "
+        f"{cells.count(FAILED)} failed, on {len(ran)} kernels, in "
+        f"{time.monotonic() - started:.0f} s"
+    )
+    return 1 if live or FAILED in cells or not ran else 0
+
+
+if __name__ == "__main__":
+    os.umask(0o022)
+    sys.exit(main())
