@@ -67,10 +67,10 @@ def contradiction(why: str, release: str, config: Mapping[str, str]) -> str:
 
 
 def short(text: str) -> str:
-    """The line of a program's output that says why: the last one that is no progress."""
+    """The line of a program's output that says why: what failed, else the last one."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    failed = [line for line in lines if "FAILED" in line]
-    return (failed or lines or ["said nothing"])[0 if failed else -1][:300]
+    telling = [line for line in lines if "FAILED" in line or "internal error" in line]
+    return (telling or lines[-1:] or ["said nothing"])[0][:300]
 
 
 def reason(err: str) -> str:

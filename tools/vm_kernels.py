@@ -3,6 +3,7 @@
 """Stock kernels of the distribution's archive: found, downloaded and unpacked, never installed.
 
     tools/vm_kernels.py [VERSION ...]        5.10 6.1 … by default: all of the matrix
+    tools/vm_kernels.py newest               the newest that the backports have
 
 Each kernel goes to .vm/kernels/VERSION, ready for ``tools/vm.py --kernel``.  The archive's address
 comes from this machine's apt configuration; its other suites are read into a package list of their
@@ -34,6 +35,8 @@ VERSIONS = "5.10 6.1 6.12 6.16 6.17 6.18 6.19 7.0 7.1 7.2 7.3".split()
 SUITES = (
     "bullseye bookworm bookworm-backports trixie trixie-backports forky sid experimental".split()
 )
+#: Those with the newest kernels and little else: their lists are read in a second.
+BACKPORTS = ("bookworm-backports", "trixie-backports")
 KERNELS = UNPACKED / "kernels"
 #: Hours after which the package lists are read again.
 LISTS_AGE_H = 24.0
@@ -139,8 +142,9 @@ def choose(packages: Sequence[Package], wanted: str) -> Candidate:
 class Archive:
     """Debian's archive as apt knows it on this machine, with a package list of our own."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, suites: Sequence[str] = SUITES) -> None:
         self.folder = folder or UNPACKED / "apt"
+        self.suites = suites
         if not shutil.which("apt-get"):
             raise VmError("no apt-get here: the stock kernels come from Debian's archive")
         self._packages: list[Package] | None = None
@@ -194,7 +198,7 @@ class Archive:
         text = "".join(
             f"Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\n{signed}\n"
             for uri in where[:1]
-            for suite in SUITES
+            for suite in self.suites
         )
         (self.folder / "kernels.sources").write_text(text)
         done = self._apt("apt-get", "update", "-q")
@@ -267,6 +271,26 @@ class Archive:
             raise VmError(f"cannot download {' '.join(names)}: {done.stderr.strip()}")
 
 
+def newest(archive: Archive) -> str:
+    """The newest version of the matrix that the archive has in full.
+
+    :raises VmError: it has none.
+    """
+    archive.update()
+    for wanted in reversed(VERSIONS):
+        try:
+            choose(archive.packages(), wanted)
+            return wanted
+        except VmError:
+            continue
+    raise VmError("no kernel in the archive's suites " + ", ".join(archive.suites))
+
+
+def unpacked() -> dict[str, Path]:
+    """The kernels that are here already, oldest first: version -> folder."""
+    return {v: KERNELS / v for v in VERSIONS if (KERNELS / v / "packages").exists()}
+
+
 def fetch(wanted: str, archive: Archive, refresh: bool = False) -> Path:
     """The folder of an unpacked kernel of a version; downloaded if need be.
 
@@ -302,13 +326,18 @@ def main() -> int:
     parser.add_argument("--refresh", action="store_true", help="take newer ones of the archive")
     parser.add_argument("--list", action="store_true", help="show what the archive has")
     options = parser.parse_args()
-    unknown = [name for name in options.versions if not re.fullmatch(r"\d+\.\d+", name)]
+    latest = options.versions == ["newest"]
+    names = [] if latest else options.versions
+    unknown = [name for name in names if not re.fullmatch(r"\d+\.\d+", name)]
     if unknown:
         parser.error(f"{unknown[0]} is no version such as 6.12")
     status = 0
     try:
-        archive = Archive()
-        for wanted in options.versions or VERSIONS:
+        archive = Archive(UNPACKED / "apt-newest", BACKPORTS) if latest else Archive()
+        if latest:
+            here = list(unpacked())
+            names = [here[-1] if here and not options.refresh else newest(archive)]
+        for wanted in names or VERSIONS:
             try:
                 if options.list:
                     archive.update()
@@ -319,7 +348,7 @@ def main() -> int:
                     print(f"kernel {wanted}: {find_kernel(str(folder)).release} in {folder}")
             except VmError as error:
                 if not archive.folder.joinpath("read").exists():
-                    raise
+                    raise  # nothing can be had
                 print(f"kernel {wanted}: {error}", file=sys.stderr)
                 status = 1
     except VmError as error:

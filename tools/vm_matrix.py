@@ -5,9 +5,9 @@
     tools/vm_matrix.py [OPTION ...] [VERSION ...]     5.10 6.1 6.12 … by default: all eleven
 
 Each kernel is one VM in which all programs run, two VMs side by side.  Results are printed as they
-come; .vm/matrix.json has them all, and --page writes tools/matrix.md.  A kernel that dies is booted
-again for what is left.  --what-is-missing-here asks this machine first, and runs only the programs
-that its kernel answers 77 to.
+come; .vm/matrix.json has them all, .vm/logs what each program said, and --page writes
+tools/matrix.md.  A kernel that dies is booted again for what is left.  --what-is-missing-here asks
+this machine first, and runs only the programs that its kernel answers 77 to.
 
 exit status: 0 every cell is green or names what the kernel lacks; 1 a cell failed, or no kernel
 could be run; 77 there can be no VM here
@@ -20,6 +20,7 @@ import json
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -100,6 +101,7 @@ class Matrix:
         self.programs = catalog()
         self.kernels: dict[str, dict[str, Any]] = {}
         self.lock = threading.Lock()
+        self.guests: set[subprocess.Popen[str]] = set()
 
     def say(self, text: str) -> None:
         with self.lock:
@@ -114,41 +116,44 @@ class Matrix:
         started = time.monotonic()
         cache = self._warm(version, kernel, folder)
         answers: dict[str, dict[str, Any]] = {}
+        entry = self.kernels[version]
+        entry |= {"release": kernel.release, "boots": 0, "seconds": 0, "programs": {}, "maps": {}}
         left = [name for name in self.programs if self._wanted(name)]
-        boots = 0
         while left:
             before = len(left)
-            boots += 1
+            entry["boots"] += 1
             last, tail = self._boot(kernel, folder, config, cache, left, version, answers)
             left = [name for name in left if name not in answers]
             if last and last in left:
                 why = "the kernel died: " + tail
-                answers[last] = {"status": 125, "seconds": 0, "out": "", "err": why}
-                self.say(f"{version:>5}  {last:24} FAILED  {why}")
+                answer = {"status": 125, "seconds": 0, "out": "", "err": why}
+                answers[last] = answer
+                self._take(version, last, answer, config)
                 left.remove(last)
             if len(left) == before:
                 self.say(f"{version:>5}  the VM does not run: {tail}")
                 break
-        cells = {
-            name: program_cell(answer, kernel.release, config) for name, answer in answers.items()
-        }
-        rows = []
-        for line in answers.get("maps", {}).get("out", "").splitlines():
-            if line.startswith("{"):
-                row = json.loads(line)
+        entry["seconds"] = round(time.monotonic() - started)
+
+    def _take(
+        self, version: str, name: str, answer: Mapping[str, Any], config: Mapping[str, str]
+    ) -> None:
+        """Print a program's answer and keep its cells."""
+        entry = self.kernels[version]
+        cell = program_cell(answer, entry["release"], config)
+        if name == "maps":
+            rows = []
+            for line in answer["out"].splitlines():
+                row = json.loads(line) if line.startswith("{") else {}
                 rows += [row] if "type" in row and "status" in row else []
-        maps = map_cells(rows, kernel.release, config)
-        if "maps" in cells and cells["maps"].state == VERIFIED:
+            maps = map_cells(rows, entry["release"], config)
+            entry["maps"] = {name: cell._asdict() for name, cell in maps.items()}
             wrong = [name for name, cell in maps.items() if cell.state == FAILED]
             if wrong:
-                cells["maps"] = Cell(FAILED, f"{wrong[0]}: {maps[wrong[0]].why}")
-        self.kernels[version] |= {
-            "release": kernel.release,
-            "boots": boots,
-            "seconds": round(time.monotonic() - started),
-            "programs": {name: cell._asdict() for name, cell in cells.items()},
-            "maps": {name: cell._asdict() for name, cell in maps.items()},
-        }
+                cell = Cell(FAILED, f"{wrong[0]}: {maps[wrong[0]].why}", cell.seconds)
+        entry["programs"][name] = cell._asdict()
+        mark = {VERIFIED: "ok", UNSUPPORTED: "-"}.get(cell.state, "FAILED")
+        self.say(f"{version:>5}  {name:24} {mark:7} {cell.seconds:5.1f} s  {cell.why}".rstrip())
 
     def _wanted(self, name: str) -> bool:
         return not self.options.program or name in self.options.program
@@ -187,6 +192,8 @@ class Matrix:
         words += ["--", PYTHON, str(CELLS), str(limit)]
         words += [f"{name}={command(name)}" for name in left]
         running = ""
+        logs = UNPACKED / "logs" / version
+        logs.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile("w+", errors="replace") as err:
             process = subprocess.Popen(
                 words,
@@ -197,6 +204,7 @@ class Matrix:
                 text=True,
                 errors="replace",
             )
+            self.guests.add(process)
             assert process.stdout is not None
             heard = [time.monotonic()]
             done = threading.Event()
@@ -220,15 +228,12 @@ class Matrix:
                 running = answer["name"]
                 if "status" in answer:
                     answers[running] = answer
-                    cell = program_cell(answer, kernel.release, config)
-                    mark = {VERIFIED: "ok", UNSUPPORTED: "-"}.get(cell.state, "FAILED")
-                    self.say(
-                        f"{version:>5}  {running:24} {mark:7} {cell.seconds:5.1f} s  "
-                        f"{cell.why}".rstrip()
-                    )
+                    (logs / f"{running}.txt").write_text(answer["out"] + answer["err"])
+                    self._take(version, running, answer, config)
                     running = ""
             done.set()
             process.wait()
+            self.guests.discard(process)
             err.seek(0)
             lines = [line.strip() for line in err if line.strip()]
         for line in lines:
@@ -414,6 +419,11 @@ def main() -> int:
         parser.error(f"no program named {unknown[0]}")
     started = time.monotonic()
     live = 0
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
     try:
         if not options.no_run:
             check_machine()
@@ -427,6 +437,9 @@ def main() -> int:
         return 77
     except KeyboardInterrupt:
         print("vm_matrix: interrupted; the results so far:", file=sys.stderr)
+    finally:
+        for guest in list(matrix.guests):
+            guest.terminate()
     data = merged(options.json, {"programs": matrix.programs, "kernels": matrix.kernels})
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(data, indent=1) + "\n")

@@ -28,6 +28,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from vm_guest.cells import adopt
 from vm_guest.image import Kernel, VmError, find_kernel, vmlinux_of
 
 TOP = Path(__file__).resolve().parents[1]
@@ -154,6 +155,7 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="bpfkit-warm-") as folder:
             enter(find_kernel(sys.argv[1]), cpus, Path(folder))
+            adopt(os.environ["BPFKIT_CACHE"])  # those of an earlier run: the guest changed them
             good, bad = compile_all()
     except VmError as error:
         print(f"vm_warm: {error}", file=sys.stderr)

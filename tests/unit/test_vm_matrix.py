@@ -109,6 +109,25 @@ def test_a_kernel_that_the_archive_does_not_have() -> None:
         vm_kernels.choose(PACKAGES, "6.16")
 
 
+def test_the_newest_is_the_newest_that_is_there_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = object.__new__(vm_kernels.Archive)
+    archive.suites = vm_kernels.BACKPORTS
+    monkeypatch.setattr(vm_kernels.Archive, "update", lambda self: None)
+    for packages, version in ((PACKAGES, "7.3"), (PACKAGES[:-8], "6.18")):
+        archive._packages = packages
+        assert vm_kernels.newest(archive) == version
+    archive._packages = []
+    with pytest.raises(VmError, match="no kernel in the archive's suites bookworm-backports"):
+        vm_kernels.newest(archive)
+    for version in ("6.18", "7.3", "6.1"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "packages").touch()
+    monkeypatch.setattr(vm_kernels, "KERNELS", tmp_path)
+    assert list(vm_kernels.unpacked()) == ["6.1", "6.18", "7.3"]
+
+
 def test_sizes_are_bytes() -> None:
     found = vm_kernels.choose(PACKAGES, "7.3")
     assert sum(part.size for part in found.parts) == 15_001_000

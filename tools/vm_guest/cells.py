@@ -57,10 +57,9 @@ def run(words: list[str], limit: float) -> tuple[int, str, str]:
 
 def adopt(folder: str) -> int:
     """Give the entries of a cache the inodes that their files have here; how many were changed.
-
     A file of another size or time leaves its entry alone, and the guest compiles anew.
     """
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), "../..")))
     from bpfkit.core.compile.cache import _HEAD, Cache, _problem
 
     cache, changed = Cache(folder), 0
