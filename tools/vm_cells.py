@@ -47,7 +47,7 @@ def contradiction(why: str, release: str, config: Mapping[str, str]) -> str:
     versions = [
         (int(major), int(minor))
         for major, minor in re.findall(
-            r"\b(?:Linux|kernel|since|from|until|before|needs|in) (\d+)\.(\d+)\b", why
+            r"(?:\b(?:Linux|kernel|since|from|until|before|needs|in) |[(;:] ?)(\d)\.(\d+)\b", why
         )
     ]
     later = [version for version in versions if version > version_of(release)]
@@ -58,8 +58,8 @@ def contradiction(why: str, release: str, config: Mapping[str, str]) -> str:
     if versions:
         return f"names Linux {versions[0][0]}.{versions[0][1]}, which this kernel is past"
     if re.search(
-        r"this kernel (has no|does not have|cannot|refuses|lacks)|lsm=|kernel has no|"
-        r"no function|not have the (type|helper)",
+        r"(this|the) kernel(\'s BTF)? (has no|has neither|does not have|cannot|refuses|lacks)|lsm=|"
+        r"no function|not have the (type|helper)|this machine has no|is not installed",
         why,
     ):
         return ""
