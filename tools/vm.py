@@ -190,7 +190,7 @@ class Run:
 
     def __init__(self, options: argparse.Namespace, accel: str, image: str, fds: Sequence[int]):
         self.verbose, self.limit = options.verbose, options.timeout
-        self.boot_limit = KVM_BOOT_S if accel == "kvm" else TCG_BOOT_S
+        self.boot_limit = KVM_BOOT_S if accel == "kvm" else options.boot_timeout
         self.state, self.status, self.came_up = "", b"", 0.0
         self.console, self.qemu = bytearray(), bytearray()
         pipes = {name: os.pipe() for name in ("console", "status", "out", "err")}
@@ -363,6 +363,13 @@ def main() -> int:
         help="size limit of what the guest writes (default 60%% of memory)",
     )
     add("--timeout", type=float, default=0, metavar="S", help="limit for boot and command")
+    add(
+        "--boot-timeout",
+        type=float,
+        default=TCG_BOOT_S,
+        metavar="S",
+        help=f"limit for the boot without KVM (default {TCG_BOOT_S:.0f}; more on a busy machine)",
+    )
     add("--share", action="append", default=[], metavar="DIR[:GUESTDIR]", help="share writable")
     add("--modprobe", action="append", default=[], metavar="MODULE", help="load a module first")
     add("--env", action="append", default=[], metavar="NAME[=VALUE]", help="pass a variable on")

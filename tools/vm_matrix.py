@@ -56,6 +56,8 @@ PAGE = TOP / "tools/matrix.md"
 PYTHON = "/usr/bin/python3"
 #: Seconds that a guest may say nothing beyond a program's own limit before it is given up.
 SILENCE_S = 120.0
+#: Seconds for a boot: two VMs and what else runs here slow each other down.
+BOOT_S = 600.0
 #: The newest and those that most people run come first: a run that is interrupted has them.
 FIRST = ("6.1", "7.3", "6.12", "5.10")
 
@@ -185,7 +187,14 @@ class Matrix:
         """One VM; returns (the program that was running when it ended, why it ended)."""
         limit = self.options.timeout
         words = [PYTHON, str(VM), "--kernel", str(folder), "--mem", self.options.mem]
-        words += ["--share", str(cache), "--env", f"BPFKIT_CACHE={cache}"]
+        words += [
+            "--boot-timeout",
+            str(BOOT_S),
+            "--share",
+            str(cache),
+            "--env",
+            f"BPFKIT_CACHE={cache}",
+        ]
         append = kernel_words(config)
         if append:
             words.append(f"--append={append}")
@@ -211,7 +220,7 @@ class Matrix:
 
             def watch() -> None:
                 while not done.wait(1):
-                    if time.monotonic() > heard[0] + limit + SILENCE_S:
+                    if time.monotonic() > heard[0] + max(limit, BOOT_S) + SILENCE_S:
                         process.terminate()
                         return
 
@@ -243,7 +252,8 @@ class Matrix:
                 )
                 break
         bad = [line for line in lines if "panic" in line or "BUG" in line or "RIP" in line]
-        return running, (bad or lines or [f"exit status {process.returncode}"])[-1][:300]
+        bad += [line for line in lines if line.startswith("vm: ")][-1:]
+        return running, (bad[:1] or lines or [f"exit status {process.returncode}"])[-1][:300]
 
     def missing_here(self) -> list[str]:
         """The programs whose --check answers 77 on this machine's kernel."""
