@@ -202,7 +202,8 @@ class Cgroup(Held):
         """Run a command in the cgroup to its end; returns what it printed.
 
         :param options: for :func:`subprocess.run`; without them the input is empty, both outputs
-            are captured as text, the limit is 20 seconds, and no status is an error.
+            are captured as text, the limit is 60 seconds, and no status is an error.
+        :raises BpfkitError: the command has not ended within the limit.
         """
         import subprocess
 
@@ -211,7 +212,7 @@ class Cgroup(Held):
             "stdout": subprocess.PIPE,
             "stderr": subprocess.PIPE,
             "text": True,
-            "timeout": 20,
+            "timeout": 60,  # a VM without KVM is 15 times slower
             "check": False,
             "preexec_fn": lambda: os.write(procs, b"0"),
         }
@@ -219,6 +220,10 @@ class Cgroup(Held):
             defaults["stdin"] = subprocess.DEVNULL
         try:
             return subprocess.run(list(argv), **{**defaults, **options})
+        except subprocess.TimeoutExpired as error:
+            limit = options.get("timeout", defaults["timeout"])
+            why = f"still running after {limit} s"
+            raise BpfkitError(f"{argv[0]} does not end in {self.path}", why=why) from error
         finally:
             os.close(procs)
 

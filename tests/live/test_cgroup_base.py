@@ -19,7 +19,7 @@ import pytest
 from running import command, run
 
 from bpfkit.core.cgroups import Cgroup, cgroup_root, own_cgroup
-from bpfkit.core.errors import InputError
+from bpfkit.core.errors import BpfkitError, InputError
 from bpfkit.core.kernel import syscall
 
 PROGRAM = "cgroup_device"
@@ -244,3 +244,12 @@ def test_rules_beyond_the_map_are_bad_input(program: str, words: list[str], says
     done = run(program, *words, "--", "true")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert says in done.stderr
+
+
+def test_a_command_that_does_not_end_is_an_error_that_names_it() -> None:
+    with Cgroup.new("patience") as group:
+        with pytest.raises(
+            BpfkitError, match=r"sleep does not end in .*: still running after 0\.2"
+        ):
+            group.run(["sleep", "100"], timeout=0.2)
+        assert group.pids() == []
