@@ -9,8 +9,8 @@
 #	sudo tools/bootstrap.sh check				(format, lint, types and layers only)
 #
 # Installs what is missing from the distribution's packages and nothing else;
-# ruff, mypy, clang-format and import-linter, of one version each, go into .venv/; two
-# kernels for the tests in a VM are unpacked into .vm/.
+# ruff, mypy, clang-format and import-linter, of one version each, go into .venv/; a
+# kernel for the tests in a VM is unpacked into .vm/.
 set -eu
 
 RUFF=0.17.6
@@ -88,14 +88,6 @@ kernel()
 	fi
 }
 
-# The newest stock kernel too: from the backports of the Debian archive that apt knows.
-newest_kernel()
-{
-	[ "$(uname -m)" = x86_64 ] && command -v apt-get >/dev/null || return 0
-	timeout 300 /usr/bin/python3 tools/vm_kernels.py newest >&2 ||
-		say "no newest stock kernel here; its tests are skipped"
-}
-
 unpack_kernel()
 (
 	cd .vm && apt-get download -qq "$@" >/dev/null 2>&1 || exit 1
@@ -148,7 +140,6 @@ run)
 test)
 	need $TEST_PACKAGES
 	kernel
-	newest_kernel
 	check
 	exec /usr/bin/python3 -m pytest "$@"
 	;;

@@ -173,7 +173,9 @@ def test_programs_verify_themselves_on_the_stock_kernel(types: str) -> None:
 ON_THE_NEWEST = "sockex1 xdp_drop_icmp tc_drop_tcp cgroup_sock fexit tcpconnect lsm syscall".split()
 
 
-@pytest.mark.skipif(not vm_kernels.unpacked(), reason="no kernel in .vm/kernels: vm_kernels.py")
+@pytest.mark.skipif(
+    not vm_kernels.unpacked(), reason="no kernel in .vm/kernels: tools/vm_kernels.py newest"
+)
 def test_programs_verify_themselves_on_the_newest_kernel() -> None:
     """What a new kernel changes shows here first; a program that it lacks nothing for passes."""
     folder = list(vm_kernels.unpacked().values())[-1]
