@@ -51,7 +51,9 @@ from vm_kernels import VERSIONS, Archive, fetch
 
 TOP = Path(__file__).resolve().parents[1]
 VM = TOP / "tools/vm.py"
-CELLS = TOP / "tools/vm_guest/cells.py"
+CELLS = "tools/vm_guest/cells.py"
+#: What of the checkout a guest runs.
+PARTS = ("bpfkit", "bpf_c", "tools")
 PAGE = TOP / "tools/matrix.md"
 PYTHON = "/usr/bin/python3"
 #: Seconds that a guest may say nothing beyond a program's own limit before it is given up.
@@ -104,10 +106,21 @@ class Matrix:
         self.kernels: dict[str, dict[str, Any]] = {}
         self.lock = threading.Lock()
         self.guests: set[subprocess.Popen[str]] = set()
+        self.tree = TOP
 
     def say(self, text: str) -> None:
         with self.lock:
             print(text, flush=True)
+
+    def freeze(self) -> None:
+        """Copy what the guests run: an edit here during the run would show there by halves."""
+        self.tree = (UNPACKED / f"tree-{os.getpid()}").resolve()
+        for part in PARTS:  # with times: they are part of the cache's keys
+            shutil.copytree(TOP / part, self.tree / part, symlinks=True)
+
+    def thaw(self) -> None:
+        """Remove the copy."""
+        shutil.rmtree(self.tree, ignore_errors=True)
 
     # --- one kernel ------------------------------------------------------------------------------
 
@@ -165,7 +178,7 @@ class Matrix:
         cache = UNPACKED / "cache" / kernel.release
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         cache = cache.resolve()
-        words = [PYTHON, str(TOP / "tools/vm_warm.py"), str(folder), str(cache)]
+        words = [PYTHON, str(self.tree / "tools/vm_warm.py"), str(folder), str(cache)]
         done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         said = (done.stdout + done.stderr).strip().splitlines() or ["said nothing"]
         if done.returncode:
@@ -198,7 +211,7 @@ class Matrix:
         append = kernel_words(config)
         if append:
             words.append(f"--append={append}")
-        words += ["--", PYTHON, str(CELLS), str(limit)]
+        words += ["--cwd", str(self.tree), "--", PYTHON, str(self.tree / CELLS), str(limit)]
         words += [f"{name}={command(name)}" for name in left]
         running = ""
         logs = UNPACKED / "logs" / version
@@ -257,7 +270,7 @@ class Matrix:
 
     def missing_here(self) -> list[str]:
         """The programs whose --check answers 77 on this machine's kernel."""
-        words = [PYTHON, str(CELLS), str(self.options.timeout)]
+        words = [PYTHON, str(TOP / CELLS), str(self.options.timeout)]
         words += [f"{name}={command(name)}" for name in self.programs if self._wanted(name)]
         found = []
         with subprocess.Popen(words, cwd=TOP, stdout=subprocess.PIPE, text=True) as process:
@@ -440,6 +453,7 @@ def main() -> int:
             if options.what_is_missing_here:
                 options.program = matrix.missing_here()
             if options.program or not options.what_is_missing_here:
+                matrix.freeze()
                 matrix.run(options.versions or VERSIONS)
             live = run_live(options) if options.live else 0
     except VmError as error:
@@ -450,6 +464,9 @@ def main() -> int:
     finally:
         for guest in list(matrix.guests):
             guest.terminate()
+            guest.wait()
+        if matrix.tree != TOP:
+            matrix.thaw()
     data = merged(options.json, {"programs": matrix.programs, "kernels": matrix.kernels})
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(data, indent=1) + "\n")

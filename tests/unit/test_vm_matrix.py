@@ -271,6 +271,25 @@ def test_results_of_other_runs_are_kept(tmp_path: Path) -> None:
     assert set(kernels["6.1"]["programs"]) == {"tc"}
 
 
+def test_guests_run_a_copy_with_the_same_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files' times are part of the compile cache's keys."""
+    for part in vm_matrix.PARTS:
+        (tmp_path / "top" / part).mkdir(parents=True)
+        (tmp_path / "top" / part / "a.py").write_text(part)
+    os.utime(tmp_path / "top/bpfkit/a.py", ns=(1, 123456789))
+    monkeypatch.setattr(vm_matrix, "TOP", tmp_path / "top")
+    monkeypatch.setattr(vm_matrix, "UNPACKED", tmp_path / "vm")
+    matrix = object.__new__(vm_matrix.Matrix)
+    matrix.freeze()
+    (tmp_path / "top/bpfkit/a.py").write_text("edited")
+    assert (matrix.tree / "bpfkit/a.py").read_text() == "bpfkit"
+    assert (matrix.tree / "bpfkit/a.py").stat().st_mtime_ns == 123456789
+    matrix.thaw()
+    assert not matrix.tree.exists()
+
+
 def test_a_guest_command_that_hangs_is_ended_and_the_next_one_runs(tmp_path: Path) -> None:
     """Each answer is a line of its own; the hanging command's children are killed too."""
     child = tmp_path / "child"
