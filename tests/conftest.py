@@ -3,11 +3,15 @@
 
 A test fails that leaves behind a descriptor, a BPF program, map or link, a network namespace, an
 interface in the namespace the tests run in, or a cgroup.  The kernel frees some of these a moment
-later (RCU, workqueues), so what is left is looked at again for a second before it counts.
+later (RCU, workqueues), so what is left is looked at again for 5 seconds before it counts.
 
 Other programs on the machine come and go too: BPF objects count only if a descriptor of ours or
 of a child of ours, or nothing at all that can be seen, holds them; namespaces only by our own
-descriptors and children.
+descriptors and children; a cgroup does not count while another process that made it lives.
+
+With pytest-xdist (``-n 2``) the live tests run one after the other in one worker, the files of the
+others beside them.  What stays in the kernel is then looked at once more at the very end, by the
+process that started the workers: a worker cannot know what the other one is about to remove.
 """
 
 from __future__ import annotations
@@ -25,7 +29,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent
 KINDS = ("unit", "packet", "live", "vm")
-_SETTLE_S = 1.0
+_SETTLE_S = float(os.environ.get("BPFKIT_TEST_SETTLE_S", "5"))
+#: One of several processes that run tests side by side.
+_WORKER = os.environ.pop("PYTEST_XDIST_WORKER", "")  # not for what tests start
+_NICE = 5
 _MAPS_OF_MAPS = (12, 13)  # BPF_MAP_TYPE_ARRAY_OF_MAPS, HASH_OF_MAPS
 
 # The programs of the checkout, also in the child processes that tests start.
@@ -33,6 +40,9 @@ sys.path.insert(0, str(ROOT.parent))
 os.environ["PYTHONPATH"] = os.pathsep.join(
     part for part in (str(ROOT.parent), os.environ.get("PYTHONPATH", "")) if part
 )
+if _WORKER and os.geteuid() == 0:
+    # Every start of bpfkit removes what killed processes left: not those of the other worker.
+    os.environ["BPFKIT_RUN"] = f"{os.environ.get('BPFKIT_RUN') or '/run/bpfkit'}-{_WORKER}"
 
 
 def _stuck_in_the_kernel() -> list[str]:
@@ -218,11 +228,19 @@ def _interfaces() -> set[str]:
 
 
 def _cgroups() -> set[str]:
+    """Those named bpfkit-…-PID-NUMBER, unless PID is a process that is not ours."""
+    ours = _descendants()
+
+    def of_others(path: Path) -> bool:
+        pid = path.name.split("-")[-2:][0]
+        return pid.isdigit() and int(pid) not in ours and os.path.exists(f"/proc/{pid}")
+
     found = set()
     for line in Path("/proc/self/mounts").read_text().splitlines():
         fields = line.split()
         if fields[2] == "cgroup2":
-            found |= {f"cgroup {path}" for path in Path(fields[1]).rglob("bpfkit*")}
+            paths = Path(fields[1]).rglob("bpfkit*")
+            found |= {f"cgroup {path}" for path in paths if not of_others(path)}
     return found
 
 
@@ -243,14 +261,8 @@ class Snapshot:
         self.bpf = _bpf_objects() if kernel else set()
         self.things = _interfaces() | _cgroups() | _names() if kernel else set()
 
-    def left_since(self, before: Snapshot, named: bool = False) -> list[str]:
-        """What is more than ``before``.
-
-        BPF objects go by their numbers unless ``named``: to learn a name is to open the object,
-        and a prog array that is opened by its id and closed again while the kernel still clears it
-        after its last owner's close stays for ever (prog_array_map_clear() takes a reference for
-        work that is queued already).  Looking too early would make the leak that is looked for.
-        """
+    def left_since(self, before: Snapshot) -> list[str]:
+        """What this process and its children have more than ``before``."""
         left = [
             f"descriptor of {target}" + (f" ({n} times)" if n > 1 else "")
             for target, n in (self.fds - before.fds).items()
@@ -258,7 +270,17 @@ class Snapshot:
         if self.own_ns != before.own_ns:
             left.append(f"the thread is in another network namespace: {self.own_ns}")
         left += [f"process {child}" for child in self.children - before.children]
-        left += self.things - before.things
+        return left
+
+    def in_kernel_since(self, before: Snapshot, named: bool = False) -> list[str]:
+        """What the machine has more than ``before``.
+
+        BPF objects go by their numbers unless ``named``: to learn a name is to open the object,
+        and a prog array that is opened by its id and closed again while the kernel still clears it
+        after its last owner's close stays for ever (prog_array_map_clear() takes a reference for
+        work that is queued already).  Looking too early would make the leak that is looked for.
+        """
+        left = sorted(self.things - before.things)
         more = self.bpf - before.bpf
         if more:
             name = _bpf_name if named else "BPF {} {}".format
@@ -269,8 +291,7 @@ class Snapshot:
 @pytest.fixture(autouse=True, scope="session")
 def _no_leak_of_the_session() -> object:
     """Session fixtures clean up too: looked at once more when everything has ended."""
-    kernel = os.geteuid() == 0
-    before = Snapshot(kernel)
+    before = Snapshot(os.geteuid() == 0 and not _WORKER)
     yield
     left = _wait_until_clean(before)
     assert not left, "left behind by the whole run: " + "; ".join(left)
@@ -285,18 +306,94 @@ def _no_leak(request: pytest.FixtureRequest, _no_leak_of_the_session: object) ->
     left = _wait_until_clean(before)
     if left:
         pytest.fail("the test left behind: " + "; ".join(left), pytrace=False)
+    if _WORKER and kernel:
+        seen = request.config.workeroutput.setdefault("left", {})  # type: ignore[attr-defined]
+        for thing in Snapshot(kernel).in_kernel_since(before):
+            seen.setdefault(thing, request.node.nodeid)
 
 
 def _wait_until_clean(before: Snapshot) -> list[str]:
-    left = Snapshot(before.kernel).left_since(before)
-    if not left:
-        return left
+    def left(named: bool = False) -> list[str]:
+        now = Snapshot(before.kernel and not _WORKER)
+        return now.left_since(before) + (now.in_kernel_since(before, named) if now.kernel else [])
+
+    if not left():
+        return []
     gc.collect()  # objects in a reference cycle with a traceback are not leaked
     deadline = time.monotonic() + _SETTLE_S
-    while left and time.monotonic() < deadline:
+    while left():
+        if time.monotonic() > deadline:
+            return left(named=True)
         time.sleep(0.02)
-        left = Snapshot(before.kernel).left_since(before)
-    return Snapshot(before.kernel).left_since(before, named=True) if left else left
+    return []
+
+
+# -- side by side, with pytest-xdist --------------------------------------------------------------
+
+
+class _SideBySide:
+    """In the process that starts the workers: who runs what, and what is left in the end."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.seen: dict[str, str] = {}  # what was there after a test, and that test
+        self.before: Snapshot | None = None
+
+    def pytest_sessionstart(self) -> None:
+        self.before = Snapshot(os.geteuid() == 0)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: object) -> object:
+        """The live tests are one piece of work, every other file is one."""
+        from xdist.scheduler import LoadScopeScheduling
+
+        class Scheduler(LoadScopeScheduling):
+            def _split_scope(self, nodeid: str) -> str:
+                path = nodeid.split("::", 1)[0]
+                return "tests/live" if "live" in Path(path).parts[:-1] else path
+
+        return Scheduler(config, log)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: object, error: object) -> None:
+        for thing, test in getattr(node, "workeroutput", {}).get("left", {}).items():
+            self.seen.setdefault(thing, test)
+
+    @pytest.hookimpl(hookwrapper=True, trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
+        yield  # the workers have ended
+        assert self.before is not None
+        deadline = time.monotonic() + _SETTLE_S
+        while left := Snapshot(self.before.kernel).in_kernel_since(self.before):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        if left:
+            self.report(session, [f"{one} (after {self.seen.get(one, 'no test')})" for one in left])
+
+    def report(self, session: pytest.Session, left: list[str]) -> None:
+        """One error more, in the list and in the exit status."""
+        name = "the whole run"
+        text = "left behind: " + "; ".join(left)
+        error = pytest.TestReport(name, (name, None, name), {}, "failed", text, "teardown")
+        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
+        assert reporter is not None
+        reporter.stats.setdefault("error", []).append(error)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With workers, and in the process that starts them."""
+    if not _WORKER and getattr(config.option, "numprocesses", None):
+        config.pluginmanager.register(_SideBySide(config), "side_by_side")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Beside others, live tests get the CPU first: they have peers that wait for each other."""
+    if _WORKER and os.geteuid() == 0:
+        os.setpriority(os.PRIO_PROCESS, 0, 0 if item.get_closest_marker("live") else _NICE)
+    yield
 
 
 # -- the list at the end --------------------------------------------------------------------------

@@ -22,8 +22,9 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 cd "$top"
 
 RUN_PACKAGES="python3 python3-bpfcc python3-pyroute2 python3-rich linux-libc-dev"
-TEST_PACKAGES="$RUN_PACKAGES python3-pytest python3-hypothesis python3-scapy python3-numpy
-	python3-nbclient python3-nbformat python3-ipykernel python3-matplotlib python3-pandas
+TEST_PACKAGES="$RUN_PACKAGES python3-pytest python3-pytest-xdist python3-hypothesis python3-scapy
+	python3-numpy python3-nbclient python3-nbformat python3-ipykernel python3-matplotlib
+	python3-pandas
 	python3-venv python3-pip python3-hatchling
 	gcc libc6-dev libbpf-dev clang llvm make
 	tshark wireshark-common tcpdump iperf3 nginx-light curl openssl redis-server redis-tools
@@ -141,6 +142,12 @@ test)
 	need $TEST_PACKAGES
 	kernel
 	check
+	# BPFKIT_TEST_WORKERS=2: the live tests in one process, all others beside them. The processes have
+	# to find the same tests in the same order, so they hash alike.
+	if [ "${BPFKIT_TEST_WORKERS:-1}" -gt 1 ] && /usr/bin/python3 -c 'import xdist' 2>/dev/null; then
+		export PYTHONHASHSEED=0
+		set -- -n "$BPFKIT_TEST_WORKERS" "$@"
+	fi
 	exec /usr/bin/python3 -m pytest "$@"
 	;;
 check)

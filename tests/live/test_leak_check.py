@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -66,28 +67,33 @@ def function(name: str, code: str) -> str:
     return f"def test_{name}():\n{body}\n\n"
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What pytest says of a file of tests that leak, one that does not, and one that skips."""
-    folder = tmp_path_factory.mktemp("leaks")
+def pytest_says(folder: Path, tests: str, *options: str) -> str:
+    """The report of a run that fails."""
     (folder / "live").mkdir()
     shutil.copy(CONFTEST, folder / "conftest.py")
     (folder / "pytest.ini").write_text(MARKERS)
-    tests = [function("clean", CLEAN), function("skipped", SKIP)]
-    tests += [function(kind, code) for kind, (code, _) in LEAKS.items()]
-    (folder / "live" / "test_it.py").write_text("KEPT = []\n\n" + "".join(tests))
+    (folder / "live" / "test_it.py").write_text("KEPT = []\n\n" + tests)
     # In a namespace of its own: the interface that is left behind is left behind there.
     unshare = "import ctypes, os, sys; ctypes.CDLL(None).unshare(0x40000000); "
     unshare += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     done = subprocess.run(
-        [sys.executable, "-c", unshare, *"-m pytest -v -rA -p no:cacheprovider .".split()],
+        [sys.executable, "-c", unshare, *"-m pytest -v -rA -p no:cacheprovider".split(), *options],
         cwd=folder,
+        env={**os.environ, "BPFKIT_TEST_SETTLE_S": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 1
     return done.stdout
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What pytest says of a file of tests that leak, one that does not, and one that skips."""
+    tests = [function("clean", CLEAN), function("skipped", SKIP)]
+    tests += [function(kind, code) for kind, (code, _) in LEAKS.items()]
+    return pytest_says(tmp_path_factory.mktemp("leaks"), "".join(tests))
 
 
 @pytest.mark.parametrize("kind", LEAKS)
@@ -105,3 +111,14 @@ def test_what_is_cleaned_up_is_no_leak(report: str) -> None:
 
 def test_skips_are_listed_with_their_reasons(report: str) -> None:
     assert "no such kernel:\n    live/test_it.py::test_skipped" in report
+
+
+def test_side_by_side_what_stays_in_the_kernel_fails_the_run(tmp_path: Path) -> None:
+    """One worker cannot tell what is the other's; at the end the leak is said, with its test."""
+    pytest.importorskip("xdist", reason="no pytest-xdist: apt-get install python3-pytest-xdist")
+    tests = function("interface", LEAKS["interface"][0]) + function("clean", CLEAN)
+    report = pytest_says(tmp_path, tests, "-n", "2")
+    _, _, rest = report.partition("ERROR at teardown of the whole run")
+    assert "left behind: interface bpfkit-t0" in rest
+    assert "(after live/test_it.py::test_interface)" in rest
+    assert "2 passed, 1 error in" in rest
