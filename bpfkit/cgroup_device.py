@@ -14,6 +14,7 @@ import stat
 from bpfkit.app.cgroup import CgroupApp
 from bpfkit.app.lifecycle import main
 from bpfkit.core.errors import InputError, UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class CgroupDevice(CgroupApp):
             self._tried.append((number, found))
             refused = sum(errno == _P for errno in found)
             where = "a cgroup below, with an allow-list," if number else "the cgroup"
-            self.note(f"{refused} of {len(found)} attempts from {where} got EPERM")
+            self.note(f"{refused} of {count_of(len(found), 'attempt')} from {where} got EPERM")
 
     def _attempt(self, group: Cgroup) -> list[int]:
         """The errno of each of ATTEMPTS in a cgroup."""
@@ -236,6 +237,13 @@ class CgroupDevice(CgroupApp):
             "comm": record.comm,
         }
         return Event("denied", unix_seconds(record.time_ns), fields)
+
+    def conclusion(self, rows: list[Row]) -> str:
+        denied = sum(row["denied"] for row in rows)
+        return (
+            f"seen: {count_of(denied, 'access', 'accesses')} denied: the program is asked "
+            "before the device's driver"
+        )
 
     def verify(self) -> Iterable[Verdict]:
         refused = 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bpfkit.app.cgroup import CgroupApp
 from bpfkit.app.lifecycle import main
 from bpfkit.core.errors import InputError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -251,6 +252,13 @@ class CgroupSock(CgroupApp):
         fields |= {"pid": record.pid, "comm": record.comm}
         return Event("denied", unix_seconds(record.time_ns), fields)
 
+    def conclusion(self, rows: list[Row]) -> str:
+        denied = sum(row["denied"] + row["binds_denied"] for row in rows)
+        return (
+            f"seen: {count_of(denied, 'socket or bind', 'sockets and binds')} denied, before "
+            "the kernel made anything"
+        )
+
     def verify(self) -> Iterable[Verdict]:
         """What the child got from the kernel."""
         for seen in self.seen:
@@ -261,7 +269,7 @@ class CgroupSock(CgroupApp):
                 else:
                     text = f"{what}: {'EPERM' if got == 1 else 'done' if got == 0 else got}"
                 yield got == wanted, text
-        yield bool(self.seen), f"the child ran {len(self.seen)} times"
+        yield bool(self.seen), f"the child ran {count_of(len(self.seen), 'time')}"
 
 
 def _number(text: str) -> int:

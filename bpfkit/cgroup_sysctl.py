@@ -246,6 +246,10 @@ class CgroupSysctl(CgroupApp):
         fields = {name: value for name, value in event.fields.items() if value not in (False, None)}
         return super().event_line(Event(event.kind, event.time, fields))
 
+    def conclusion(self, rows: list[Row]) -> str:
+        denied, replaced = (sum(row[field] for row in rows) for field in ("denied", "replaced"))
+        return f"seen: {denied} denied, {replaced} written with another value than the process gave"
+
     def verify(self) -> Iterable[Verdict]:
         """What tee and cat say, and the values that the kernel has."""
         for name, said, value in self.tried:

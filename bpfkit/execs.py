@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bpfkit.app.lifecycle import main
 from bpfkit.app.trace import TraceApp
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bpfkit.app.events import EventSource
-    from bpfkit.show.rows import Event, Verdict
+    from bpfkit.show.rows import Event, Row, Verdict
 
 #: enum kind of the C side.
 MEMORY, NAME, ARGUMENT = 1, 2, 3
@@ -139,6 +140,9 @@ class Execs(TraceApp):
             shown = {**shown, "path": fields["path"]}
         return super().event_line(Event(event.kind, event.time, shown))
 
+    def conclusion(self, rows: list[Row]) -> str:
+        return "seen: a program that does not exist is an exec too: it fails with ENOENT"
+
     def verify(self) -> Iterable[Verdict]:
         """The words that were passed, and what the shell said."""
         assert self.channel is not None
@@ -159,8 +163,8 @@ class Execs(TraceApp):
                 ran = of(["/usr/bin/env", word, "/bin/true"], 0)
                 yield ran == wanted, f"env with all {len(word)} bytes of its argument: {ran}"
             ran = of(["/bin/true"], 0)
-            yield ran == wanted, f"env ran true {ran} times of {wanted}"
-        yield channel.lost == 0, f"{channel.lost} events lost"
+            yield ran == wanted, f"env ran true {count_of(ran, 'time')} of {wanted}"
+        yield channel.lost == 0, f"{count_of(channel.lost, 'event')} lost"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bpfkit.app.lifecycle import main
 from bpfkit.app.xdp import XdpApp
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ class Ext(XdpApp):
     """A function of a loaded XDP program is replaced (EXT) while packets arrive."""
 
     name = "ext"
+    expects = (
+        "pings before, while and after a function of the attached program is replaced: "
+        "lost only meanwhile"
+    )
     source = "xdp/ext.bpf.c"
     entry = "original"
     counters = ("bytes", "packets")
@@ -122,6 +127,13 @@ class Ext(XdpApp):
             for key, sums in self.object["seen"].sums()
         ]
 
+    def conclusion(self, rows: list[Row]) -> str:
+        dropped = sum(row["packets"] for row in rows if row.get("action") in ("drop", "XDP_DROP"))
+        return (
+            f"seen: {count_of(dropped, 'packet')} dropped by the replacement; the program "
+            "stayed attached"
+        )
+
     def verify(self) -> Iterable[Verdict]:
         """Answers to pings, the id that the kernel gives, packets that UDP lost."""
         from threading import Thread
@@ -132,9 +144,9 @@ class Ext(XdpApp):
 
         rows = {(row["function"], row["action"]): row["packets"] for row in self.rows()}
         sent, received = (sum(getattr(r, n) for r in self.before) for n in ("sent", "received"))
-        yield sent == received > 0, f"original: {received} of {sent} pings answered"
+        yield sent == received > 0, f"original: {received} of {count_of(sent, 'ping')} answered"
         lost, answered = (sum(getattr(r, n) for r in self.during) for n in ("sent", "received"))
-        yield lost > 0 == answered, f"replaced: {answered} of {lost} pings answered"
+        yield lost > 0 == answered, f"replaced: {answered} of {count_of(lost, 'ping')} answered"
         dropped = rows["replacement", "drop"]
         yield dropped == lost, f"replaced: {dropped} packets dropped, {lost} pings were sent"
         passed = rows["replacement", "pass"]

@@ -11,6 +11,7 @@ from bpfkit.app.lifecycle import main
 from bpfkit.app.options import positive
 from bpfkit.app.tap import TapApp
 from bpfkit.core.errors import UsageError
+from bpfkit.core.words import count_of
 from bpfkit.net.packets.flows import ENTRY, SOURCE, fill_jump, read_flows
 
 TYPE_CHECKING = False
@@ -31,6 +32,9 @@ class Fanout(TapApp):
     """Packet sockets share an interface; a program gives each flow to one of them."""
 
     name = "fanout"
+    expects = (
+        "pings, TCP requests and UDP cross lo; four sockets share the packets, a flow stays on one"
+    )
     source = "socket/fanout.bpf.c"
     counters = ("bytes", "packets")
     details = ("flows",)
@@ -96,6 +100,13 @@ class Fanout(TapApp):
             )
         return rows
 
+    def conclusion(self, rows: list[Row]) -> str:
+        flows = sum(row["flows"] for row in rows)
+        return (
+            f"seen: {count_of(flows, 'flow')} on {count_of(len(rows), 'socket')}; the kernel "
+            "asks the program once a packet, and both ways of a flow have one hash"
+        )
+
     def verify(self) -> Iterable[Verdict]:
         """Every packet is counted once, and no flow is on two sockets."""
         rows = self.rows()
@@ -110,7 +121,7 @@ class Fanout(TapApp):
         split = sum(len(sockets) > 1 for sockets in where.values())
         yield not split, f"{len(where)} flows, both ways together: {split} of them on two sockets"
         used = sum(bool(row["flows"]) for row in rows)
-        yield used > 1 or len(rows) == 1, f"{used} of {len(rows)} sockets got flows"
+        yield used > 1 or len(rows) == 1, f"{used} of {count_of(len(rows), 'socket')} got flows"
 
 
 if __name__ == "__main__":

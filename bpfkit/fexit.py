@@ -9,6 +9,7 @@ from __future__ import annotations
 from bpfkit.app.lifecycle import main
 from bpfkit.app.trace import TraceApp
 from bpfkit.core.errors import UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Fexit(TraceApp):
             self.made.append((family, kind, result))
         if not self.options.check:
             failed = sum(result < 0 for _, _, result in self.made)
-            self.note(f"the child says: {len(self.made)} sockets, {failed} failed")
+            self.note(f"the child says: {count_of(len(self.made), 'socket')}, {failed} failed")
 
     def events(self) -> EventSource:
         return self.source_of("calls", self._event, lambda: int(self.object["counts"][1]))
@@ -143,6 +144,9 @@ class Fexit(TraceApp):
                 line += f" {errno.errorcode.get(-ret, '')}".rstrip()
         return line
 
+    def conclusion(self, rows: list[Row]) -> str:
+        return "seen: arguments and result of each call, with the types that BTF gives them"
+
     def verify(self) -> Iterable[Verdict]:
         """What socket(2) returned to the child, against the events."""
         assert self.channel is not None
@@ -163,13 +167,13 @@ class Fexit(TraceApp):
             yield (
                 good,
                 (
-                    f"socket({family}, {kind}): {len(found)} calls of {DEMO} returned "
+                    f"socket({family}, {kind}): {count_of(len(found), 'call')} of {DEMO} returned "
                     f"{sorted(set(found))}; the child saw {len(wanted)} of {sorted(set(wanted))}"
                 ),
             )
         good = all(call["args"]["kern"] == 0 and call["args"]["protocol"] == 0 for call in seen)
         yield good, "protocol and kern are 0"
-        yield channel.lost == 0, f"{channel.lost} events lost"
+        yield channel.lost == 0, f"{count_of(channel.lost, 'event')} lost"
 
 
 if __name__ == "__main__":

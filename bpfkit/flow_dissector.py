@@ -13,6 +13,7 @@ from struct import pack
 
 from bpfkit.app.lifecycle import main
 from bpfkit.app.namespace import NamespaceApp
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ class FlowDissector(NamespaceApp):
     """A custom flow dissector: a tunnel's inner flows spread over packet sockets."""
 
     name = "flow_dissector"
+    expects = (
+        "64 packets of 16 flows in each tunnel go to 4 sockets: without the program, "
+        "with it, without it"
+    )
     source = "misc/flow_dissector.bpf.c"
     has_live_view = False
     demo_rounds = 1
@@ -99,6 +104,14 @@ class FlowDissector(NamespaceApp):
         seen = self.object["seen"]
         return [{"kind": kind, "packets": int(seen.sum(i))} for i, kind in enumerate(KINDS)]
 
+    def conclusion(self, rows: list[Row]) -> str:
+        spread = [row for row in rows if row["dissector"] == "bpf"]
+        used = min((sum(map(bool, row["sockets"])) for row in spread), default=0)
+        return (
+            f"seen: with the program the inner flows use {used} of {SOCKETS} sockets; the "
+            "kernel alone saw one tunnel, one flow"
+        )
+
     def verify(self) -> Iterable[Verdict]:
         for row in self.splits:
             got = row["sockets"]
@@ -109,7 +122,7 @@ class FlowDissector(NamespaceApp):
         counted = {row["kind"]: row["packets"] for row in self.counted()}
         for kind in ("tunnel IPv4", "tunnel IPv6"):
             fine = counted[kind] >= 2 * FLOWS
-            yield fine, f"{kind}: the program dissected {counted[kind]} packets"
+            yield fine, f"{kind}: the program dissected {count_of(counted[kind], 'packet')}"
 
 
 def frame(outer: int, inner: int, vlans: tuple[int, ...], port: int) -> bytes:

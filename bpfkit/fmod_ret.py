@@ -9,6 +9,7 @@ from __future__ import annotations
 from bpfkit.app.lifecycle import main
 from bpfkit.app.trace import TraceApp
 from bpfkit.core.errors import BpfkitError, InputError, UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -181,6 +182,12 @@ class FmodRet(TraceApp):
         args = ", ".join(f"{name}={value}" for name, value in event.fields["args"].items())
         return super().event_line(Event(event.kind, event.time, {**event.fields, "args": args}))
 
+    def conclusion(self, rows: list[Row]) -> str:
+        return (
+            "seen: the named process gets the error and the function does not run; others do "
+            "not notice"
+        )
+
     def verify(self) -> Iterable[Verdict]:
         """The errno that listen(2) gave inside and outside the cgroup."""
         for inside, outside in zip(self.tried, self.outside, strict=True):
@@ -193,7 +200,7 @@ class FmodRet(TraceApp):
         channel.wait(lambda: len(channel.waiting) >= len(self.tried))
         seen = [event.fields["args"]["backlog"] for event in channel.waiting]
         good = seen == [BACKLOG] * len(self.tried)
-        yield good, f"{len(seen)} events, each of backlog {BACKLOG}"
+        yield good, f"{count_of(len(seen), 'event')}, each of backlog {BACKLOG}"
 
 
 if __name__ == "__main__":

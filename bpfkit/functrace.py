@@ -10,6 +10,7 @@ from __future__ import annotations
 from bpfkit.app.lifecycle import main
 from bpfkit.app.trace import TraceApp
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class FuncTrace(TraceApp):
         self.functions = matching_functions(self.options.patterns or DEMO, MOST)
         self.way = self._attach_first()
         if not self.options.check:
-            self.note(f"{len(self.functions)} functions by {self.way}")
+            self.note(f"{count_of(len(self.functions), 'function')} by {self.way}")
         self.said: list[list[str]] = self.for_check([])
 
     def _attach_first(self) -> str:
@@ -196,6 +197,10 @@ class FuncTrace(TraceApp):
     def _lost(self) -> int:
         return int(self.object["lost"][0]) + self.missed()
 
+    def conclusion(self, rows: list[Row]) -> str:
+        calls = sum(row["calls"] for row in rows)
+        return f"seen: {count_of(calls, 'call')} of the whole family, by one program"
+
     def verify(self) -> Iterable[Verdict]:
         """The calls that the child made, against the rows."""
         rows = {row["function"]: row for row in self.rows()}
@@ -209,7 +214,7 @@ class FuncTrace(TraceApp):
         good = took is not None and 0 < took < mean
         yield good, f"inet_bind took {took} us; the child measured {mean:.1f} us around bind(2)"
         lost = self._lost()
-        yield lost == 0, f"{lost} calls not measured"
+        yield lost == 0, f"{count_of(lost, 'call')} not measured"
 
 
 if __name__ == "__main__":

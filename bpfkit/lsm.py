@@ -12,6 +12,7 @@ import os
 from bpfkit.app.lifecycle import main
 from bpfkit.app.trace import TraceApp
 from bpfkit.core.errors import InputError, UnsupportedError, UsageError, errno_text
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from bpfkit.app.events import EventSource
     from bpfkit.core.object import Object
-    from bpfkit.show.rows import Event, Verdict
+    from bpfkit.show.rows import Event, Row, Verdict
 
 #: enum action and enum what of the C side.
 DENY_OPEN, DENY_EXEC = 1, 2
@@ -175,6 +176,9 @@ class Lsm(TraceApp):
         fields["result"] = "denied" if record.result else "allowed"
         return Event(kind, unix_seconds(record.time_ns), fields)
 
+    def conclusion(self, rows: list[Row]) -> str:
+        return "seen: EPERM from the program, whatever the file's permissions; only in the cgroup"
+
     def verify(self) -> Iterable[Verdict]:
         """What cat, sh and this process got."""
         denied = "Operation not permitted"
@@ -193,8 +197,8 @@ class Lsm(TraceApp):
             return sum(e.kind == "connect" and e.fields["port"] == 9 for e in channel.waiting)
 
         channel.wait(lambda: connects() >= wanted)
-        yield connects() == wanted, f"{connects()} connects to port 9 logged"
-        yield channel.lost == 0, f"{channel.lost} events lost"
+        yield connects() == wanted, f"{count_of(connects(), 'connect')} to port 9 logged"
+        yield channel.lost == 0, f"{count_of(channel.lost, 'event')} lost"
 
 
 class _Directory:

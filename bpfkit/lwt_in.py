@@ -21,6 +21,9 @@ class LwtIn(DropApp):
     """A program on a route's input: counts what is forwarded, drops one protocol."""
 
     name = "lwt_in"
+    expects = (
+        "pings, TCP and UDP go to the server by routes with the program, which drops one protocol"
+    )
     source = "lwt/lwt_in.bpf.c"
     lab_namespace = "router"
     drops = "udp"

@@ -22,6 +22,9 @@ class LwtOut(DropApp):
     """A program on a route's output: counts what a host sends, drops one protocol."""
 
     name = "lwt_out"
+    expects = (
+        "pings, TCP and UDP go to the server by routes with the program, which drops one protocol"
+    )
     source = "lwt/lwt_out.bpf.c"
     lab_namespace = "client"
     drops = "icmp"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bpfkit.app.lifecycle import main
 from bpfkit.app.route import RouteApp, forwarding_client
 from bpfkit.core.errors import InputError, UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from bpfkit.net.links.lab import Lab
-    from bpfkit.show.rows import Verdict
+    from bpfkit.show.rows import Row, Verdict
 
 #: The networks behind the server: the host that the demo sends to, the client's next hop.
 INNER = {"10.78.0.1": ("10.78.0.0/24", "10.77.1.254"), "fd78::1": ("fd78::/64", "fd77:1::fe")}
@@ -31,6 +32,9 @@ class LwtXmit(RouteApp):
     """A program on a route's transmission: IP in IP without a tunnel device."""
 
     name = "lwt_xmit"
+    expects = (
+        "datagrams to two networks leave by a route that wraps them in IPv4, the next round in IPv6"
+    )
     source = "lwt/lwt_xmit.bpf.c"
     lab_namespace = "client"
     acted = "encapsulated"
@@ -114,6 +118,13 @@ class LwtXmit(RouteApp):
         source = "fd77:1::77" if ":" in host else "10.77.1.77"
         frame = udp_frame(*ends, source, host, HELLO, vlans=[PRIORITY])
         send_frames("left", [frame] * DATAGRAMS, ns=self.lab["router"])
+
+    def conclusion(self, rows: list[Row]) -> str:
+        wrapped = sum(row["encapsulated"] for row in rows)
+        return (
+            f"seen: {count_of(wrapped, 'datagram')} got an outer IP header at the route: IP in "
+            "IP without a tunnel device"
+        )
 
     def verify(self) -> Iterable[Verdict]:
         rounds = {4: (self.round + 1) // 2, 6: self.round // 2}

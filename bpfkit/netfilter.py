@@ -11,6 +11,7 @@ from __future__ import annotations
 from bpfkit.app.lifecycle import main
 from bpfkit.app.namespace import NamespaceApp
 from bpfkit.core.errors import CompileError, InputError, UnsupportedError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ class Netfilter(NamespaceApp):
 
     protects = True
     name = "netfilter"
+    expects = (
+        "pings and UDP cross a router: a program at each hook counts them, one drops "
+        "ICMP at forward"
+    )
     source = "misc/netfilter.bpf.c"
     counters = ("packets", "bytes", "dropped")
     details = ("priority",)
@@ -162,6 +167,13 @@ class Netfilter(NamespaceApp):
             for family, base in ((4, 0), (6, len(HOOKS)))
             for number, name in enumerate(HOOKS)
         ]
+
+    def conclusion(self, rows: list[Row]) -> str:
+        dropped = sum(row["dropped"] for row in rows)
+        return (
+            f"seen: {count_of(dropped, 'packet')} dropped at one hook: they are missing at the "
+            "hooks behind it"
+        )
 
     def verify(self) -> Iterable[Verdict]:
         drop, hook = self.options.drop, self.options.hook

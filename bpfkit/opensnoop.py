@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bpfkit.app.lifecycle import main
 from bpfkit.app.trace import TraceApp
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bpfkit.app.events import EventSource
-    from bpfkit.show.rows import Event, Verdict
+    from bpfkit.show.rows import Event, Row, Verdict
 
 #: The demo opens these: what is there, and what is not.
 PRESENT, ABSENT = "/etc/passwd", "/nonexistent/bpfkit"
@@ -97,6 +98,9 @@ class OpenSnoop(TraceApp):
         shown = ret if ret >= 0 else errno.errorcode.get(-ret, ret)
         return super().event_line(Event(event.kind, event.time, {**event.fields, "ret": shown}))
 
+    def conclusion(self, rows: list[Row]) -> str:
+        return "seen: paths as the process gave them, with the result that it got"
+
     def verify(self) -> Iterable[Verdict]:
         """What cat said about its files, and what was seen of its opens."""
         assert self.channel is not None
@@ -112,11 +116,11 @@ class OpenSnoop(TraceApp):
         results = of(PRESENT)
         opened = sum(ret >= 0 for ret in results)
         if not self.options.failed:
-            yield opened == wanted, f"cat opened {PRESENT} {opened} times of {wanted}"
+            yield opened == wanted, f"cat opened {PRESENT} {count_of(opened, 'time')} of {wanted}"
         refused = sum("No such file" in said for said in self.tried)
         missing = of(ABSENT).count(enoent)
         yield missing == refused == wanted, f"{ABSENT}: ENOENT {missing} times, cat says {refused}"
-        yield channel.lost == 0, f"{channel.lost} events lost"
+        yield channel.lost == 0, f"{count_of(channel.lost, 'event')} lost"
 
 
 if __name__ == "__main__":

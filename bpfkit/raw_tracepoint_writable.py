@@ -13,6 +13,7 @@ import os
 from bpfkit.app.base import App
 from bpfkit.app.lifecycle import main
 from bpfkit.core.errors import BpfkitError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,6 +108,12 @@ class RawTracepointWritable(App):
 
     def describe_target(self) -> str:
         return "raw tracepoint bpf_test_finish"
+
+    def conclusion(self, rows: list[Row]) -> str:
+        changed = sum(row["changed"] for row in rows)
+        return (
+            f"seen: {count_of(changed, 'result')} replaced by writing to the tracepoint's argument"
+        )
 
     def verify(self) -> Iterable[Verdict]:
         """The errno of the runs, of another process's, and of those before and after."""

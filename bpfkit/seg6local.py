@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bpfkit.app.lifecycle import main
 from bpfkit.app.namespace import NamespaceApp
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ class Seg6Local(NamespaceApp):
     """SRv6 segments as programs (End.BPF): a tag rewritten, End.DT6 decapsulation."""
 
     name = "seg6local"
+    expects = (
+        "datagrams go through segment fc00:b::1, which writes a tag, then fc00:b::2, "
+        "which unpacks them"
+    )
     source = "lwt/seg6local.bpf.c"
     has_live_view = False
     lab_namespace = "router"
@@ -125,6 +130,14 @@ class Seg6Local(NamespaceApp):
             }
             for number, name in enumerate(FUNCTIONS)
         ]
+
+    def conclusion(self, rows: list[Row]) -> str:
+        packets = sum(row["packets"] for row in rows)
+        failed = sum(row["failed"] for row in rows)
+        return (
+            f"seen: {count_of(packets, 'packet')} at the two segments, {failed} failed: the "
+            "route of a segment's address runs its program"
+        )
 
     def verify(self) -> Iterable[Verdict]:
         for row in self.rows():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from bpfkit.app.lifecycle import main
 from bpfkit.app.tap import ProtocolApp
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ class Sockex1(ProtocolApp):
 
     def notes(self, rows: list[Row]) -> list[str]:
         other = self.object["nonip"].sum(0)
-        return [f"not IP: {other.packets} packets, {other.bytes} bytes"] if other.packets else []
+        if not other.packets:
+            return []
+        return [f"not IP: {count_of(other.packets, 'packet')}, {count_of(other.bytes, 'byte')}"]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from bpfkit.app.lifecycle import main
 from bpfkit.app.tap import TapApp, amount
+from bpfkit.core.words import count_of
 from bpfkit.show.address import address_text
 
 TYPE_CHECKING = False
@@ -40,7 +41,7 @@ class Sockex2(TapApp):
     def notes(self, rows: list[Row]) -> list[str]:
         totals = self.object["totals"].sum(0)
         return [
-            f"{what}: {part.packets} packets, {part.bytes} bytes"
+            f"{what}: {count_of(part.packets, 'packet')}, {count_of(part.bytes, 'byte')}"
             for what, part in (("not IP", totals.nonip), ("no room left", totals.unattributed))
             if part.packets
         ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bpfkit.app.lifecycle import main
 from bpfkit.app.trace import TraceApp
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,6 +111,13 @@ class SysCounts(TraceApp):
             else []
         )
 
+    def conclusion(self, rows: list[Row]) -> str:
+        calls = sum(row["calls"] for row in rows)
+        return (
+            f"seen: {count_of(calls, 'system call')}; most errors are searches: a program in "
+            "$PATH, libraries"
+        )
+
     def verify(self) -> Iterable[Verdict]:
         """What dd says it copied, against the rows."""
         import re
@@ -126,7 +134,7 @@ class SysCounts(TraceApp):
             good = copied <= calls <= copied + 60 * len(self.copied)
             yield good and copied > 0, f"dd copied {copied} blocks, {calls} calls of {name}"
         lost = sum(self.object["lost"].values()) + self.missed()
-        yield lost == 0, f"{lost} calls not counted"
+        yield lost == 0, f"{count_of(lost, 'call')} not counted"
 
 
 if __name__ == "__main__":

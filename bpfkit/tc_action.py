@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bpfkit.app.lifecycle import main
 from bpfkit.app.namespace import NamespaceApp
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ class TcAction(NamespaceApp):
     """A program as the action behind a tc filter's match: every second UDP packet is dropped."""
 
     name = "tc_action"
+    expects = (
+        "pings and UDP arrive; the filter gives the program UDP only, and every second "
+        "one is dropped"
+    )
     source = "tc/tc_action.bpf.c"
     counters = ("packets",)
 
@@ -74,6 +79,13 @@ class TcAction(NamespaceApp):
             {"sum": "matched", "packets": sums.matched},
             {"sum": "dropped", "packets": sums.dropped},
         ]
+
+    def conclusion(self, rows: list[Row]) -> str:
+        sums = {row["sum"]: row["packets"] for row in rows}
+        return (
+            f"seen: {sums['dropped']} of {count_of(sums['matched'], 'UDP packet')} dropped; "
+            "pings never met the program"
+        )
 
     def verify(self) -> Iterable[Verdict]:
         made = 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 from bpfkit.app.lifecycle import main
 from bpfkit.app.tc import TcApp
 from bpfkit.core.errors import BpfkitError, UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ class TcClassifier(TcApp):
     """Packets and bytes per direction, protocol and DSCP; marks, priorities, a policer."""
 
     name = "tc_classifier"
+    expects = "UDP of DSCP 46, 8 and 0 leaves: 46 gets a mark, 8 is policed, 0 passes as it is"
     source = "tc/tc_classifier.bpf.c"
     counters = ("packets", "bytes", "policed_packets", "policed_bytes")
     importance = ("packets", "policed_packets", "bytes", "policed_bytes")
@@ -217,6 +219,13 @@ class TcClassifier(TcApp):
                 finally:
                     sock.close()
 
+    def conclusion(self, rows: list[Row]) -> str:
+        policed = sum(row["policed_packets"] for row in rows)
+        return (
+            f"seen: {count_of(policed, 'packet')} of DSCP 8 beyond the policer's rate dropped, "
+            "no other"
+        )
+
     def verify(self) -> Iterable[Verdict]:
         """Compare with the number of datagrams that were sent."""
         rows = {(r["direction"], r["proto"], r["dscp"]): r for r in self.rows()}
@@ -244,7 +253,7 @@ class TcClassifier(TcApp):
         wanted = len(tagged.sent), sum(map(len, tagged.sent))
         packets, size = counted()
         text = f"{direction}: {sum(found.values())} of {wanted[0]} tagged SYNs arrive, "
-        text += f"{packets} counted with {size} of {wanted[1]} bytes"
+        text += f"{packets} counted with {size} of {count_of(wanted[1], 'byte')}"
         return all(found.values()) and (packets, size) == wanted, text
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bpfkit.app.drop_tcp import DropTcpDemo, drop_rows
 from bpfkit.app.lifecycle import main
 from bpfkit.app.tc import TcApp
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class TcDropTcp(TcApp):
 
     protects = True
     name = "tc_drop_tcp"
+    expects = "a server's TCP is dropped on its way out: connections time out, pings are answered"
     source = "tc/tc_drop_tcp.bpf.c"
     counters = ("bytes", "packets")
     traffic: DropTcpDemo
@@ -38,6 +40,10 @@ class TcDropTcp(TcApp):
 
     def rows(self) -> list[Row]:
         return drop_rows(self.object)
+
+    def conclusion(self, rows: list[Row]) -> str:
+        dropped = sum(row["packets"] for row in rows if row["action"] == "drop")
+        return f"seen: {count_of(dropped, 'TCP packet')} dropped at tc; pings passed"
 
     def verify(self) -> Iterable[Verdict]:
         return self.traffic.verdicts(self.rows(), self._tagged_frames(), self.detach)

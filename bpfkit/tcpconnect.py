@@ -10,6 +10,7 @@ from __future__ import annotations
 from bpfkit.app.lifecycle import main
 from bpfkit.app.trace import TraceApp
 from bpfkit.core.errors import BpfkitError, UnsupportedError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bpfkit.app.events import EventSource
-    from bpfkit.show.rows import Event, Verdict
+    from bpfkit.show.rows import Event, Row, Verdict
 
 #: Way -> the programs of it, the newest way first.
 WAYS = {
@@ -157,6 +158,12 @@ class TcpConnect(TraceApp):
         }
         return Event("connect", unix_seconds(record.time_ns), fields)
 
+    def conclusion(self, rows: list[Row]) -> str:
+        return (
+            "seen: a connect to a port without a listener fails at once: the kernel there "
+            "answers RST"
+        )
+
     def verify(self) -> Iterable[Verdict]:
         """What the client's connect() returned, and its ports, against the events."""
         import errno
@@ -181,7 +188,7 @@ class TcpConnect(TraceApp):
                 yield found == len(wanted) > 0, f"{host}: {found} of {len(wanted)} {text}"
         total = len(seen)
         yield total == len(self.made), f"{total} events for {len(self.made)} connects"
-        yield channel.lost == 0, f"{channel.lost} events lost"
+        yield channel.lost == 0, f"{count_of(channel.lost, 'event')} lost"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import struct
 from bpfkit.app.lifecycle import main
 from bpfkit.app.xdp import XdpApp
 from bpfkit.core.errors import UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ class XdpDecap(XdpApp):
     """Decapsulates IP in IP from a load balancer, without a tunnel device."""
 
     name = "xdp_decap"
+    expects = (
+        "datagrams come in IP in IP from the balancer, and from a stranger, whose are to "
+        "stay packed"
+    )
     source = "xdp/xdp_decap.bpf.c"
     counters = ("packets", "bytes")
     knows_l2_len = False
@@ -125,6 +130,13 @@ class XdpDecap(XdpApp):
         packet = ip_packet(source, own, 41 if inner else 4, _datagram(inner, body), df=True)
         return ethernet(to, by, packet, vlans=vlans)
 
+    def conclusion(self, rows: list[Row]) -> str:
+        taken = sum(row["packets"] for row in rows if row["action"].startswith("taken off"))
+        return (
+            f"seen: {count_of(taken, 'outer header')} taken off; a stranger's packets passed "
+            "unchanged"
+        )
+
     def verify(self) -> Iterable[Verdict]:
         from bpfkit.net.packets.capture import Capture
         from bpfkit.net.packets.frames import send_frames
@@ -134,7 +146,7 @@ class XdpDecap(XdpApp):
             if strange:
                 yield arrived == 0, f"{words} from a stranger: {arrived} of {sent} arrived"
             else:
-                yield arrived == sent, f"{words}: {arrived} of {sent} datagrams arrived"
+                yield arrived == sent, f"{words}: {arrived} of {count_of(sent, 'datagram')} arrived"
         for outer in (0, 1):
             frame = self._frame(0, outer, False, b"tagged", 5)
             with Capture("eth0", ns=self.lab["server"], outgoing=False) as capture:

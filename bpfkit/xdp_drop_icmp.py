@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bpfkit.app.lifecycle import main
 from bpfkit.app.xdp import XdpApp
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class XdpDropIcmp(XdpApp):
     """XDP that drops ICMP and ICMPv6, counted by type, and lets everything else pass."""
 
     name = "xdp_drop_icmp"
+    expects = "pings, which are to be lost, and TCP and UDP, which are not, by IPv4 and IPv6"
     source = "xdp/xdp_drop_icmp.bpf.c"
     counters = ("bytes", "packets")
     lab_device = "host:lo"
@@ -89,6 +91,14 @@ class XdpDropIcmp(XdpApp):
                 rows.append({**_named(key), "bytes": sums.bytes, "packets": sums.packets})
         return rows
 
+    def conclusion(self, rows: list[Row]) -> str:
+        lost = sum(row["packets"] for row in rows if row["action"] == "drop")
+        passed = sum(row["packets"] for row in rows if row["action"] == "pass")
+        return (
+            f"seen: {count_of(lost, 'ICMP packet')} dropped, {passed} others passed: only the "
+            "protocol decides"
+        )
+
     def verify(self) -> Iterable[Verdict]:
         from bpfkit.net.traffic.ping import PingReport, ping
         from bpfkit.net.traffic.tagged_frames import TaggedFrames
@@ -110,7 +120,7 @@ class XdpDropIcmp(XdpApp):
                 yield report.received == report.sent, text
         passed = sum(report.packets for report in self.made)
         seen = counted.get((None, None), 0)
-        yield seen == passed, f"{seen} packets passed, TCP and UDP had {passed}"
+        yield seen == passed, f"{count_of(seen, 'packet')} passed, TCP and UDP had {passed}"
         ends = [(host, host) for host in HOSTS]
         tagged = TaggedFrames(self.lab, self.lab_device, self.lab_device, ends, ("ping", "UDP"))
         yield from tagged.verdicts({"ping"})

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bpfkit.app.drop_tcp import DropTcpDemo, drop_rows
 from bpfkit.app.lifecycle import main
 from bpfkit.app.xdp import XdpApp
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ class XdpDropTcp(XdpApp):
     """XDP that drops the TCP packets an interface receives."""
 
     name = "xdp_drop_tcp"
+    expects = (
+        "a client tries TCP, which is to get no answer, and pings, which are, by IPv4 and IPv6"
+    )
     source = "xdp/xdp_drop_tcp.bpf.c"
     counters = ("bytes", "packets")
     traffic: DropTcpDemo
@@ -36,6 +40,12 @@ class XdpDropTcp(XdpApp):
 
     def rows(self) -> list[Row]:
         return drop_rows(self.object)
+
+    def conclusion(self, rows: list[Row]) -> str:
+        dropped = sum(row["packets"] for row in rows if row["action"] == "drop")
+        return (
+            f"seen: {count_of(dropped, 'TCP packet')} dropped before the host's stack; pings passed"
+        )
 
     def verify(self) -> Iterable[Verdict]:
         from bpfkit.net.traffic.tagged_frames import PAIR, TaggedFrames

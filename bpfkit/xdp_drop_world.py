@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bpfkit.app.lifecycle import main
 from bpfkit.app.xdp import XdpApp
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ class XdpDropWorld(XdpApp):
     """XDP that drops everything an interface receives; on, off, on again, shown by ping."""
 
     name = "xdp_drop_world"
+    expects = (
+        "pings while the program is on, off, and on again: only those while it is off are answered"
+    )
     source = "xdp/xdp_drop_world.bpf.c"
     knows_l2_len = False
     has_live_view = False
@@ -80,6 +84,13 @@ class XdpDropWorld(XdpApp):
         body = [[cell(value) for value in row.values()] for row in rows]
         return table(titles, body, right=[False, True, True, True, True])
 
+    def conclusion(self, rows: list[Row]) -> str:
+        lost = sum(row["sent"] - row["received"] for row in rows if row["sent"] is not None)
+        return (
+            f"seen: {count_of(lost, 'ping')} lost, all while the program was attached: it drops "
+            "every packet"
+        )
+
     def verify(self) -> Iterable[Verdict]:
         while len(self.states) < 3:
             self.demo()
@@ -88,9 +99,9 @@ class XdpDropWorld(XdpApp):
         for row in self.states:
             sent, received, on = row["sent"], row["received"], row["state"] == "on"
             good = sent > 0 and received == (0 if on else sent)
-            yield good, f"{row['state']}: {sent} pings sent, {received} answered"
+            yield good, f"{row['state']}: {count_of(sent, 'ping')} sent, {received} answered"
             counted = row["packets"] >= sent if on else row["packets"] == 0
-            yield counted, f"{row['state']}: {row['packets']} packets dropped"
+            yield counted, f"{row['state']}: {count_of(row['packets'], 'packet')} dropped"
         yield from self._tagged()
 
     def _tagged(self) -> Iterable[Verdict]:

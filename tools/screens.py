@@ -6,12 +6,17 @@
     sudo python3 tools/screens.py --into DIR xdp_lb    into DIR/xdp_lb.txt
     sudo python3 tools/screens.py --tree OLD --size 120x40
 
+    sudo python3 tools/screens.py --rows tests/data/live
+
 Two trees, or a tree before and after a change, are compared with ``diff -r``.  Needs tmux.
+``--rows`` writes the rows of the demos' last round instead, DIR/NAME.jsonl, which the tests of the
+live view lay out for windows of several sizes; a program that this kernel refuses keeps its file.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
@@ -48,6 +53,16 @@ def screen(command: str, tree: Path, columns: int, lines: int) -> str:
     return "\n".join(line.rstrip() for line in shown.splitlines()).strip("\n") + "\n"
 
 
+def rows(name: str, tree: Path) -> list[str]:
+    """The rows (not the events) of the last round of the program's demo, as JSON."""
+    argv = [sys.executable, "-m", f"bpfkit.{name}", "--json"]
+    done = subprocess.run(argv, cwd=tree, stdout=subprocess.PIPE, text=True, check=False)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    found = [row for row in found if "event" not in row and "change" not in row]
+    last = max((row["round"] for row in found), default=0)
+    return [json.dumps(row) for row in found if row["round"] == last]
+
+
 def main() -> int:
     """Take the screens."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -55,6 +70,7 @@ def main() -> int:
     parser.add_argument("--size", default="80x24", help="columns x lines (default: 80x24)")
     parser.add_argument("--tree", type=Path, default=ROOT, help="another checkout")
     parser.add_argument("--into", type=Path, help="a directory for a file per program")
+    parser.add_argument("--rows", metavar="DIR", type=Path, help="write the last rows there")
     options = parser.parse_args()
     columns, lines = map(int, options.size.split("x"))
     sys.path.insert(0, str(options.tree))
@@ -63,6 +79,13 @@ def main() -> int:
     names = options.program or [cls.name for cls in programs()]
     if options.into:
         options.into.mkdir(parents=True, exist_ok=True)
+    if options.rows:
+        live = {cls.name for cls in programs() if cls.has_live_view}
+        for name in live.intersection(names):
+            found = rows(name, options.tree)
+            if found:
+                Path(options.rows, f"{name}.jsonl").write_text("\n".join(found[:12]) + "\n")
+        return 0
     for name in names:
         command = f"{shlex.quote(sys.executable)} -m bpfkit.{name}"
         shown = screen(command, options.tree, columns, lines)

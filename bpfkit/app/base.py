@@ -88,6 +88,9 @@ class App:
     importance: tuple[str, ...] = ()
     #: Counters that are bytes and whose names do not end in ``bytes``.
     counted_in_bytes: tuple[str, ...] = ()
+    #: What the demo sends and what is to be seen, a line that is printed before it; "": the demo
+    #: prints one itself (:meth:`is_first_demo`).
+    expects = ""
     #: Text under ``--help``.
     epilog: str | None = None
     #: Does a terminal get the live view?  Else it gets plain lines, like a pipe.
@@ -184,6 +187,13 @@ class App:
     def rows(self) -> list[Row]:
         """The figures now: totals since the start.  A program of events only has none."""
         return []
+
+    def conclusion(self, rows: list[Row]) -> str:
+        """What was seen in the demo, and why: a line that is printed behind it.
+
+        :param rows: the last figures.
+        """
+        return ""
 
     def cycle_by(self) -> str:
         """Group the rows by something else (the key ``b`` of the live view): the next of what

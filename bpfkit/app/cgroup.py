@@ -18,6 +18,7 @@ from __future__ import annotations
 from bpfkit.app.base import App
 from bpfkit.app.command import set_interval
 from bpfkit.core.errors import BpfkitError, InputError, UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class CgroupApp(App):
             return
         left = len(self.group.pids()) if self.group.is_own else 0
         if left:
-            which = "a process of it goes" if left == 1 else f"{left} processes of it go"
+            which = "a process of it goes" if left == 1 else f"{count_of(left, 'process')} of it go"
             self.note(f"{self.command.argv[0]} has ended; {which} on without the program")
 
     def describe_target(self) -> str:

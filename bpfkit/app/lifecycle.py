@@ -33,6 +33,7 @@ from bpfkit.app.signals import (
 from bpfkit.core.errors import BpfkitError, InputError, PrivilegeError, resource_error
 from bpfkit.core.log import set_verbose
 from bpfkit.core.records import reap
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     from bpfkit.app.base import App
     from bpfkit.app.sinks import Sink
-    from bpfkit.show.rows import Verdict
+    from bpfkit.show.rows import Row, Verdict
 
 __all__ = ["conclude", "guarded", "main"]
 
@@ -137,8 +138,13 @@ def _run(app: App, signals: Signals) -> int:
     if app.options.verbose:
         passed = (perf_counter() - _STARTED) * 1e3
         say(f"{app.name}: attached to {app.describe_target()} in {passed:.1f} ms")
+    tells = app.demo_runs and not (app.options.check or app.options.json)
+    if tells and app.expects:
+        app.note(app.expects)
     status = app.run(signals)
     if status is not None:
+        if tells and not (status or signals.asked):
+            _conclude_demo(app, app.rows())
         return status
     side = _SideMatters(app)
     side.run(lambda: _open_channel(app))
@@ -381,6 +387,12 @@ def _observe(app: App, signals: Signals, side: _SideMatters) -> int:
         side.run(
             lambda: sink.round(0, app.rows())
         )  # something to look at before the first round is over
+    latest: list[Row] = []
+
+    def show(number: int) -> None:
+        latest[:] = app.rows()
+        sink.round(number, latest[:])
+
     in_turn = app.demo_runs and not app.demo_in_background
     demo = _Demo(app, signals.wake, options.interval) if app.demo_runs and not in_turn else None
     failure: BaseException | None = None
@@ -406,17 +418,27 @@ def _observe(app: App, signals: Signals, side: _SideMatters) -> int:
         else:
             side.run(waiter.show_events)
             side.run(waiter.say_losses)
-        side.run(lambda number=number: sink.round(number, app.rows()))  # type: ignore[misc]
+        side.run(lambda number=number: show(number))  # type: ignore[misc]
         number += 1
         waiter.round = number
         if last:
             side.run(sink.end)
+            if not ended and failure is None:
+                side.run(lambda: _conclude_demo(app, latest))
             break
         # After a stop (SIGSTOP, suspend) go on from now instead of catching up round by round.
         began = max(began, monotonic() - (number + 1) * options.interval)
     if failure is not None:
         raise failure
     return app.exit_status()
+
+
+def _conclude_demo(app: App, rows: list[Row]) -> None:
+    """Say what was seen in a demo that ran to its end, and why."""
+    if app.demo_runs and not app.options.json:
+        text = app.conclusion(rows)
+        if text:
+            app.note(text)
 
 
 # ---------------------------------------------------------------- --check, --pcap
@@ -468,7 +490,7 @@ def _capture(app: App, signals: Signals, path: str) -> int:
         if not app.packets_run:
             raise
         # A capture that was cut off: the figures up to there are right.
-        error.hint = f"the figures are those of the {app.packets_run} packets before"
+        error.hint = f"the figures are those of the {count_of(app.packets_run, 'packet')} before"
         failure = error
     signals.gentle = True
     sink_for(app, live=False).round(0, app.capture_rows())

@@ -14,8 +14,10 @@ from collections import deque
 from threading import current_thread, main_thread
 from time import monotonic
 
+from bpfkit.app.signals import say
 from bpfkit.app.sinks import Sink
 from bpfkit.core.printable import printable
+from bpfkit.core.words import count_of
 from bpfkit.show.keys import RESIZED, Keyboard
 from bpfkit.show.layout import Column
 from bpfkit.show.live import Frame, LiveView
@@ -59,7 +61,8 @@ class LiveSink(Sink):
         self.keyboard = Keyboard.open()
         if self.keyboard is not None:
             app.keep(self.keyboard)
-        self._before: dict[tuple[str, ...], list[int]] | None = {}
+        #: Key of a row -> its counters; None: the rates are not known yet.
+        self._before: dict[tuple[str, ...], list[int]] | None = None
         self._when = monotonic()
         self._latest: deque[str] = deque(maxlen=_LATEST)
         self._lost = ""
@@ -69,6 +72,8 @@ class LiveSink(Sink):
         self._newest: list[tuple[Row, list[float]]] = []
         self._shown: list[tuple[Row, list[float]]] = []
         self._notes: list[str] = []
+        #: The last frame is there: what is said now stands below it.
+        self._ended = False
         self._paused = False
         self._help = False
         self._words = ""
@@ -96,12 +101,15 @@ class LiveSink(Sink):
             self._draw()
 
     def lost(self, round_: int, count: int) -> None:
-        self._lost = f"{count} events lost"
+        self._lost = f"{count_of(count, 'event')} lost"
 
     def note(self, text: str) -> None:
         try:
             # Other threads note things too: the last of the frame is then drawn by the next round.
-            if self.view.note(printable(text, keep=_LAYOUT)) and current_thread() is main_thread():
+            text = printable(text, keep=_LAYOUT)
+            if self._ended:
+                say(text)
+            elif self.view.note(text) and current_thread() is main_thread():
                 self._draw()
         except (OSError, ValueError):  # a terminal that is gone, a full disk
             pass
@@ -114,6 +122,7 @@ class LiveSink(Sink):
         if self.keyboard is not None:
             self.keyboard.leave()
         self._draw()
+        self._ended = True
 
     # -- keys
 

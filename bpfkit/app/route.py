@@ -12,6 +12,7 @@ from __future__ import annotations
 from bpfkit.app.namespace import NamespaceApp
 from bpfkit.app.place import add_interface
 from bpfkit.core.errors import InputError, UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,6 +115,14 @@ class RouteApp(NamespaceApp):
                 found.append({"proto": proto, "packets": row.packets, "bytes": row.bytes, **acted})
         return found
 
+    def conclusion(self, rows: list[Row]) -> str:
+        packets = sum(row["packets"] for row in rows)
+        acted = sum(row[self.acted] for row in rows)
+        return (
+            f"seen: {acted} of {count_of(packets, 'packet')} {self.acted}: a program on a route "
+            "judges only what goes by it"
+        )
+
 
 class DropApp(RouteApp):
     """A program on a route that counts packets, and drops one protocol."""
@@ -192,5 +201,5 @@ class DropApp(RouteApp):
             if isinstance(report, UdpReport)
         )
         seen = counted.get("udp", {"bytes": 0})["bytes"]
-        text = f"udp: {size} bytes without Ethernet header and tag, {seen} counted"
+        text = f"udp: {count_of(size, 'byte')} without Ethernet header and tag, {seen} counted"
         yield seen == size, text

@@ -10,6 +10,7 @@ from io import TextIOWrapper
 
 from bpfkit.core.errors import BpfkitError
 from bpfkit.core.printable import printable
+from bpfkit.core.words import count_of
 from bpfkit.show.encoding import encoded, use_ascii_forms
 
 TYPE_CHECKING = False
@@ -34,6 +35,8 @@ __all__ = [
 #: Control characters that texts of our own consist of.
 _LAYOUT = "\n\t"
 _NEWLINE = 10
+#: Characters that fit on a line of every terminal.
+_NARROW = 20
 
 
 class Interrupted(BaseException):
@@ -99,10 +102,17 @@ class Signals:
 def say(text: str) -> None:
     """Write ``text`` and a newline to standard error; a closed one is no error.
 
-    Names in it that others chose (interfaces, processes) are made printable.
+    Names in it that others chose (interfaces, processes) are made printable.  On a terminal, lines
+    that are longer than it is wide are broken between words.
     """
+    text = printable(text, keep=_LAYOUT)
     try:
-        sys.stderr.write(f"{printable(text, keep=_LAYOUT)}\n")
+        if len(text) > _NARROW and sys.stderr.isatty():
+            from bpfkit.show.layout import wrap
+
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+            text = "\n".join([part for line in text.split("\n") for part in wrap(line, width)])
+        sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):
         pass
@@ -154,7 +164,7 @@ class OutputLosses:
     def finish(self) -> None:
         """Say how much was lost."""
         if self.lines:
-            self._note(f"{self.lines} lines of output were lost")
+            self._note(f"lost output: {count_of(self.lines, 'line')}")
 
 
 _tolerated: OutputLosses | None = None

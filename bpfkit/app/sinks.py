@@ -12,6 +12,7 @@ from time import time as unix_time
 
 from bpfkit.app.signals import output, say
 from bpfkit.core.printable import printable
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Sink:
 
     def lost(self, round_: int, count: int) -> None:
         """``count`` events were lost since the start; called when there are more of them."""
-        self.note(f"{count} events lost: they came faster than they could be read")
+        self.note(f"{count_of(count, 'event')} lost: they came faster than they could be read")
 
     def note(self, text: str) -> None:
         """A line on standard error."""

@@ -16,6 +16,7 @@ from bpfkit.app.base import App
 from bpfkit.app.place import add_interface, add_netns, add_pcap, check_pcap
 from bpfkit.app.watch import InterfaceWatch
 from bpfkit.core.errors import UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ class TapApp(App):
     """Attached to a packet socket of an interface: gets a copy of each packet."""
 
     needs = ("NET_RAW", "BPF")
+    expects = (
+        "pings, TCP requests and UDP cross lo, by IPv4 and IPv6: every packet is to be counted once"
+    )
     #: What ``--direction`` is by default.
     direction = "out"
     #: False where a program has no choice of direction.
@@ -179,6 +183,18 @@ class TapApp(App):
         for host in self.hosts():
             self.made += mixed(host)
 
+    def conclusion(self, rows: list[Row]) -> str:
+        from bpfkit.show.text import human
+
+        sums = {
+            field: sum(row.get(field, 0) for row in rows if "summary" not in row)
+            for field in self.counters
+        }
+        size = human(sums["bytes"], "B") if "bytes" in sums else ""
+        packets = count_of(sums["packets"], "packet") if "packets" in sums else ""
+        seen = ", ".join(filter(None, (packets, size)))
+        return f"seen: {seen}; lo has each packet going out and coming in, counted once"
+
     def hosts(self) -> list[str]:
         """The addresses of lo."""
         if self._hosts:
@@ -259,7 +275,7 @@ class TapApp(App):
 
 def amount(packets: int, size: int) -> str:
     """``3 packets 294 bytes``."""
-    return f"{packets} packets {size} bytes"
+    return f"{count_of(packets, 'packet')} {count_of(size, 'byte')}"
 
 
 def read_error(socket: PacketSocket) -> None:

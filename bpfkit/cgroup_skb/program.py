@@ -16,6 +16,7 @@ from sys import byteorder as _BYTE_ORDER
 from bpfkit.app.cgroup import CgroupApp
 from bpfkit.cgroup_skb.rules import ACTIONS, ALLOW, DENY, REJECT
 from bpfkit.core.errors import UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ class CgroupSkb(CgroupApp):
 
     protects = True
     name = "cgroup_skb"
+    expects = (
+        "a client talks to addresses that are allowed, denied (EPERM) or rejected (ECONNREFUSED)"
+    )
     source = "cgroup/cgroup_skb.bpf.c"
     counters = ("in_bytes", "out_bytes", "denied_packets")
     epilog = (
@@ -291,6 +295,13 @@ class CgroupSkb(CgroupApp):
 
     # -- --check
 
+    def conclusion(self, rows: list[Row]) -> str:
+        denied = sum(row["denied_packets"] for row in rows)
+        return (
+            f"seen: {count_of(denied, 'packet')} denied; who sent them is known by cgroup and "
+            "process"
+        )
+
     def verify(self) -> Iterable[Verdict]:
         from bpfkit.cgroup_skb.demo import DENIED, ECHOED, expected
 
@@ -315,7 +326,7 @@ class CgroupSkb(CgroupApp):
             least = DENIED * len(mine)
             icmp = self._answer == "icmp"  # then rejected packets are denied ones, too
             good = denied == least or bool(icmp and denied and denied > least)
-            yield good, f"{denied} packets denied, the client was denied {least}"
+            yield good, f"{count_of(denied or 0, 'packet')} denied, the client was denied {least}"
         for client in clients:
             refusals = client.get("denied")
             good = refusals == [errno.EPERM] * DENIED

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bpfkit.app.cgroup import CgroupApp
 from bpfkit.core.errors import UnsupportedError, UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -316,6 +317,12 @@ class CgroupSockAddr(CgroupApp):
             f"by {cell(fields['comm'])} ({fields['pid']})"
         )
 
+    def conclusion(self, rows: list[Row]) -> str:
+        moved = sum(r["connects"] + r["datagrams"] for r in rows if r.get("action") == "redirect")
+        return (
+            f"seen: {count_of(moved, 'call')} redirected by the kernel: the client noticed nothing"
+        )
+
     def verify(self) -> Iterable[Verdict]:
         """What the client got from the kernel and from the proxy."""
         from bpfkit.cgroup_sock_addr.demo import SEEN, UNIX_SEEN
@@ -325,7 +332,7 @@ class CgroupSockAddr(CgroupApp):
             for what, value in wanted.items():
                 got = seen.get(what)
                 yield got == value, f"{what}: {_words(got)}"
-        yield bool(self.seen), f"the client ran {len(self.seen)} times"
+        yield bool(self.seen), f"the client ran {count_of(len(self.seen), 'time')}"
 
 
 def _has_unix() -> bool:

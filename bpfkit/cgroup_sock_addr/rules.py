@@ -13,6 +13,7 @@ the rule is for every port.
 from __future__ import annotations
 
 from bpfkit.core.errors import InputError, UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -273,7 +274,7 @@ def _check_target(rule: Rule, option: str) -> None:
 
 def _check_all(rules: list[Rule]) -> None:
     if len(rules) > MAX_RULES:
-        raise UsageError(f"{len(rules)} rules", why=f"up to {MAX_RULES} are possible")
+        raise UsageError(f"{count_of(len(rules), 'rule')}", why=f"up to {MAX_RULES} are possible")
     keys: dict[Any, Rule] = {}
     for rule in rules:
         for key in [rule.source.path] if rule.is_unix else [e[0] for e in rule.entries(0)]:

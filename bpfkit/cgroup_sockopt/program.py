@@ -15,6 +15,7 @@ from bpfkit.cgroup_sockopt.names import (
     shown_value,
 )
 from bpfkit.core.errors import InputError, UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -203,9 +204,14 @@ class CgroupSockopt(CgroupApp):
         fields = {name: value for name, value in event.fields.items() if value is not False}
         return super().event_line(Event(event.kind, event.time, fields))
 
+    def conclusion(self, rows: list[Row]) -> str:
+        changed = sum(row["changed"] for row in rows)
+        denied = sum(row["denied"] for row in rows)
+        return f"seen: {denied} denied, {changed} changed on the way in or out of the kernel"
+
     def verify(self) -> Iterable[Verdict]:
         """What the child got from the kernel."""
         for seen in self.seen:
             for what, wanted in SEEN.items():
                 yield seen.get(what) == wanted, f"{what}: {seen.get(what)}"
-        yield bool(self.seen), f"the child ran {len(self.seen)} times"
+        yield bool(self.seen), f"the child ran {count_of(len(self.seen), 'time')}"

@@ -41,6 +41,10 @@ class ContainerLab(App):
     """A container behind a bridge: what XDP and tc let through, what a capture there sees."""
 
     name = "container_lab"
+    expects = (
+        "TCP and pings cross a container's veth: nothing attached, XDP, XDP and tc, tc, "
+        "nothing again"
+    )
     needs = ("NET_ADMIN", "NET_RAW", "SYS_ADMIN", "BPF")
     has_live_view = False
     takes_netns = True
@@ -126,6 +130,12 @@ class ContainerLab(App):
             if device.still_there():
                 raise
             raise BpfkitError(f"interface {device.name} was removed") from error
+
+    def conclusion(self, rows: list[Row]) -> str:
+        return (
+            "seen: a capture on the veth shows nothing dropped: it lies behind XDP on the way "
+            "in, behind tc on the way out"
+        )
 
     def run(self, signals: Signals) -> int:
         return self._while_there(lambda: self._run_states(signals))

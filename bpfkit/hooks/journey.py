@@ -15,6 +15,7 @@ from struct import Struct
 
 from bpfkit.core.errors import UsageError
 from bpfkit.core.shown import Shown
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -314,5 +315,5 @@ def judge_drop(whole: Journey, cut: Journey, where: Sighting) -> Verdict:
     }
     captured = {name for name, saw in cut.captures.items() if saw}
     text = f"dropped at {where.hook} of {where.place}: {len(met)} hooks and {len(captured)} of "
-    text += f"{sum(whole.captures.values())} captures see it, the application does not"
+    text += f"{count_of(sum(whole.captures.values()), 'capture')} see it, the application does not"
     return met == wanted and captured == taps and not cut.received, text

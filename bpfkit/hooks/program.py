@@ -40,6 +40,9 @@ class Hooks(App):
     """The packet's path: one packet, the hooks it meets in their order, what a drop hides."""
 
     name = "hooks"
+    expects = (
+        "one UDP datagram crosses a router: each hook that it meets shows itself, with its time"
+    )
     source = "misc/hooks.bpf.c"
     needs = ("BPF", "NET_RAW", "NET_ADMIN", "SYS_ADMIN")
     demo_rounds = check_rounds = 1
@@ -119,6 +122,12 @@ class Hooks(App):
         what = {"tcp": "TCP SYN", "udp": "UDP datagram", "icmp": "echo request"}[options.proto]
         lines = ladder.journey(rows, f"one {what} over IPv{6 if options.ipv6 else 4}")
         return lines + (ladder.taps(self.answers) if self.answers else [])
+
+    def conclusion(self, rows: list[Row]) -> str:
+        return (
+            "seen: captures see a packet at the tap only: what is dropped before it, no "
+            "capture shows"
+        )
 
     def verify(self) -> Iterable[Verdict]:
         """The order against the kernel's sources, drops against captures and the application."""

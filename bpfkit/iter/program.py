@@ -10,6 +10,7 @@ import os
 
 from bpfkit.app.base import App
 from bpfkit.core.errors import UsageError
+from bpfkit.core.words import count_of
 from bpfkit.iter.tables import Tables
 
 TYPE_CHECKING = False
@@ -31,6 +32,7 @@ class Iter(App):
     """Tables of tasks, TCP sockets, map elements and BPF links, by BPF iterators."""
 
     name = "iter"
+    expects = "nothing is sent: a program in the kernel writes tables of the kernel's own objects"
     source = "trace/iter.bpf.c"
     needs = ("BPF", "PERFMON")
     demo_rounds = 1
@@ -130,6 +132,12 @@ class Iter(App):
             if self.options.table is None:
                 yield f"{kind}:"
             yield from super().lines(part)
+
+    def conclusion(self, rows: list[Row]) -> str:
+        return (
+            f"seen: {count_of(len(rows), 'row')}, written by a program that the kernel runs "
+            "once an element"
+        )
 
     def verify(self) -> Iterable[Verdict]:
         """Against /proc, the sockets' own names, bpftool's ids, and the map's elements."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bpfkit.app.base import App
 from bpfkit.core.errors import InputError, UnsupportedError
+from bpfkit.core.words import count_of
 from bpfkit.maps.tour import SOURCE, Tour, names
 
 TYPE_CHECKING = False
@@ -138,6 +139,13 @@ class Maps(App):
         missing = sum(row["status"] == "unsupported" for row in rows)
         checks = sum(len(row["checks"]) for row in rows)
         yield f"{done} of {len(rows)} types verified by {checks} checks, {missing} unsupported"
+
+    def conclusion(self, rows: list[Row]) -> str:
+        good = sum(1 for row in rows if row.get("status") == "verified")
+        return (
+            f"seen: {count_of(good, 'type')} used from a program and from Python; what the "
+            "others need is said above"
+        )
 
     def verify(self) -> Iterable[Verdict]:
         for result in self.results:

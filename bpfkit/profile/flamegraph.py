@@ -11,6 +11,7 @@ from html import escape
 from zlib import crc32
 
 from bpfkit.core.printable import printable
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _draw(frame: _Frame, x: float, level: int, height: int, total: int) -> Itera
     shown = printable(frame.name)  # XML takes no control characters, UTF-8 no surrogates
     label = escape(shown)
     yield (
-        f"<g><title>{label}: {frame.samples} samples, {share:.1%}</title>"
+        f"<g><title>{label}: {count_of(frame.samples, 'sample')}, {share:.1%}</title>"
         f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{_ROW - 1}" '
         f'fill="{_colour(frame.name)}" rx="1"/>'
     )

@@ -14,6 +14,7 @@ from bpfkit.app.trace import TraceApp
 from bpfkit.core.cpus import online
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, UsageError, errno_text
 from bpfkit.core.printable import printable
+from bpfkit.core.words import count_of
 from bpfkit.profile.symbols import UNKNOWN, KernelSymbols, ProcessSymbols
 
 TYPE_CHECKING = False
@@ -289,7 +290,7 @@ class Profile(TraceApp):
             from bpfkit.profile.flamegraph import flamegraph
 
             total = sum(self.stacks.values())
-            title = f"{self.describe_target()}: {total} samples at {self.options.hz} Hz"
+            title = f"{self.describe_target()}: {count_of(total, 'sample')} at {self.options.hz} Hz"
             try:
                 left = memoryview(flamegraph(self.stacks, title).encode())
                 while left:
@@ -297,7 +298,11 @@ class Profile(TraceApp):
             except OSError as error:
                 why = errno_text(error.errno or 0)
                 raise BpfkitError(f"cannot write {self.options.svg}", why=why) from None
-            self.note(f"{total} samples in {self.options.svg}")
+            self.note(f"{count_of(total, 'sample')} in {self.options.svg}")
+
+    def conclusion(self, rows: list[Row]) -> str:
+        top = rows[0]["function"] if rows and "function" in rows[0] else "nothing"
+        return f"seen: most samples in {top}: reading /dev/zero is work of the kernel"
 
     def verify(self) -> Iterable[Verdict]:
         """The child's own CPU time, and the functions that it spends it in."""
@@ -314,7 +319,7 @@ class Profile(TraceApp):
         deep = sum(n for s, n in self.stacks.items() if len(s) > 6)
         yield deep > taken * 0.6, f"{deep} of {taken} stacks have more than five frames"
         lost = self._lost() + self.missed()
-        yield lost == 0, f"{lost} samples lost"
+        yield lost == 0, f"{count_of(lost, 'sample')} lost"
 
 
 def _word(frame: str) -> str:

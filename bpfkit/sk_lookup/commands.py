@@ -9,6 +9,7 @@ from bpfkit.app.place import add_netns
 from bpfkit.app.signals import output, say
 from bpfkit.core.errors import UsageError
 from bpfkit.core.log import set_verbose
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def _work(options: Namespace, rules: list[Rule]) -> None:
 
 
 def _count(number: int) -> str:
-    return "1 rule" if number == 1 else f"{number} rules"
+    return count_of(number, "rule")
 
 
 def parsed(text: str, proto: str) -> Rule:
@@ -235,7 +236,7 @@ def rule_lines(rows: list[Row], most: int = 0) -> list[str]:
     lines = list(table(list(_SHOWN), body, right=right))
     lines += rule_notes(shown)
     if len(shown) < len(rows):
-        lines.append(f"… and {len(rows) - len(shown)} rules more ('list' shows all)")
+        lines.append(f"… and {count_of(len(rows) - len(shown), 'rule')} more ('list' shows all)")
     return lines
 
 

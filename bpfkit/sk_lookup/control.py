@@ -24,6 +24,7 @@ from bpfkit.app.editing import EditLock, close_maps
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, InputError
 from bpfkit.core.maps.base import Map
+from bpfkit.core.words import count_of
 from bpfkit.sk_lookup.rules import Place, Rule, tables
 from bpfkit.sk_lookup.targets import Target
 
@@ -198,7 +199,7 @@ class Steering(Closing):
             places = dict(zip(fresh, free, strict=False))
             if len(places) < len(fresh):
                 raise BpfkitError(
-                    f"no room for {len(fresh)} rules",
+                    f"no room for {count_of(len(fresh), 'rule')}",
                     why=f"{len(taken)} of {self.maps['rules'].max_entries - 1} are there already",
                     hint="a range of ports is one rule: 6000-6999:5201",
                 )

@@ -14,6 +14,7 @@ import sys
 import threading
 
 from bpfkit.core.closing import Closing
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -280,8 +281,8 @@ class Demo(Closing):
         requests = (datagrams() - self._datagrams) // 2  # each was received, and its answer
         yield (
             assigned == opens + requests,
-            f"assigned {assigned} = the kernel's {opens} accepted connections "
-            f"+ {requests} datagrams received by the server",
+            f"assigned {assigned} = the kernel's {count_of(opens, 'accepted connection')} "
+            f"+ {count_of(requests, 'datagram')} received by the server",
         )
         replies = sum(count["replies"] for count in rules.values())
         sent = self.service.served["udp"]

@@ -22,6 +22,7 @@ import sys
 from bpfkit.app.lifecycle import main as run
 from bpfkit.app.sockets import SocketsApp
 from bpfkit.core.errors import BpfkitError, UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -233,6 +234,10 @@ class SkLookup(SocketsApp):
         """Requests to ports and addresses that nobody listens on."""
         if self.traffic is not None:
             self.traffic.round()
+
+    def conclusion(self, rows: list[Row]) -> str:
+        assigned = sum(row["assigned"] for row in rows if "assigned" in row)
+        return f"seen: {count_of(assigned, 'lookup')} steered to the one listening socket"
 
     def verify(self) -> Iterable[Verdict]:
         if self.traffic is None:

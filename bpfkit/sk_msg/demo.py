@@ -15,6 +15,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from bpfkit.core.errors import BpfkitError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ class Scene:
         yield (
             self.payload == wanted and syns == 2,
             f"{self.where}: {len(self.packets)} packets on lo, {syns} of the handshake, "
-            f"{self.payload} bytes of payload",
+            f"{count_of(self.payload, 'byte')} of payload",
         )
         yield self.tcp_bytes == wanted, f"{self.where}: TCP_INFO: TCP sent {self.tcp_bytes} bytes"
 
@@ -226,7 +227,7 @@ class Demo:
         redirected, passed = (sizes.get((self.port, name), 0) for name in ("redirected", "passed"))
         yield (
             redirected > 0 and passed == 0,
-            f"port {self.port}: {redirected} bytes redirected, {passed} by TCP",
+            f"port {self.port}: {count_of(redirected, 'byte')} redirected, {passed} by TCP",
         )
 
     def _say(self, text: str) -> None:
@@ -247,8 +248,8 @@ class Demo:
             scene.run(size)
             how = "in" if redirected else "not in"
             self._say(
-                f"  {scene.where} ({how} --ports): {len(scene.packets)} packets, "
-                f"{scene.payload} bytes of payload on lo"
+                f"  {scene.where} ({how} --ports): {count_of(len(scene.packets), 'packet')}, "
+                f"{count_of(scene.payload, 'byte')} of payload on lo"
             )
             self._verdicts += scene.verify()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from argparse import ArgumentTypeError
 
+from bpfkit.core.words import count_of
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -54,7 +56,7 @@ def parse_ports(text: str) -> list[range]:
 def _prefix(text: str) -> bytes:
     data = text.encode("utf-8", "surrogateescape")
     if not 1 <= len(data) <= DENY_MAX:
-        raise ArgumentTypeError(f"a text of {len(data)} bytes (1 to {DENY_MAX})")
+        raise ArgumentTypeError(f"a text of {count_of(len(data), 'byte')} (1 to {DENY_MAX})")
     return data
 
 

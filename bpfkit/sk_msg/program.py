@@ -11,6 +11,7 @@ from __future__ import annotations
 from bpfkit.app.cgroup import CgroupApp
 from bpfkit.app.lifecycle import main
 from bpfkit.core.errors import UnsupportedError, UsageError
+from bpfkit.core.words import count_of
 from bpfkit.sk_msg.options import ALL_PORTS, EPILOG, add_options
 
 TYPE_CHECKING = False
@@ -182,8 +183,8 @@ class SkMsg(CgroupApp):
     def notes(self, rows: list[Row]) -> list[str]:
         summary = rows[-1]
         texts = [
-            f"{summary['connections']} connections redirected, "
-            f"{summary['sockets']} sockets in the map now"
+            f"{count_of(summary['connections'], 'connection')} redirected, "
+            f"{count_of(summary['sockets'], 'socket')} in the map now"
         ]
         for name, meaning in PLAIN:
             count = summary[f"plain_{name}"]
@@ -200,6 +201,13 @@ class SkMsg(CgroupApp):
         if self.demo_part is None:
             self.demo_part = Demo(self)
         self.demo_part.run()
+
+    def conclusion(self, rows: list[Row]) -> str:
+        messages = sum(r["messages"] for r in rows if r.get("verdict") == "redirected")
+        return (
+            f"seen: {count_of(messages, 'message')} went from socket to socket: a capture on lo "
+            "sees none of them"
+        )
 
     def verify(self) -> Iterable[Verdict]:
         assert self.demo_part is not None

@@ -13,6 +13,7 @@ import os
 
 from bpfkit.app.sockets import SocketsApp
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, UsageError
+from bpfkit.core.words import count_of
 from bpfkit.sk_reuseport.demo import HOSTS, Pool, Restart
 from bpfkit.sk_reuseport.group import SLOTS, Group
 
@@ -33,6 +34,7 @@ class SkReuseport(SocketsApp):
     """Which worker of an SO_REUSEPORT group gets a connection; restarts that lose none."""
 
     name = "sk_reuseport"
+    expects = "clients connect while workers are replaced one by one: no connection may be lost"
     source = "sock/sk_reuseport.bpf.c"
     counters = ("selected", "migrated")
     details = ("pid", "generation", "errors")
@@ -299,6 +301,13 @@ class SkReuseport(SocketsApp):
         return super().describe_target()
 
     # -- the check
+
+    def conclusion(self, rows: list[Row]) -> str:
+        migrated = sum(row["migrated"] for row in rows)
+        return (
+            f"seen: {count_of(migrated, 'connection')} moved from a worker that ended to one "
+            "that listens"
+        )
 
     def verify(self) -> Iterable[Verdict]:
         """What clients got, with and without migration."""

@@ -41,6 +41,7 @@ from __future__ import annotations
 import errno
 from time import monotonic
 
+from bpfkit.core.words import count_of
 from bpfkit.sk_skb.direction import Direction
 from bpfkit.sk_skb.side import Side, TcpInfo, run_program, text_of
 from bpfkit.sk_skb.table import Full, Refused
@@ -226,7 +227,7 @@ class Connection:
         try:
             number = table.reserve()
         except Full:
-            self.proxy.stays(self, f"the map is full: {self.proxy.room} connections")
+            self.proxy.stays(self, f"the map is full: {count_of(self.proxy.room, 'connection')}")
             return
         self.number = number  # a socket that fails below gives it back when it is closed
         try:

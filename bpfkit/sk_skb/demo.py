@@ -12,6 +12,7 @@ import time
 
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError
+from bpfkit.core.words import count_of
 from bpfkit.sk_skb.child import ProxyChild, listen
 
 TYPE_CHECKING = False
@@ -251,7 +252,7 @@ class _Trial:
             before = switches(self.child.pid)
             good = pair.ping_pong(500)
             woken = switches(self.child.pid) - before
-        text = f"500 messages and answers, {good} right; the proxy woke {woken} times"
+        text = f"500 messages and answers, {good} right; the proxy woke {count_of(woken, 'time')}"
         self.say(good == 500 and woken <= 5, text)
 
     def half_close(self) -> None:
@@ -291,7 +292,7 @@ class _Trial:
         good = got == (len(data), hashlib.sha256(data).hexdigest(), "EOF")
         if self.how == "verdict":
             good &= early < len(data)
-            text = f"the sender waits after {early} bytes"
+            text = f"the sender waits after {count_of(early, 'byte')}"
         else:
             text = f"{early} bytes are sent before it reads"
         self.say(good, f"slow reader: {text}; {got[0]} of {len(data)} arrive")
@@ -322,7 +323,7 @@ class _Trial:
             stopping.join(_TIMEOUT)
             others = [_outcome(sock)[2] for sock in (idle.client, idle.backend)]
         good = got == (len(data), hashlib.sha256(data).hexdigest(), "EOF") and end == "EOF"
-        text = f"stop: {got[0]} of {len(data)} bytes under way arrive, then {got[2]}"
+        text = f"stop: {got[0]} of {count_of(len(data), 'byte')} under way arrive, then {got[2]}"
         self.say(good, text)
         text = f"stop: of a connection that does not end both ends get {others[0]}, {others[1]}"
         self.say(others == ["ECONNRESET"] * 2, text)

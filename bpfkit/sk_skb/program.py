@@ -16,6 +16,7 @@ from __future__ import annotations
 from bpfkit.app.options import positive, seconds
 from bpfkit.app.sockets import SocketsApp
 from bpfkit.core.errors import InputError, UnsupportedError, UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ class SkSkb(SocketsApp):
         elif event.kind == "spliced":
             text = f"{client} is in the map: the kernel forwards, the proxy is out of it"
         elif event.kind in ("closed", "reset", "drained"):
-            sums = f"{row['to_backend']} bytes to the backend, {row['to_client']} back"
+            sums = f"{count_of(row['to_backend'], 'byte')} to the backend, {row['to_client']} back"
             text = f"{client} {event.kind}: {sums}, {row['by_kernel']} by the kernel"
         else:
             text = f"{client} {event.kind}"
@@ -273,6 +274,12 @@ class SkSkb(SocketsApp):
             self.scene.check()
         else:
             self.scene.talk()
+
+    def conclusion(self, rows: list[Row]) -> str:
+        by_kernel = sum(row["by_kernel"] for row in rows if "by_kernel" in row)
+        return (
+            f"seen: {count_of(by_kernel, 'byte')} forwarded by the kernel: the proxy took no part"
+        )
 
     def verify(self) -> Iterable[Verdict]:
         return self.scene.verdicts

@@ -8,6 +8,8 @@ the close events with.
 
 from __future__ import annotations
 
+from bpfkit.core.words import count_of
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -223,7 +225,7 @@ class Demo:
         n = len(self.infos)
         yield (
             once == n == len(closes),
-            f"{once} of {n} sockets have one close event; {len(closes)} events",
+            f"{once} of {n} sockets have one close event; {count_of(len(closes), 'event')}",
         )
         same = sum(
             all(row[name] == getattr(info, theirs) for name, theirs in _SAME.items())
@@ -243,7 +245,7 @@ class Demo:
         for host, cc in self.settings:
             yield cc == "reno", f"getsockopt(TCP_CONGESTION) to {host} is {cc}, set: reno"
         for sent, followed in self.messages:
-            yield sent == followed, f"--where followed {followed} of {sent} messages"
+            yield sent == followed, f"--where followed {followed} of {count_of(sent, 'message')}"
         if self._app.where is not None:
             waits = [r["max_us"] for r in self._app.where.rows() if r["stage"] == "socket"]
             longest = max(waits, default=0.0) / 1e3

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from bpfkit.app.cgroup import CgroupApp
 from bpfkit.core.errors import InputError, UnsupportedError, UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ class Sockops(CgroupApp):
     """The life of a cgroup's TCP connections, with retransmissions and their causes."""
 
     name = "sockops"
+    expects = (
+        "clients and servers of a cgroup exchange messages by TCP: each event of a "
+        "connection is shown"
+    )
     details = (
         "state", "sent", "recv", "rtt ms", "retr", "process",
         "messages", "p99 us", "p50 us", "max us",
@@ -199,7 +204,7 @@ class Sockops(CgroupApp):
 
     def notes(self, rows: list[Row]) -> list[str]:
         opened, closed = self.opened(), self.closed()
-        return [f"{opened} connections since the start, {opened - closed} of them open"]
+        return [f"{count_of(opened, 'connection')} since the start, {opened - closed} of them open"]
 
     def opened(self) -> int:
         """Connections that were begun or accepted since the start."""
@@ -266,17 +271,14 @@ class Sockops(CgroupApp):
         closes = int(self.object["count"].sum(_LOST_CLOSES))
         if closes:
             self.note(f"{closes} of the lost events are close events")
-        if self.demo_runs:
-            self._conclude_demo()
         if self.command is not None and left > 0:
-            which = "a connection" if left == 1 else f"{left} connections"
+            which = count_of(left, "connection")
             self.note(f"{which} of {self.command.argv[0]} did not close: no close event")
 
-    def _conclude_demo(self) -> None:
-        """Say what the events of the demo were."""
+    def conclusion(self, rows: list[Row]) -> str:
         causes = [f"{n} {name.replace('_', '-')}" for name, n in self._causes.items() if n]
-        self.note(
-            f"seen: {self.closed()} connections ended; segments sent again: "
+        return (
+            f"seen: {count_of(self.closed(), 'connection')} ended; segments sent again: "
             f"{', '.join(causes) or 'none'}"
         )
 

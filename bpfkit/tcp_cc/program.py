@@ -12,6 +12,7 @@ from __future__ import annotations
 from bpfkit.app.cgroup import CgroupApp
 from bpfkit.app.options import positive
 from bpfkit.core.errors import InputError, UsageError
+from bpfkit.core.words import count_of
 from bpfkit.tcp_cc.plot import plot, plots_ascii
 from bpfkit.tcp_cc.series import INFINITE, Change, Series
 
@@ -63,6 +64,7 @@ class TcpCc(CgroupApp):
     """A TCP congestion control in C, and cwnd of its connections over time."""
 
     name = "tcp_cc"
+    expects = "transfers cross a slow link by a congestion control written in C: cwnd draws a saw"
     details = ("cwnd", "state", "losses", "ssthresh", "max", "timeouts")
     source = "sock/tcp_cc.bpf.c"
     demo_namespace = False
@@ -223,13 +225,13 @@ class TcpCc(CgroupApp):
             falls = len(transfer.falls())
             text = (
                 f"{name}: {transfer.mbit:.1f} Mbit/s over IPv{transfer.family}, cwnd {min(cwnds)} "
-                f"to {max(cwnds)} segments, {falls} falls after slow start"
+                f"to {count_of(max(cwnds), 'segment')}, {count_of(falls, 'fall')} after slow start"
             )
             series = self.series_from(transfer.port) if name == self.options.name else None
             if series is not None:
                 count = len(transfer.samples)
                 same = count - len(series.missing(transfer.samples))
-                text += f"; {same} of {count} samples of TCP_INFO agree"
+                text += f"; {same} of {count_of(count, 'sample')} of TCP_INFO agree"
             self.note(text)
 
     def series_from(self, port: int) -> Series | None:
@@ -335,7 +337,7 @@ class TcpCc(CgroupApp):
         right = [title not in ("to", "state") for title in titles]
         lines = table(titles, [list(c.values()) for c in cells], right=right)
         if len(rows) > len(shown):
-            lines.append(f"… and {len(rows) - len(shown)} earlier connections")
+            lines.append(f"… and {count_of(len(rows) - len(shown), 'earlier connection')}")
         return [*lines, *self.picture(rows)]
 
     def notes(self, rows: list[Row]) -> list[str]:
@@ -353,6 +355,13 @@ class TcpCc(CgroupApp):
         return []
 
     # -- --check
+
+    def conclusion(self, rows: list[Row]) -> str:
+        falls = sum(row["reductions"] for row in rows)
+        return (
+            f"seen: {falls} times a loss made the window smaller; between them it grew by a "
+            "segment a round trip"
+        )
 
     def verify(self) -> Iterable[Verdict]:
         from bpfkit.tcp_cc.verify import verify

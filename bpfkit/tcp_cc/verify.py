@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 
 from bpfkit.core.errors import AttachError
+from bpfkit.core.words import count_of
 from bpfkit.tcp_cc.series import Series
 
 TYPE_CHECKING = False
@@ -37,7 +38,7 @@ def verify(app: TcpCc) -> Iterable[Verdict]:
         yield name in file.read().split(), f"the kernel lists {name} in {AVAILABLE}"
     yield _refuses_twice(app), f"a second {name} is refused with EEXIST"
     lost = app.channel.lost if app.channel is not None else -1
-    yield lost == 0, f"{lost} changes of cwnd were lost"
+    yield lost == 0, f"{count_of(lost, 'change')} of cwnd were lost"
     by_port = {row["sport"]: row for row in app.rows()}
     for transfer, drops in zip(app.transfers, app.dropped, strict=True):
         label = f"IPv{transfer.family}"
@@ -59,7 +60,7 @@ def verify(app: TcpCc) -> Iterable[Verdict]:
 def _verify_transfer(app: TcpCc, transfer: Transfer, row: Row | None) -> Iterable[Verdict]:
     label = f"IPv{transfer.family}"
     yield transfer.algorithm == app.options.name, f"{label}: getsockopt: {transfer.algorithm}"
-    text = f"{label}: {transfer.received} of {transfer.sent} bytes arrived"
+    text = f"{label}: {transfer.received} of {count_of(transfer.sent, 'byte')} arrived"
     yield transfer.received == transfer.sent, text
     yield row is not None, f"{label}: the program knows the connection from {transfer.port}"
     if row is None:

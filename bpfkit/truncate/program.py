@@ -38,6 +38,9 @@ class Truncate(App):
     """A socket filter on a TCP listener cuts `hello world`: ` world` comes 200 ms later."""
 
     name = "truncate"
+    expects = (
+        "a client sends `hello world` to an echo server whose filter keeps 5 bytes of a packet"
+    )
     source = "socket/truncate.bpf.c"
     needs = ("BPF", "NET_RAW", "SYS_ADMIN")
     demo_rounds = 1
@@ -126,6 +129,9 @@ class Truncate(App):
         if [row["kept"] for row in rows if row.get("kept")] == [5, 6]:
             lines += ["", *EXPLAINED]
         return lines
+
+    def conclusion(self, rows: list[Row]) -> str:
+        return ""  # the trace ends with it
 
     def verify(self) -> Iterable[Verdict]:
         from bpfkit.truncate.echo import EchoServer, exchange

@@ -16,6 +16,7 @@ import os
 
 from bpfkit.app.trace import TraceApp
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, UsageError
+from bpfkit.core.words import count_of
 from bpfkit.uprobe.demo import CHILD, DEMO
 from bpfkit.uprobe.latency import SLOTS, histogram, histogram_lines, percentile
 from bpfkit.uprobe.targets import find_targets
@@ -115,7 +116,7 @@ class Uprobe(TraceApp):
         self.way = self._attach()
         if self.options.pid is None or self.way == "uprobe.multi":
             self._require_probes()
-        say(f"{len(self.targets)} functions by {self.way}")
+        say(f"{count_of(len(self.targets), 'function')} by {self.way}")
         self.said: list[str] = self.for_check([])
 
     def run(self, signals: Signals) -> int | None:
@@ -245,7 +246,7 @@ class Uprobe(TraceApp):
             sleeps, mean, sids, failed, searches, _ = done.stdout.split()
             self.note(
                 f"the child says: {sleeps} sleeps of {float(mean) * 1e6:.0f} us on average, "
-                f"{failed} of {sids} getsid failed, {searches} searches"
+                f"{failed} of {sids} getsid failed, {count_of(int(searches), 'search')}"
             )
 
     # -- figures
@@ -300,7 +301,7 @@ class Uprobe(TraceApp):
 
     def notes(self, rows: list[Row]) -> list[str]:
         lost = self._lost()
-        return [f"{lost} calls not measured: a map was full"] if lost else []
+        return [f"{count_of(lost, 'call')} not measured: a map was full"] if lost else []
 
     def _lost(self) -> int:
         lost = int(self.object["lost"][1])
@@ -381,6 +382,10 @@ class Uprobe(TraceApp):
 
     # -- --check
 
+    def conclusion(self, rows: list[Row]) -> str:
+        calls = sum(row["calls"] for row in rows)
+        return f"seen: {count_of(calls, 'call')}; _exit stays open: it never returns"
+
     def verify(self) -> Iterable[Verdict]:
         """What the child counted and measured itself, against the rows."""
         rows = {row["function"]: row for row in self.rows()}
@@ -392,7 +397,7 @@ class Uprobe(TraceApp):
         for name, wanted in (("usleep", sleeps), ("getsid", sids), ("lfind", searches)):
             calls, still = rows[name]["calls"], rows[name]["open"]
             good = calls == wanted > 0 and not still
-            yield good, f"{name}: {calls} calls, {still} open; the child made {wanted}"
+            yield good, f"{name}: {count_of(calls, 'call')}, {still} open; the child made {wanted}"
         took = rows["usleep"]["mean_us"]
         good = 1000 <= took <= mean
         yield good, f"usleep(1000) took {took} us; the child measured {mean:.1f} us around it"
@@ -406,4 +411,4 @@ class Uprobe(TraceApp):
         good = good and all(words[5] == "True" for words in said)
         yield good, f"_exit: {left['calls']} calls of {processes} processes, none returned"
         lost = self._lost()
-        yield lost == 0, f"{lost} calls not measured"
+        yield lost == 0, f"{count_of(lost, 'call')} not measured"

@@ -16,6 +16,7 @@ import os
 
 from bpfkit.app.trace import TraceApp
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class Usdt(TraceApp):
         self.way = self._attach()
         if self.options.pid is None or self.way == "uprobe.multi":
             self._require_probes()
-        say(f"{len(self.places)} places by {self.way}")
+        say(f"{count_of(len(self.places), 'place')} by {self.way}")
         self.said: list[tuple[int, ...]] = self.for_check([])
 
     def _warn_of_unknown(self) -> None:
@@ -196,7 +197,7 @@ class Usdt(TraceApp):
                     f"{path} has no probe {probe}",
                     hint=nearest(probe.strip("*?"), names)
                     or nearest(probe, {p.name: 0 for p in places})
-                    or f"--list {name} shows its {len(names)} probes",
+                    or f"--list {name} shows its {count_of(len(names), 'probe')}",
                 )
             for place in matching:
                 found.setdefault((path, place.offset, place.probe), place)
@@ -409,6 +410,13 @@ class Usdt(TraceApp):
 
     # -- --check
 
+    def conclusion(self, rows: list[Row]) -> str:
+        hits = sum(row["hits"] for row in rows)
+        return (
+            f"seen: {count_of(hits, 'hit')} of probes that Python was built with; unused they "
+            "cost a nop"
+        )
+
     def verify(self) -> Iterable[Verdict]:
         """What gc counted itself, against the hits and their arguments."""
         rows = {row["probe"]: row["hits"] for row in self.rows()}
@@ -429,4 +437,4 @@ class Usdt(TraceApp):
         for name in MODULES:
             found = names.count(name)
             yield found == len(self.said), f"import of {name}: {found} in {len(self.said)} rounds"
-        yield channel.lost == 0, f"{channel.lost} events lost"
+        yield channel.lost == 0, f"{count_of(channel.lost, 'event')} lost"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bpfkit.app.xdp import XdpApp
 from bpfkit.core.errors import UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ class XdpAfxdp(XdpApp):
 
     protects = False
     name = "xdp_afxdp"
+    expects = (
+        "a client pings addresses that no interface here has: Python answers, the kernel "
+        "sees nothing"
+    )
     source = "xdp/xdp_afxdp.bpf.c"
     counters = ("packets", "answered")
     knows_l2_len = False
@@ -100,7 +105,8 @@ class XdpAfxdp(XdpApp):
             self.object["sockets"][queue] = sock
         super().attach(program)
         modes = sorted({sock.mode for sock in self.sockets})
-        self.note(f"AF_XDP in {' and '.join(modes)} mode on {len(self.sockets)} queue(s)")
+        queues_text = count_of(len(self.sockets), "queue")
+        self.note(f"AF_XDP in {' and '.join(modes)} mode on {queues_text}")
         self.thread = Thread(target=self._serve, name="afxdp", daemon=True)
         self.ended = False
         self.device = DeviceWatch(self.interface, lambda mac, mtu: None, self.note)
@@ -149,6 +155,15 @@ class XdpAfxdp(XdpApp):
             {"kind": kind, "packets": sums[i].packets, "answered": answered.get(kind, 0)}
             for i, kind in enumerate(_KINDS)
         ]
+
+    def conclusion(self, rows: list[Row]) -> str:
+        got = {row["kind"]: row["answered"] for row in rows if "answered" in row}
+        pings = got.get("ipv4", 0) + got.get("ipv6", 0)
+        asked = got.get("arp", 0) + got.get("nd", 0)
+        return (
+            f"seen: {count_of(asked, 'ARP or ND question')} and {count_of(pings, 'ping')} "
+            "answered by this process, not by the kernel"
+        )
 
     def verify(self) -> Iterable[Verdict]:
         from bpfkit.net.traffic.ping import ping

@@ -10,6 +10,7 @@ import _socket
 import os
 
 from bpfkit.core.errors import BpfkitError
+from bpfkit.core.words import count_of
 from bpfkit.net.packets.addresses import family_of
 from bpfkit.net.packets.capture import Capture
 from bpfkit.net.packets.frames import send_frames, udp_frame
@@ -116,7 +117,7 @@ class CpumapDemo:
         """
         yield (
             self.arrived == self.datagrams > 0,
-            f"UDP: {self.arrived} of {self.datagrams} datagrams arrived",
+            f"UDP: {self.arrived} of {count_of(self.datagrams, 'datagram')} arrived",
         )
         for report in self.made:
             if isinstance(report, TcpReport):

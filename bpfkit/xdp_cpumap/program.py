@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bpfkit.app.xdp import XdpApp
 from bpfkit.core.errors import InputError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ class XdpCpumap(XdpApp):
 
     protects = False
     name = "xdp_cpumap"
+    expects = (
+        "flows of many ports arrive at one queue: each is to be handled on one CPU, all "
+        "CPUs get some"
+    )
     source = "xdp/xdp_cpumap.bpf.c"
     counters = ("queued", "packets", "bytes", "lost")
     importance = ("packets", "lost", "queued", "bytes")
@@ -145,6 +150,14 @@ class XdpCpumap(XdpApp):
 
     def demo(self) -> None:
         self.traffic.perform(lambda: sum(self.object["ran"].sum(0)))
+
+    def conclusion(self, rows: list[Row]) -> str:
+        used = sum(1 for row in rows if row["cpu"] is not None and row["packets"])
+        lost = sum(row["lost"] for row in rows)
+        return (
+            f"seen: flows on {count_of(used, 'CPU')}, {count_of(lost, 'frame')} lost; a hash of "
+            "the flow chooses"
+        )
 
     def verify(self) -> Iterable[Verdict]:
         from bpfkit.xdp_cpumap.demo import DATAGRAMS

@@ -38,6 +38,7 @@ from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError, InputError, MapError, errno_text
 from bpfkit.core.kernel import syscall as sc
 from bpfkit.core.maps.base import Map, MapFullError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -824,7 +825,7 @@ def _others_of(rules: Iterable[Rule]) -> dict[str, Rule]:
 
 def _too_many(count: int) -> MapFullError:
     return MapFullError(
-        f"{count} more rules for ports and protocols are too many",
+        f"{count_of(count, 'more rule')} for ports and protocols are too many",
         why=f"at most {_OTHERS}",
         hint="no rule was changed",
     )

@@ -22,6 +22,7 @@ from bpfkit.app.lifecycle import main as run
 from bpfkit.app.options import positive
 from bpfkit.app.xdp import XdpApp
 from bpfkit.core.errors import UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class XdpFirewall(XdpApp):
     """XDP firewall: prefixes, ports, protocols, edited live; dropped packets as events."""
 
     name = "xdp_firewall"
+    expects = "sources and ports that are denied, allowed, or neither send pings, TCP and UDP"
     source = "xdp/xdp_firewall.bpf.c"
     needs = (*XdpApp.needs, "SYS_ADMIN")  # inner maps are opened by their ids
     counters = ("packets", "bytes")
@@ -226,7 +228,8 @@ class XdpFirewall(XdpApp):
 
     def notes(self, rows: list[Row]) -> list[str]:
         return [
-            f"{row['prefixes']} prefixes, {row['events']} events, {row['lost_events']} more lost"
+            f"{count_of(row['prefixes'], 'prefix')}, {count_of(row['events'], 'event')}, "
+            f"{row['lost_events']} more lost"
             for row in rows
             if "summary" in row
         ]
@@ -264,7 +267,7 @@ class XdpFirewall(XdpApp):
         when = strftime("%H:%M:%S", localtime(event.time))
         text = "".join(char if " " <= char <= "~" else "." for char in row["payload"][:32])
         what = f"{row['proto']} from {row['src']}" if row["src"] else "a frame"
-        line = f"{when} dropped {what}, {row['length']} bytes, by {row['rule']}"
+        line = f"{when} dropped {what}, {count_of(row['length'], 'byte')}, by {row['rule']}"
         return f"{line}: {text}" if text.strip(".") else line
 
     def _rule_of(self, event: Dropped) -> str:
@@ -299,6 +302,16 @@ class XdpFirewall(XdpApp):
 
             self.traffic = self.keep(FirewallDemo(self.lab))
         self.traffic.round()
+
+    def conclusion(self, rows: list[Row]) -> str:
+        verdicts = {"drop": 0, "deny": 0}
+        dropped = sum(
+            r["packets"] for r in rows if r.get("action") in verdicts and r["rule"][0] != "("
+        )
+        return (
+            f"seen: {count_of(dropped, 'packet')} dropped by rules; the longest prefix that "
+            "matches decides"
+        )
 
     def verify(self) -> Iterable[Verdict]:
         if self.traffic is not None:

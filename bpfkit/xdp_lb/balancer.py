@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 
 from bpfkit.core.errors import InputError
+from bpfkit.core.words import count_of
 from bpfkit.net.packets.addresses import host_address, mapped
 from bpfkit.xdp_lb import maglev
 
@@ -252,7 +253,7 @@ class Balancer:
             raise InputError(f"{name} is a VIP and a backend", why="it would get its own packets")
         if len(wanted.keys() | self.backends.keys()) > MAX_BACKENDS:
             raise InputError(
-                f"{len(wanted)} backends",
+                f"{count_of(len(wanted), 'backend')}",
                 why=f"at most {MAX_BACKENDS}, including those being removed",
             )
         if sum(wanted.values()) > self.size:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 
 from bpfkit.core.errors import BpfkitError, InputError
+from bpfkit.core.words import count_of
 from bpfkit.xdp_lb.balancer import read_backends
 from bpfkit.xdp_lb.health import Health, connect_all
 from bpfkit.xdp_lb.neighbours import neighbours, resolve, route, solicit
@@ -267,6 +268,7 @@ def change_words(row: dict[str, Any]) -> str:
         return f"backends up: {row['backends']}"
     return (
         f"{row['change']}: {row['backends']} up; {row['moved_slots']} of {row['slots']} slots "
-        f"moved ({row['ideal_slots']} had to); {row['moved_flows']} of {row['flows']} flows moved, "
+        f"moved ({row['ideal_slots']} had to); {row['moved_flows']} of "
+        f"{count_of(row['flows'], 'flow')} moved, "
         f"{row['spared_flows']} kept by the flow table only"
     )

@@ -15,6 +15,7 @@ from bpfkit.app.options import port, positive
 from bpfkit.app.signals import output
 from bpfkit.app.xdp import XdpApp
 from bpfkit.core.errors import UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ class XdpLb(XdpApp):
     """A load balancer: Maglev over health-checked backends, by IP in IP; replies go directly."""
 
     name = "xdp_lb"
+    expects = (
+        "clients use a service; backend b2 fails and comes back: its share moves, no "
+        "connection breaks"
+    )
     source = "xdp/xdp_lb.bpf.c"
     counters = ("flows", "packets", "bytes")
     details = ("state", "weight", "slots", "healthy")
@@ -242,7 +247,8 @@ class XdpLb(XdpApp):
         notes = ["packets: " + (", ".join(words) or "none")] if sums else []
         if self.place.has_lab and self.traffic.lost:
             others, lost = self.traffic.others, max(self.traffic.lost.values())
-            notes.append(f"{others} open connections to others than b2, {lost} requests lost")
+            kept = count_of(others, "open connection")
+            notes.append(f"{kept} to others than b2, {count_of(lost, 'request')} lost")
         return notes
 
     # -- demo
@@ -252,6 +258,13 @@ class XdpLb(XdpApp):
         check, interval = self.options.check, self.options.interval
         self.traffic.perform(
             self.balancer, self.lock, lambda: None if check else time.sleep(interval)
+        )
+
+    def conclusion(self, rows: list[Row]) -> str:
+        flows = sum(row["flows"] for row in rows if "summary" not in row)
+        return (
+            f"seen: {count_of(flows, 'flow')}; Maglev moves little more than the failed "
+            "backend's share"
         )
 
     def verify(self) -> Iterable[Verdict]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from time import sleep
 
+from bpfkit.core.words import count_of
 from bpfkit.net.links.lab import star_lab
 from bpfkit.net.packets.frames import BROADCAST, udp_frame
 from bpfkit.net.traffic.ping import PingReport, ping
@@ -131,7 +132,7 @@ class RedirectDemo:
     def _hub(self, star: Star) -> None:
         self._talk(star, "h1", "h2")
         heard = star.count_overheard("h3", "h1", "h2")
-        self.sent.append((heard > 0, f"h3 hears {heard} frames between h1 and h2"))
+        self.sent.append((heard > 0, f"h3 hears {count_of(heard, 'frame')} between h1 and h2"))
         self._frame(star, self.lab.lladdr("h2:eth0"), {"h2", "h3"}, 10)
         self._frame(star, BROADCAST, {"h2", "h3"}, text=", broadcast")
 
@@ -139,7 +140,7 @@ class RedirectDemo:
         self._talk(star, "h1", "h2")
         heard = star.count_overheard("h3", "h1", "h2")
         # At most the frames that were flooded before h2's address was learned.
-        self.sent.append((heard <= 2, f"h3 hears {heard} frames between h1 and h2"))
+        self.sent.append((heard <= 2, f"h3 hears {count_of(heard, 'frame')} between h1 and h2"))
         self._talk(star, "h3", "h1")
         self._frame(star, self.lab.lladdr("h2:eth0"), {"h2"})
         self._frame(star, BROADCAST, {"h2", "h3"}, text=", broadcast")
@@ -212,7 +213,7 @@ class RedirectDemo:
             yield there == router, text + (", by the kernel" if router else "")
         if router:
             now = middle.run(forwarded)
-            yield now > in_kernel, f"the kernel has now forwarded {now} packets"
+            yield now > in_kernel, f"the kernel has now forwarded {count_of(now, 'packet')}"
 
     @staticmethod
     def _routed(in_kernel: int, known: dict[tuple[str, str], int]) -> Iterator[Verdict]:
@@ -224,4 +225,4 @@ class RedirectDemo:
         yield in_kernel <= waited + too_long, f"{text}, {too_long} were too long"
         for name in ("SUCCESS", "FRAG_NEEDED"):
             seen = known.get(("in", f"BPF_FIB_LKUP_RET_{name}"), 0)
-            yield seen > 0, f"BPF_FIB_LKUP_RET_{name}: {seen} packets"
+            yield seen > 0, f"BPF_FIB_LKUP_RET_{name}: {count_of(seen, 'packet')}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 
 from bpfkit.core.errors import InputError, UnsupportedError, UsageError, errno_text
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def check_ports(options: Namespace) -> None:
     if twice:
         raise UsageError(f"port {twice[0]} is given twice")
     if len(names) > MAX_PORTS:
-        raise UsageError(f"{len(names)} ports", why=f"there is room for {MAX_PORTS}")
+        raise UsageError(f"{count_of(len(names), 'port')}", why=f"there is room for {MAX_PORTS}")
 
 
 class Ports:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from bpfkit.app.xdp import XdpApp
 from bpfkit.core.errors import BpfkitError, UsageError, errno_text
+from bpfkit.core.words import count_of
 from bpfkit.xdp_redirect.ports import SKIPPED, Losses, Ports, check_ports, tracepoint_consts
 
 TYPE_CHECKING = False
@@ -66,6 +67,9 @@ class XdpRedirect(XdpApp):
     """Forwards past the kernel, as a wire, switch, hub or router between interfaces."""
 
     name = "xdp_redirect"
+    expects = (
+        "hosts on the ports ping and talk TCP and UDP; the kernel between them forwards nothing"
+    )
     source = "xdp/xdp_redirect.bpf.c"
     counters = ("packets", "bytes", "lost")
     details = ("action",)
@@ -283,6 +287,11 @@ class XdpRedirect(XdpApp):
     def demo(self) -> None:
         """Hosts talk; crafted frames cross: tagged, broadcast, addressed to the router."""
         self.traffic.perform()
+
+    def conclusion(self, rows: list[Row]) -> str:
+        sent = sum(row["packets"] for row in rows if row["result"] == "sent")
+        lost = sum(row["lost"] for row in rows)
+        return f"seen: {count_of(sent, 'frame')} sent on before the network stack, {lost} lost"
 
     def verify(self) -> Iterable[Verdict]:
         return self.traffic.verdicts(self.rows, len(self.ports), self.detach)

@@ -17,6 +17,7 @@ from bpfkit.core.attach.perf_event import attach as attach_event
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_text
 from bpfkit.core.kernel import syscall
 from bpfkit.core.kernel.constants import attach_type
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def attach_multi(program: Program, functions: Sequence[str], cookies: Sequence[i
         ctypes.addressof(values) if cookies else 0,
     )
     number = program.section.expected_attach_type or attach_type("TRACE_KPROBE_MULTI")
-    target = functions[0] if len(functions) == 1 else f"{len(functions)} functions"
+    target = functions[0] if len(functions) == 1 else f"{count_of(len(functions), 'function')}"
     try:
         return create_link(program, "kprobe.multi", target, 0, number, 0, extra)
     except BpfkitError as error:

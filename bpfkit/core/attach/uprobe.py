@@ -19,6 +19,7 @@ from bpfkit.core.attach.symbols import Elf
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_text
 from bpfkit.core.kernel import syscall
 from bpfkit.core.kernel.constants import attach_type
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def attach_multi(
         pid,
     )
     number = program.section.expected_attach_type or attach_type("TRACE_UPROBE_MULTI")
-    target = f"{len(offsets)} places of {file}"
+    target = f"{count_of(len(offsets), 'place')} of {file}"
     try:
         return create_link(program, "uprobe.multi", target, 0, number, 0, extra)
     except BpfkitError as error:

@@ -31,6 +31,7 @@ from bpfkit.core.errors import (
     UnsupportedError,
     errno_text,
 )
+from bpfkit.core.words import count_of
 from bpfkit.net.links.interfaces import Interface
 
 TYPE_CHECKING = False
@@ -372,7 +373,7 @@ class PacketSocket(Held):
             self.sock.send(frame)
         except OSError as error:
             raise BpfkitError(
-                f"cannot send {len(frame)} bytes on interface {self._label()}",
+                f"cannot send {count_of(len(frame), 'byte')} on interface {self._label()}",
                 why=errno_text(error.errno or 0),
             ) from error
 
