@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Short names for what tools/bootstrap.sh does; nothing is built.
-.PHONY: run test check format bench clean vm-test vm-matrix
+.PHONY: run test check format bench clean vm-test vm-matrix vm-kernel
 
 run:
 	tools/bootstrap.sh run
@@ -42,6 +42,10 @@ vm-matrix:
 
 vm-test:
 	/usr/bin/python3 tools/vm_matrix.py --what-is-missing-here $(if $(LIVE),--live) 6.1
+
+# The small kernel with CONFIG_BPF_LIRC_MODE2, into .vm/small: tools/vm.md.
+vm-kernel:
+	tools/bootstrap.sh vm-kernel
 
 clean:
 	/usr/bin/python3 -m bpfkit clean --cache

@@ -84,6 +84,8 @@ ENTRIES = {
     ("replace", "xdp"): "bpfkit.net.attach.xdp:Replaced",
     ("undo", "cgroup"): "bpfkit.core.cgroups:undo_cgroup",
     ("undo", "clsact"): "bpfkit.net.attach.clsact:undo_clsact",
+    ("undo", "lirc"): "bpfkit.core.attach.lirc:undo_lirc",
+    ("undo", "lirc_settings"): "bpfkit.lirc.receiver:undo_settings",
     ("undo", "reuseport"): "bpfkit.net.attach.reuseport:undo_reuseport",
     ("undo", "route"): "bpfkit.net.attach.route:undo_route",
     ("undo", "struct_ops"): "bpfkit.core.attach.struct_ops:undo_struct_ops",

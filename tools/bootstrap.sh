@@ -7,6 +7,7 @@
 #	sudo tools/bootstrap.sh run [PROGRAM [OPTION ...]]	(sockex3 by default)
 #	sudo tools/bootstrap.sh test [PYTEST OPTION ...]
 #	sudo tools/bootstrap.sh check				(format, lint, types and layers only)
+#	sudo tools/bootstrap.sh vm-kernel [DIR]			(a kernel for bpfkit.lirc: tools/vm.md)
 #
 # Installs what is missing from the distribution's packages and nothing else;
 # ruff, mypy, clang-format and import-linter, of one version each, go into .venv/; a
@@ -32,6 +33,7 @@ TEST_PACKAGES="$RUN_PACKAGES python3-pytest python3-pytest-xdist python3-hypothe
 	ethtool procps util-linux bpftool nftables nmap
 	redis-server dnsmasq-base bind9-dnsutils strace sslsplit openssl
 	qemu-system-x86 busybox-static kmod cpio"
+KERNEL_PACKAGES="make gcc libc6-dev binutils flex bison bc libelf-dev dwarves xz-utils bzip2 kmod"
 
 say()
 {
@@ -81,10 +83,10 @@ kernel()
 		2>/dev/null | grep -Ex 'linux-(image|modules)-[0-9].*(amd64|generic)' | sort -u) || true
 	[ -n "$packages" ] || { say "no kernel package here for the tests in a VM"; return 0; }
 	say "unpacking a kernel for the tests in a VM:" $packages
-	rm -rf .vm
-	mkdir .vm
+	rm -rf .vm/boot .vm/lib .vm/usr	# and not the kernels that were built or fetched
+	mkdir -p .vm
 	if ! unpack_kernel $packages; then
-		rm -rf .vm
+		rm -rf .vm/boot .vm/lib .vm/usr
 		say "that failed; the tests in a VM are skipped"
 	fi
 }
@@ -154,8 +156,12 @@ check)
 	need $TEST_PACKAGES
 	check
 	;;
+vm-kernel)
+	need $KERNEL_PACKAGES
+	exec tools/vm_kernel.sh "$@"
+	;;
 *)
-	say "the first argument must be run, test or check"
+	say "the first argument must be run, test, check or vm-kernel"
 	exit 2
 	;;
 esac

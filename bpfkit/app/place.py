@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from bpfkit.net.links.lab import Lab
     from bpfkit.net.links.netns import NetNS
 
-__all__ = ["Place", "add_interface", "add_netns", "add_pcap", "check_pcap"]
+__all__ = ["Place", "add_interface", "add_netns", "add_once", "add_pcap", "check_pcap"]
 
 _SPEC = "a name, a process id or a path"
 
 
-def _add_once(parser: ArgumentParser, *names: str, metavar: str, help: str) -> None:
+def add_once(parser: ArgumentParser, *names: str, metavar: str, help: str) -> None:
     """Declare an option with a value that may be given once: a second value would replace the
     first without a word."""
     from argparse import Action
@@ -49,7 +49,7 @@ def add_interface(parser: ArgumentParser, text: str, *, several: bool = False) -
     if several:
         parser.add_argument("-i", "--interface", metavar="IF", help=text, action="append")
     else:
-        _add_once(parser, "-i", "--interface", metavar="IF", help=text)
+        add_once(parser, "-i", "--interface", metavar="IF", help=text)
 
 
 def add_netns(
@@ -60,12 +60,12 @@ def add_netns(
     :param default: the namespace without the option; "": the caller's.
     """
     end = f" (default: {default})" if default else ""
-    _add_once(parser, "--netns", metavar="NS", help=f"{text}: {_SPEC}{end}")
+    add_once(parser, "--netns", metavar="NS", help=f"{text}: {_SPEC}{end}")
 
 
 def add_pcap(parser: ArgumentParser, text: str) -> None:
     """Declare ``--pcap``."""
-    _add_once(parser, "--pcap", metavar="FILE", help=text)
+    add_once(parser, "--pcap", metavar="FILE", help=text)
 
 
 def check_pcap(options: Namespace) -> None:

@@ -438,7 +438,7 @@ PROGRAMS: dict[str, ProgramGuide] = {
         runs="for each pulse and space that the receiver reports; needs CONFIG_BPF_LIRC_MODE2",
         functions=("lirc_raw_event", "lirc_bpf_run"),
         attach="BPF_PROG_ATTACH on /dev/lircN",
-        method="",
+        method="attach_lirc",
     ),
     "SK_REUSEPORT": ProgramGuide(
         since="4.19",

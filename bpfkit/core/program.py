@@ -447,6 +447,17 @@ class Program(Held, Shown):
 
         return attach(self, pf, hook, priority, defrag)
 
+    def attach_lirc(self, path: str) -> Link:
+        """Attach to an infrared receiver, ``/dev/lircN`` (BPF_PROG_ATTACH; kernel 4.18).
+
+        The receiver would keep the program after ``kill -9``; an ownership record prevents that.
+
+        :raises InputError: there is no such receiver, or it does not receive pulses.
+        """
+        from bpfkit.core.attach.lirc import attach
+
+        return attach(self, path)
+
     def attach_raw_tracepoint(self, name: str = "") -> Link:
         """Attach to a raw tracepoint (4.17); by default the one ``SEC("raw_tp/…")`` names.
 
