@@ -58,7 +58,8 @@ def context_rows(context: str, section: str = "", target: str = "") -> list[dict
         if name and section not in _TRACEPOINTS:
             found.append(struct_row(btf, name))
     except (BtfError, BpfkitError) as error:
-        found.append({"unknown": str(error).partition("\n")[0]})
+        hint = getattr(error, "hint", "")
+        found.append({"unknown": str(error).partition("\n")[0] + (f"; {hint}" if hint else "")})
     return found
 
 

@@ -274,6 +274,7 @@ def _kernel_says(number: int, section: str, target: str) -> dict[str, Any]:
     with Progress("info") as progress:
         calls = calls_of(name, progress)
     return {
+        "target": target or None,
         "context_fields": context_rows(PROGRAMS[name].context, section, target),
         "helpers": None if calls.why else [f"bpf_{helper}" for helper in calls.helpers],
         "helpers_unknown": calls.why,
@@ -404,6 +405,16 @@ def _wrapped(text: str, indent: str = "  ") -> list[str]:
     )
 
 
+#: Types whose context depends on what they are attached to, and a section that says that.
+_EXAMPLES = {
+    "kprobe": "kprobe/tcp_connect",
+    "tracepoint": "tp/sched/sched_switch",
+    "raw_tracepoint": "raw_tp/sched_switch",
+    "tracing": "fentry/tcp_connect",
+    "lsm": "lsm/file_open",
+}
+
+
 def _kernel_text(row: dict[str, Any]) -> list[str]:
     """The part of a program type's text that comes from the running kernel."""
     if "context_fields" not in row:
@@ -418,8 +429,9 @@ def _kernel_text(row: dict[str, Any]) -> list[str]:
             lines += _fields_text(part["fields"])
         else:
             lines += ["", *_wrapped(part["unknown"], "")]
-    if not row["context_fields"] and any(section["target"] for section in row["sections"]):
-        lines += ["", "Arguments: name a target, as in info fentry/tcp_connect"]
+    example = _EXAMPLES.get(row["name"], "")
+    if example and not row["target"]:
+        lines += ["", f"For the arguments name a target, as in info {example}"]
     for what, title in (("helpers", "helpers"), ("kfuncs", "kernel functions (kfuncs)")):
         names = row[what]
         if names is None:
@@ -544,12 +556,12 @@ def _map_text(row: dict[str, Any]) -> list[str]:
 def _program_text(row: dict[str, Any]) -> list[str]:
     from bpfkit.show.text import cell, table
 
-    lines = [f"{row['name']}: {row['summary']}"]
+    lines = _wrapped(f"{row['name']}: {row['summary']}", "")
     for answer in row["answers"]:
         lines += ["", *_type_text(answer)]
     lines += ["", *(f"  {line}".rstrip() for line in row["about"])]
     lines += ["", f"run       {row['run']}", f"source    {row['source']}"]
-    lines += [f"type      {', '.join(row['types'])}"]
+    lines += _labelled([("type    ", ", ".join(row["types"]))])
     sections, maps = row["sections"], row["maps"]
     if sections:
         body = [
