@@ -255,8 +255,11 @@ int undo_cwnd(u64 *ctx)
 
 /*
  * In CWR, Recovery and Loss, ssthresh is what ssthresh() returned, never more than cwnd was before. Now
- * and then on a busy machine with Linux 6.18 it was far more (0x81101510 each time; the cause is not
- * known), and proportional rate reduction let cwnd grow up to it. Such a value is replaced, and counted.
+ * and then on a busy machine with Linux 6.18 it was far more (0x81101510 each time), and proportional
+ * rate reduction let cwnd grow up to it. The kernel then entered Recovery without a run of the program:
+ * of 325 connections, 324 had one call of ssthresh() per reduction, and the one with such a value had
+ * one less (the kernel counts no recursion miss). What a trampoline returns for a program that did not
+ * run is what was in its stack frame. Such a value is replaced, and counted.
  */
 static __always_inline void repair(struct tcp_sock *tp, u32 state)
 {

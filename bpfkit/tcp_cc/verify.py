@@ -23,7 +23,7 @@ __all__ = ["verify"]
 _ROUND_TRIP_NS = 10_000_000
 _LEAST_SAMPLES = 100
 #: Shares of the samples and of the losses that must be right.  On a busy machine with Linux 6.18
-#: some were not, for a reason not known yet: see repair() in the C source.
+#: some were not, because the kernel did not run ssthresh(): see repair() in the C source.
 _SAMPLES_RIGHT = 0.95
 _LOSSES_RIGHT = 0.6
 
