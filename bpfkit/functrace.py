@@ -8,7 +8,7 @@ of one.
 from __future__ import annotations
 
 from bpfkit.app.lifecycle import main
-from bpfkit.app.trace import TraceApp
+from bpfkit.app.trace import TraceApp, listed_refusals
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, UsageError
 from bpfkit.core.words import count_of
 
@@ -90,7 +90,7 @@ class FuncTrace(TraceApp):
 
     def _attach_first(self) -> str:
         """Load and attach by the way that is asked for, or the first that works; returns it."""
-        refusals = []
+        refusals = {}
         for way in [self.options.via] if self.options.via else WAYS:
             kept = len(self._keep)
             try:
@@ -103,8 +103,9 @@ class FuncTrace(TraceApp):
                     self._keep.pop().close()
                 if self.options.via:
                     raise
-                refusals.append(f"{way}: {error.why or error.what}")
-        raise UnsupportedError("no way to hook functions works here", why="; ".join(refusals))
+                refusals[way] = error.why or error.what
+        why = listed_refusals(refusals)
+        raise UnsupportedError("no way to hook functions works here", why=why)
 
     def _attach(self, way: str) -> None:
         if way == "fentry.multi":

@@ -30,15 +30,32 @@ WHAT = ("open", "exec", "socket", "connect")
 
 
 def place(path: str) -> tuple[int, int]:
-    """(device, inode) of a file or directory; the device as the kernel has it: major << 20 | minor.
+    """(device, inode) of a file or directory in the kernel's own structures: the superblock's
+    device, major << 20 | minor, and i_ino.
+
+    On overlayfs and btrfs stat(2) answers with numbers of other devices.  Source: proc(5), fdinfo
+    (``ino``: kernel 5.14) and mountinfo.
 
     :raises InputError: there is none.
     """
     try:
-        status = os.stat(path)
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
         raise InputError(f"no file {path}", why=errno_text(error.errno or 0)) from None
-    return os.major(status.st_dev) << 20 | os.minor(status.st_dev), status.st_ino
+    try:
+        status = os.fstat(fd)
+        with open(f"/proc/self/fdinfo/{fd}") as info:
+            fields = dict(line.split(":", 1) for line in info)
+    finally:
+        os.close(fd)
+    device = os.major(status.st_dev) << 20 | os.minor(status.st_dev)
+    with open("/proc/self/mountinfo", errors="surrogateescape") as mounts:
+        for line in mounts:
+            mount, _, number = line.split(None, 3)[:3]
+            if mount == fields["mnt_id"].strip():
+                major, _, minor = number.partition(":")
+                device = int(major) << 20 | int(minor)
+    return device, int(fields.get("ino", status.st_ino))
 
 
 class Lsm(TraceApp):
@@ -120,12 +137,12 @@ class Lsm(TraceApp):
         self.home = home.path
         os.makedirs(f"{self.home}/private/deep")
         os.mkdir(f"{self.home}/bin")
-        for name in ("private/deep/secret", "public"):
+        for name in ("private/deep/secret", "public", "single"):
             with open(f"{self.home}/{name}", "w") as file:
                 file.write(f"{name}\n")
         shutil.copy("/bin/true", f"{self.home}/bin/tool")
         os.symlink(f"{self.home}/private/deep/secret", f"{self.home}/link")
-        self.options.deny_open = [f"{self.home}/private"]
+        self.options.deny_open = [f"{self.home}/private", f"{self.home}/single"]
         self.options.deny_exec = [f"{self.home}/bin"]
 
     def demo(self) -> None:
@@ -137,7 +154,7 @@ class Lsm(TraceApp):
             )
         home = self.home
         seen = {}
-        for name in ("public", "private/deep/secret", "link"):
+        for name in ("public", "private/deep/secret", "single", "link"):
             done = self.run_traced(["cat", f"{home}/{name}"])
             seen[name] = done.stdout.strip() or done.stderr.strip().rpartition(": ")[2]
         os.rename(f"{home}/private", f"{home}/renamed")
@@ -186,6 +203,7 @@ class Lsm(TraceApp):
             yield seen["public"] == "public", f"the public file: {seen['public']!r}"
             for name in ("private/deep/secret", "link", "renamed"):
                 yield seen[name] == denied, f"the secret by {name}: {seen[name]}"
+            yield seen["single"] == denied, f"the file that a rule names: {seen['single']}"
             yield seen["tool"] == "126", f"the tool: sh says {seen['tool']} (126: cannot execute)"
             good = seen["outside"] == "private/deep/secret"
             yield good, "a process outside the cgroup reads the secret"

@@ -8,7 +8,7 @@ those of one.
 from __future__ import annotations
 
 from bpfkit.app.lifecycle import main
-from bpfkit.app.trace import TraceApp
+from bpfkit.app.trace import TraceApp, listed_refusals
 from bpfkit.core.errors import BpfkitError, UnsupportedError
 from bpfkit.core.words import count_of
 
@@ -76,7 +76,7 @@ class TcpConnect(TraceApp):
 
     def _attach_first(self) -> str:
         """Load and attach by the way that is asked for, or the first that works; returns it."""
-        refusals = []
+        refusals = {}
         for way in [self.options.via] if self.options.via else WAYS:
             try:
                 self._attach(way)
@@ -84,8 +84,8 @@ class TcpConnect(TraceApp):
             except BpfkitError as error:
                 if self.options.via:
                     raise
-                refusals.append(f"{way}: {error.why or error.what}")
-        raise UnsupportedError("no way to hook connects works here", why="; ".join(refusals))
+                refusals[way] = error.why or error.what
+        raise UnsupportedError("no way to hook connects works here", why=listed_refusals(refusals))
 
     def _attach(self, way: str) -> None:
         self._programs = [*WAYS[way], "set_state"]

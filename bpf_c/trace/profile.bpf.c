@@ -13,13 +13,13 @@
  * in a STACK_TRACE map. A user stack is found by frame pointers: code without them ends it early.
  *
  * The reader is not woken by every sample, which would cost more than the samples: it is woken for the
- * first one of a memory (a process may have ended a moment later, and with it what says where its
- * files are mapped), ten times a second, and when a quarter of the ring is full.
+ * first one of a process by its name, which exec(2) changes (a moment later it may have ended, and with
+ * it what says where its files are mapped), ten times a second, and when a quarter of the ring is full.
  *
  * Maps
  *   samples   ringbuf       struct sample
  *   scratch   percpu_array  0 -> a sample in the making
- *   memories  lru_hash      process id, address of its struct mm_struct -> 1: the reader knows it
+ *   named     lru_hash      process id and comm -> 1: the reader has a sample of it
  *   woken     array         0 -> when the reader was woken, and bytes sent since
  *   totals    percpu_array  enum total -> u64
  */
@@ -41,7 +41,6 @@ enum total {
 };
 
 struct sample {
-	u64 memory; /* address of its struct mm_struct: another one after exec(2) */
 	u32 pid;
 	s32 kernel_size; /* bytes of kernel addresses; negative: an errno */
 	s32 user_size; /* bytes of user addresses behind them */
@@ -55,15 +54,14 @@ struct buffer {
 	u64 address[2 * DEPTH + 4]; /* sample.address is in it */
 };
 
-struct memory {
-	u64 mm;
+struct process {
 	u32 pid;
-	u32 pad;
+	char comm[TASK_COMM_LEN];
 };
 
 BPF_RINGBUF_OUTPUT(samples, SAMPLES_PAGES);
 BPF_PERCPU_ARRAY(scratch, struct buffer, 1);
-BPF_TABLE("lru_hash", struct memory, u8, memories, 4096);
+BPF_TABLE("lru_hash", struct process, u8, named, 4096);
 struct woken {
 	u64 time_ns; /* CLOCK_MONOTONIC */
 	u64 bytes;
@@ -83,20 +81,21 @@ static __always_inline void count(u32 what)
 /* Flags of bpf_ringbuf_output(): is the reader to be woken? */
 static __always_inline u64 wakeup_of(struct sample *s, u32 size)
 {
-	struct memory memory = { .mm = s->memory, .pid = s->pid };
+	struct process process = { .pid = s->pid };
 	u64 now = bpf_ktime_get_ns();
 	struct woken *last;
 	u32 zero = 0;
 	u8 one = 1;
 
+	__builtin_memcpy(process.comm, s->comm, sizeof(process.comm));
 	last = woken.lookup(&zero);
 	if (!last)
 		return BPF_RB_FORCE_WAKEUP;
 	__sync_fetch_and_add(&last->bytes, size);
-	if (memories.lookup(&memory) && now - last->time_ns < WAKE_NS &&
+	if (named.lookup(&process) && now - last->time_ns < WAKE_NS &&
 	    last->bytes < SAMPLES_PAGES * 4096 / 4)
 		return BPF_RB_NO_WAKEUP;
-	memories.update(&memory, &one);
+	named.update(&process, &one);
 	last->time_ns = now;
 	last->bytes = 0;
 	return BPF_RB_FORCE_WAKEUP;
@@ -105,7 +104,6 @@ static __always_inline u64 wakeup_of(struct sample *s, u32 size)
 SEC("perf_event")
 int profile(struct bpf_perf_event_data *ctx)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
 	u64 id = bpf_get_current_pid_tgid();
 	struct sample *s;
 	struct buffer *b;
@@ -122,7 +120,6 @@ int profile(struct bpf_perf_event_data *ctx)
 	if (!b)
 		return 0;
 	s = &b->sample;
-	s->memory = (u64)task->mm;
 	s->pid = id >> 32;
 	bpf_get_current_comm(s->comm, sizeof(s->comm));
 	len = bpf_get_stack(ctx, s->address, DEPTH * sizeof(u64), 0);

@@ -36,10 +36,21 @@ if TYPE_CHECKING:
     from bpfkit.core.object import Object
     from bpfkit.show.rows import Event
 
-__all__ = ["TraceApp"]
+__all__ = ["TraceApp", "listed_refusals"]
 
 #: Inode of the namespace that bpf_get_current_pid_tgid() is about: include/linux/proc_ns.h.
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
+
+
+def listed_refusals(refusals: dict[str, str]) -> str:
+    """Why each way was refused, in one line; ways with the same reason stand together.
+
+    :param refusals: way -> reason.
+    """
+    ways: dict[str, list[str]] = {}
+    for way, why in refusals.items():
+        ways.setdefault(why, []).append(way)
+    return "; ".join(f"{', '.join(names)}: {why}" for why, names in ways.items())
 
 
 class TraceApp(App):

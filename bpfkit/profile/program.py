@@ -37,9 +37,9 @@ EVENTS = {
     "branch-misses": (0, 5),
 }
 _FREQ = 1 << 10  # perf_event_attr.freq, a bit of the flags
-#: struct sample of the C side, before the addresses: memory, pid, bytes of kernel and of user
-#: addresses, padding, comm.
-_SAMPLE = Struct("=QIiiI16s")
+#: struct sample of the C side, before the addresses: pid, bytes of kernel and of user addresses,
+#: padding, comm.
+_SAMPLE = Struct("=IiiI16s")
 _WORD = 8
 _TOP = 20
 #: Processes whose memory maps are kept; the oldest beyond are read again when they are seen again.
@@ -126,8 +126,8 @@ class Profile(TraceApp):
             self.note("the kernel hides its addresses (kernel.kptr_restrict): frames have no names")
         #: (comm, outermost frame, …, innermost frame) -> samples
         self.stacks: dict[tuple[str, ...], int] = {}
-        #: (address of the memory, process) -> its symbols
-        self._processes: dict[tuple[int, int], ProcessSymbols] = {}
+        #: (process, comm, which exec(2) changes) -> its symbols
+        self._processes: dict[tuple[int, bytes], ProcessSymbols] = {}
         #: record -> its stack
         self._known: dict[bytes, tuple[str, ...]] = {}
         self._kernel_names: dict[int, str] = {}
@@ -212,16 +212,16 @@ class Profile(TraceApp):
 
     def _stack(self, record: bytes) -> tuple[str, ...]:
         """The comm and the names of the functions, the outermost first."""
-        memory, pid, kernel_size, user_size, _, comm = _SAMPLE.unpack_from(record)
+        pid, kernel_size, user_size, _, comm = _SAMPLE.unpack_from(record)
         kernel = max(kernel_size, 0) // _WORD
         user = max(user_size, 0) // _WORD
         addresses = unpack_from(f"={kernel + user}Q", record, _SAMPLE.size)
         frames = [comm.partition(b"\0")[0].decode(errors="surrogateescape")]
-        process = self._processes.get((memory, pid))
+        process = self._processes.get((pid, comm))
         if process is None:
             if len(self._processes) >= _PROCESSES:
                 del self._processes[next(iter(self._processes))]
-            process = self._processes[memory, pid] = ProcessSymbols(pid)
+            process = self._processes[pid, comm] = ProcessSymbols(pid)
         for at in range(kernel + user - 1, kernel - 1, -1):
             frames.append(process.name(addresses[at]))
         names = self._kernel_names

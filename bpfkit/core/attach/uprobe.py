@@ -102,11 +102,7 @@ def attach(
                 why=f"there is no instruction to probe there [{errno_text(error.errno)}]",
             ) from None
         if error.errno == _ENOTSUPP:
-            raise InputError(
-                f"cannot attach '{program.name}' to {target}",
-                why="the kernel does not probe the instruction there (ENOTSUPP)",
-                hint="give another offset: an instruction without prefixes, such as a one-byte nop",
-            ) from None
+            raise _no_probe(program, target) from None
         raise attach_error(program, target, error) from None
     return attach_event(program, fd, target)
 
@@ -147,11 +143,21 @@ def attach_multi(
         code = getattr(error, "errno", None)
         if code == errno.ESRCH:
             raise InputError(f"no process {pid}") from None
+        if code == _ENOTSUPP:
+            raise _no_probe(program, target) from None
         if code in (errno.EINVAL, errno.EOPNOTSUPP):
             raise UnsupportedError(
                 error.what, why=f"no uprobe.multi links (6.6), or a place without code: {error.why}"
             ) from None
         raise
+
+
+def _no_probe(program: Program, target: str) -> InputError:
+    return InputError(
+        f"cannot attach '{program.name}' to {target}",
+        why="the kernel does not probe the instruction there (ENOTSUPP)",
+        hint="give another offset: an instruction without prefixes, such as a one-byte nop",
+    )
 
 
 def require_probes(path: str, offsets: Sequence[int]) -> None:

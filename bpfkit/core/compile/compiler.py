@@ -69,6 +69,10 @@ def compile_source(source: Source, cflags: Sequence[str] = (), verbose: bool = F
         workers.close()
 
 
+#: Types of tracepoints, which the kernel's build makes; no header has them.
+_ONLY_IN_BTF = "trace_event_raw_"
+
+
 def _compile(source: Source, cflags: Sequence[str], verbose: bool, workers: _Workers) -> Artifact:
     workers.start()  # it loads LLVM while the text is put together
     from itertools import chain
@@ -108,13 +112,20 @@ def _compile(source: Source, cflags: Sequence[str], verbose: bool, workers: _Wor
             say(f"the {route.name} headers lack {names[0]}")
         else:
             if first is not None:
-                from bpfkit.core.compile.headers import describe
+                from bpfkit.core.compile.headers import btf_problem, describe
 
                 why = [text for route, fine, text in describe() if not fine and route != "uapi"]
                 first.hint = "\n".join(part for part in (first.hint, "; ".join(why)) if part)
+                if btf_problem() and any(_ONLY_IN_BTF in name for name in names):
+                    raise UnsupportedError(
+                        f"{source.name} cannot be compiled here",
+                        why=f"{names[0]} comes from BTF; {btf_problem()}",
+                        hint="Use a kernel with CONFIG_DEBUG_INFO_BTF=y.",
+                        log=first.log,
+                    )
     except UnsupportedError as error:
         refusal = error
-    if first is None:
+    if first is None or (refusal is not None and refusal.log == first.log):
         assert refusal is not None
         raise refusal
     if refusal is not None and isinstance(first, CompileError):
