@@ -50,6 +50,9 @@ BY = ("flow", "connection", "pair", "host", "port", "proto", "process", "cgroup"
 NOT_ATTRIBUTED = "(not attributed)"
 
 
+_NOTHING = [0, 0, 0.0, 0.0]  # what groups without a second direction share
+
+
 class Group:
     """The sum of some flows.
 
@@ -63,10 +66,10 @@ class Group:
 
     __slots__ = ("active", "first", "flows", "key", "received", "sent")
 
-    def __init__(self, key: Any, reading: Reading) -> None:
+    def __init__(self, key: Any, reading: Reading, both: bool) -> None:
         self.key = key
         self.sent = [0, 0, 0.0, 0.0]
-        self.received = [0, 0, 0.0, 0.0]
+        self.received = [0, 0, 0.0, 0.0] if both else _NOTHING
         self.flows = 0
         self.active = reading.active
         self.first = reading.first
@@ -139,11 +142,12 @@ def aggregate(
     :param key_of: the key of a flow, where it is not in the flow itself: process, cgroup.
     """
     groups: dict[Any, Group] = {}
+    both = two_way(by)
 
     def group(key: Any, reading: Reading) -> Group:
         found = groups.get(key)
         if found is None:
-            found = groups[key] = Group(key, reading)
+            found = groups[key] = Group(key, reading, both)
         else:
             found._see(reading)
         return found

@@ -33,6 +33,8 @@ VXLAN_PORT = 4789
 ANY = "any"
 #: Seconds after which the live view leaves out a row without packets.
 IDLE = 30.0
+#: Rows that the live view has at most; nobody looks at more, and a full table costs time.
+VIEW_MOST = 1000
 #: Values of ``--by`` for which owners of sockets are found.
 OWNED = ("process", "cgroup")
 
@@ -77,7 +79,8 @@ class Sockex3(TapApp):
     owners: Owners | None = None
     names: Names | None = None
     rates: Rates
-    _idle = 0
+    #: Rows that are left out of a table: idle ones, and those behind the first VIEW_MOST.
+    _idle = _left = 0
     _lasting: tuple[Any, Any] | None = None
 
     @classmethod
@@ -162,11 +165,6 @@ class Sockex3(TapApp):
                 f"--pcap and --by {options.by} do not go together",
                 why="a capture does not say whose its packets were",
             )
-
-    def capabilities(self) -> tuple[str, ...]:
-        """More for processes of all users, and for the iterator that finds them."""
-        more = ("PERFMON",) if self.options.by in OWNED else ()
-        return (*super().capabilities(), *more)
 
     def enter(self) -> None:
         """Names are looked up where the program was started, the rest in the namespace."""
@@ -275,7 +273,7 @@ class Sockex3(TapApp):
         total = self.rates.update_sum(summary["bytes"], summary["packets"], now)
         summary["bytes_per_s"] = round(total.bytes_per_s, 1)
         summary["packets_per_s"] = round(total.packets_per_s, 1)
-        self._idle = 0
+        self._idle = self._left = 0
         return [*self._shown(flows, readings, options, now), summary]
 
     def _count(self) -> tuple[list[Flow], Row]:
@@ -331,8 +329,12 @@ class Sockex3(TapApp):
             active = [group for group in groups if now - group.active <= idle]
             self._idle = len(groups) - len(active)
             groups = active
+        most = options.top
+        if view and (most is None or most > VIEW_MOST):
+            most = VIEW_MOST
+            self._left = max(0, len(groups) - most)
         rows = []
-        for group in groups[: options.top]:
+        for group in groups[:most]:
             row = group_row(by, group)
             if by == "flow" and self.interfaces is not None:
                 row = {"interface": self.interfaces.names.get(group.key[6], ""), **row}
@@ -444,6 +446,8 @@ class Sockex3(TapApp):
         ]
         if self._idle:
             parts.append(f"{self._idle} idle for {self.options.idle or IDLE:g} s, not shown")
+        if self._left:
+            parts.append(f"only the first {VIEW_MOST} rows are listed, {self._left} are not")
         return [*found, "; ".join(parts)] if parts else found
 
     def _parts(self) -> list[tuple[str, str]]:
