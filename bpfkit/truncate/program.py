@@ -131,7 +131,9 @@ class Truncate(App):
         return lines
 
     def conclusion(self, rows: list[Row]) -> str:
-        return ""  # the trace ends with it
+        times = [row["ms"] for row in rows if row["event"] == "answer"]
+        late = f"{times[-1] - times[0]:.0f} ms" if len(times) > 1 else "not at all"
+        return f"seen: the rest came {late} after `hello`: TCP sent again what the filter cut off"
 
     def verify(self) -> Iterable[Verdict]:
         from bpfkit.truncate.echo import EchoServer, exchange

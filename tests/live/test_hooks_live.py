@@ -81,7 +81,8 @@ def test_json_rows_of_a_drop() -> None:
 
 def test_text_explains_the_drop() -> None:
     done = run("hooks", "--drop-at", "tc_egress@router", "--ipv6")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["hooks", "hooks"]
     assert "right: the tap on the way out is after tc_egress, so tcpdump misses" in done.stdout
     assert "left: the tap on the way in is before tc_egress" in done.stdout
     assert "the application on server did not get it" in done.stdout
@@ -89,7 +90,8 @@ def test_text_explains_the_drop() -> None:
 
 def test_text_answers_what_tcpdump_misses() -> None:
     done = run("hooks", "--path", "forward", "--proto", "tcp")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["hooks", "hooks"]
     found = [
         re.fullmatch(
             r"  dropped at (\w+) on (\S+), [\d.]+ µs (\w+) (\w+): a capture there (.*)", line
