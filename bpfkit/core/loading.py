@@ -131,7 +131,9 @@ def _load_error(
         return lack
     if number == errno.EPERM and os.geteuid() != 0:
         return needs_root(what)
-    if not log.strip() and number != errno.E2BIG:  # that one is too large to have a log
+    # A policy refuses before the verifier has looked at an instruction.
+    untouched = number == errno.EPERM and log.startswith("processed 0 insns")
+    if (untouched or not log.strip()) and number != errno.E2BIG:  # too large to have a log
         if number == errno.EPERM:
             from bpfkit.core.features.privileges import refused_by_policy
 

@@ -297,3 +297,20 @@ def test_as_dict_leaves_out_what_is_empty() -> None:
         "parts": [{"name": "a", "state": "works"}],
     }  # fmt: skip
     assert "why" in repr(whole)
+
+
+def test_a_policy_that_refuses_before_the_verifier_looked_is_no_verifier_error() -> None:
+    from bpfkit.core.errors import PrivilegeError, VerifierError
+    from bpfkit.core.kernel.sections import resolve
+    from bpfkit.core.loading import _load_error
+
+    if os.geteuid():
+        pytest.skip("others are told to be root")
+    section = resolve("iter/task")
+    refused = OSError(errno.EPERM, "")
+    log = "processed 0 insns (limit 1000000) max_states_per_insn 0\n"
+    found = _load_error("task", section, 5, refused, log, None)
+    assert isinstance(found, PrivilegeError)
+    assert found.exit_status == 77
+    log = "R1 type=scalar expected=fp\nprocessed 3 insns (limit 1000000)\n"
+    assert isinstance(_load_error("task", section, 5, refused, log, None), VerifierError)
