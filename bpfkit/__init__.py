@@ -12,7 +12,7 @@ The library's front door::
 Names are looked up on first use, so ``import bpfkit`` costs next to nothing.
 """
 
-# Not even __future__ comes before this: `python -m` puts the current directory first on the path,
+# Not even __future__ comes before this: `python3 -m` puts the current directory first on the path,
 # so whoever may write to it could have any module of theirs imported.
 import sys as _sys
 
@@ -82,6 +82,7 @@ ENTRIES = {
     ("notebook", "watch"): "bpfkit.notebook.watching:watch_map",
     ("notebook", "watch_events"): "bpfkit.notebook.watching:watch_events",
     ("replace", "xdp"): "bpfkit.net.attach.xdp:Replaced",
+    ("show", "proto"): "bpfkit.show.protocols:protocol_name",
     ("undo", "cgroup"): "bpfkit.core.cgroups:undo_cgroup",
     ("undo", "clsact"): "bpfkit.net.attach.clsact:undo_clsact",
     ("undo", "lirc"): "bpfkit.core.attach.lirc:undo_lirc",

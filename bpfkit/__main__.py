@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m bpfkit COMMAND``: each command is a file in ``bpfkit/commands/``.
+"""``bpfkit COMMAND``, also ``python3 -m bpfkit COMMAND``: each command is a file in
+``bpfkit/commands/``.
 
-The programs themselves are modules of their own: ``python -m bpfkit.sockex3``.
+``bpfkit PROGRAM`` runs a program; they are modules of their own: ``python3 -m bpfkit.sockex3``.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 
 from bpfkit.app.lifecycle import guarded
+from bpfkit.commands.catalog import is_program, no_such
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,12 +44,18 @@ def commands() -> dict[str, ModuleType]:
 def _parser(known: dict[str, ModuleType]) -> ArgumentParser:
     from argparse import ArgumentParser
 
+    from bpfkit import __version__
+    from bpfkit.commands.catalog import TAGLINE
+
     parser = ArgumentParser(
-        prog="python -m bpfkit",
-        description="Every BPF program type and map type, live, with one command.",
-        epilog="Each program is a module of its own: sudo python -m bpfkit.sockex3",
+        prog="bpfkit",
+        description=TAGLINE,
+        epilog="bpfkit PROGRAM runs a program, as root: sudo bpfkit sockex3 -i eth0; "
+        "`bpfkit list` names them, `bpfkit PROGRAM --help` shows the options of one. "
+        "Without the command: sudo python3 -m bpfkit.sockex3",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"bpfkit {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in known.items():
         command = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
@@ -56,12 +65,34 @@ def _parser(known: dict[str, ModuleType]) -> ArgumentParser:
     return parser
 
 
+def _run_program(name: str, words: list[str]) -> int:
+    """Run a program as ``python3 -m bpfkit.NAME`` does."""
+    from runpy import run_module
+
+    from bpfkit.app.options import call_as_command
+
+    call_as_command()
+    sys.argv[1:] = words
+    run_module(f"bpfkit.{name}", run_name="__main__", alter_sys=True)
+    return 0  # not reached: a program ends by SystemExit
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status."""
+    """Run a command or a program; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "_ARGCOMPLETE" in os.environ:
+        from bpfkit.commands.completion import complete
+
+        complete(lambda: _parser(commands()))
+    name = words[0] if words else ""
+    if is_program(name):
+        return _run_program(name, words[1:])
 
     def work(signals: Signals) -> int:
         known = commands()
-        options = _parser(known).parse_args(argv)
+        if name and not name.startswith("-") and name not in known:
+            raise no_such(name, known)
+        options = _parser(known).parse_args(words)
         status: int = known[options.command].run(options)
         return status
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.cgroup_device: which devices the processes of a cgroup may open and make.
+"""python3 -m bpfkit.cgroup_device: which devices the processes of a cgroup may open and make.
 
 The C side is bpf_c/cgroup/cgroup_device.bpf.c.  A denied open(2) or mknod(2) fails with EPERM and
 becomes an event; every access is counted per device.  A row without a device counts the accesses

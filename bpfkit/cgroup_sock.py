@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.cgroup_sock: which sockets the processes of a cgroup create, which ports they
+"""python3 -m bpfkit.cgroup_sock: which sockets the processes of a cgroup create, which ports they
 bind; marks and priorities for their sockets.
 
 The C side is bpf_c/cgroup/cgroup_sock.bpf.c.  A socket or a bind that is denied fails with EPERM.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.cgroup_sysctl: which kernel parameters the processes of a cgroup read and write.
+"""python3 -m bpfkit.cgroup_sysctl: which kernel parameters a cgroup's processes read and write.
 
 The C side is bpf_c/cgroup/cgroup_sysctl.bpf.c.  A denied access fails with EPERM; a write to a
 parameter of ``--set`` succeeds and writes that value instead.  What a read returns cannot be

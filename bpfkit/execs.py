@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.execs: which programs processes execute, with all their arguments.
+"""python3 -m bpfkit.execs: which programs processes execute, with all their arguments.
 
 The C side is bpf_c/trace/execs.bpf.c: an exec comes in one or several pieces, which are put
 together here.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.ext: a function of a loaded XDP program is replaced while packets arrive.
+"""python3 -m bpfkit.ext: a function of a loaded XDP program is replaced while packets arrive.
 
 The C side is bpf_c/xdp/ext.bpf.c.  On an interface of the user's the function is replaced from the
 beginning to the end; the demo replaces it and takes the replacement away, again and again.

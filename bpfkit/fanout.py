@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.fanout: packet sockets that share an interface, each flow on one of them.
+"""python3 -m bpfkit.fanout: packet sockets that share an interface, each flow on one of them.
 
 The C side is bpf_c/socket/fanout.bpf.c, which chooses the socket.  The filter on each socket is
 sockex3's: it counts the flows that came there, without a packet being copied to user space.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.fexit: arguments and result of a kernel function, typed by the kernel's BTF.
+"""python3 -m bpfkit.fexit: arguments and result of a kernel function, typed by the kernel's BTF.
 
 The C side is bpf_c/trace/fexit.bpf.c, which knows no function: what its slots are is found here.
 """
@@ -43,7 +43,7 @@ class Fexit(TraceApp):
 
     name = "fexit"
     source = "trace/fexit.bpf.c"
-    epilog = "An example: python -m bpfkit.fexit vfs_unlink -- rm FILE"
+    epilog = "An example: python3 -m bpfkit.fexit vfs_unlink -- rm FILE"
     takes_targets = True
 
     @classmethod

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.flow_dissector: a flow dissector for a small tunnel, shown by packet fanout.
+"""python3 -m bpfkit.flow_dissector: a flow dissector for a small tunnel, shown by packet fanout.
 
 The C side is bpf_c/misc/flow_dissector.bpf.c.  The demo sends packets of many flows through the
 tunnel to a namespace where four packet sockets share an interface by flow hash: first with the

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.fmod_ret: a kernel function returns an error to the processes that are named.
+"""python3 -m bpfkit.fmod_ret: a kernel function returns an error to the processes that are named.
 
 The C side is bpf_c/trace/fmod_ret.bpf.c.
 """
@@ -54,7 +54,7 @@ class FmodRet(TraceApp):
     protects = True
     epilog = (
         "FUNCTION is one whose result may be modified: security_*, and those on the kernel's error "
-        "injection list. An example: python -m bpfkit.fmod_ret security_socket_listen --when "
+        "injection list. An example: python3 -m bpfkit.fmod_ret security_socket_listen --when "
         "backlog=77 -- COMMAND. Words behind -- are a command to run."
     )
 

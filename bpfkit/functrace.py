@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.functrace: calls and mean times of a whole family of kernel functions.
+"""python3 -m bpfkit.functrace: calls and mean times of a whole family of kernel functions.
 
 The C side is bpf_c/trace/functrace.bpf.c, which has the hooks of every way; the program loads those
 of one.

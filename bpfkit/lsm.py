@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.lsm: files below a directory may not be opened or executed; sockets are logged.
+"""python3 -m bpfkit.lsm: files below a directory may not be opened or executed; sockets are logged.
 
 The C side is bpf_c/trace/lsm.bpf.c.  The rules hold for the processes that are traced: the demo's,
 a command's, those of a cgroup.

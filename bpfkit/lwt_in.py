@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.lwt_in: a program on the input of a route.
+"""python3 -m bpfkit.lwt_in: a program on the input of a route.
 
 The C side is bpf_c/lwt/lwt_in.bpf.c.  In the demo a router has it on its routes to the server: it
 counts what is forwarded, and drops UDP.

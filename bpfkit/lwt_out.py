@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.lwt_out: a program on the output of a route.
+"""python3 -m bpfkit.lwt_out: a program on the output of a route.
 
 The C side is bpf_c/lwt/lwt_out.bpf.c.  In the demo a client has it on its routes to the server: it
 counts what is sent, and drops ICMP and ICMPv6.

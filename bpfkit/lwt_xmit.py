@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.lwt_xmit: IP in IP by a route, without a tunnel device.
+"""python3 -m bpfkit.lwt_xmit: IP in IP by a route, without a tunnel device.
 
 The C side is bpf_c/lwt/lwt_xmit.bpf.c.  In the demo a client's routes to two networks behind the
 server put an outer header in front: of IPv4 in one round, of IPv6 in the next.  A capture at the

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.netfilter: a program at netfilter's hooks, beside nftables rules.
+"""python3 -m bpfkit.netfilter: a program at netfilter's hooks, beside nftables rules.
 
 The C side is bpf_c/misc/netfilter.bpf.c.  The demo's lab is a client and a server with a router
 between them; in the router's namespace the program is at every hook of IPv4 and IPv6, and drops

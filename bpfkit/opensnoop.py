@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.opensnoop: which files processes open, and with what result.
+"""python3 -m bpfkit.opensnoop: which files processes open, and with what result.
 
 The C side is bpf_c/trace/opensnoop.bpf.c.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.raw_tracepoint_writable: a program changes what packet runs return.
+"""python3 -m bpfkit.raw_tracepoint_writable: a program changes what packet runs return.
 
 The C side is bpf_c/misc/raw_tracepoint_writable.bpf.c.  While it is attached, packet runs of this
 process fail with the errno of ``--errno``; those of other processes are left as they are.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.seg6local: SRv6 segments that are programs.
+"""python3 -m bpfkit.seg6local: SRv6 segments that are programs.
 
 The C side is bpf_c/lwt/seg6local.bpf.c.  In the demo a client sends IPv6 to a server through
 segments of a router: one rewrites the segment routing header's tag, the other takes header and

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.sock_example: packets per IP protocol.  No C side, no compiler: the program is
+"""python3 -m bpfkit.sock_example: packets per IP protocol.  No C side, no compiler: the program is
 assembled here, instruction by instruction.
 
 hook      socket filter on an AF_PACKET socket (a tap: it sees copies, the traffic goes on)

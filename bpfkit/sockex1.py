@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.sockex1: bytes per IP protocol.  The C side is bpf_c/socket/sockex1.bpf.c."""
+"""python3 -m bpfkit.sockex1: bytes per IP protocol.  The C side is bpf_c/socket/sockex1.bpf.c."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.sockex2: who gets how much.  The C side is bpf_c/socket/sockex2.bpf.c."""
+"""python3 -m bpfkit.sockex2: who gets how much.  The C side is bpf_c/socket/sockex2.bpf.c."""
 
 from __future__ import annotations
 

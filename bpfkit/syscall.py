@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.syscall: a program that makes bpf(2) calls itself: it creates and fills a map.
+"""python3 -m bpfkit.syscall: a program that makes bpf(2) calls itself: it creates and fills a map.
 
 The C side is bpf_c/misc/syscall.bpf.c.  The map that it makes is an ordinary one of this process;
 it is read here and, where there is bpftool, from outside.

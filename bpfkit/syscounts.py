@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.syscounts: which system calls processes make, how many fail, how long they take.
+"""python3 -m bpfkit.syscounts: the system calls of processes, how many fail, how long they take.
 
 The C side is bpf_c/trace/syscounts.bpf.c.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.tc_action: a program as the action behind a u32 or flower match.
+"""python3 -m bpfkit.tc_action: a program as the action behind a u32 or flower match.
 
 The C side is bpf_c/tc/tc_action.bpf.c.  In the demo filters on a server's ingress match UDP, IPv4
 and IPv6, with a VLAN tag and without, and hand it to the program, which drops every second packet;

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.tc_classifier: both directions of an interface, by protocol and DSCP.
+"""python3 -m bpfkit.tc_classifier: both directions of an interface, by protocol and DSCP.
 
 The C side is bpf_c/tc/tc_classifier.bpf.c.  Rules set marks and priorities, and police::
 
-    python -m bpfkit.tc_classifier -i eth0 --rule egress,udp,dscp=46,mark=7,priority=6 \\
+    python3 -m bpfkit.tc_classifier -i eth0 --rule egress,udp,dscp=46,mark=7,priority=6 \\
         --rule ingress,tcp,police=10mbit,burst=200000
 """
 

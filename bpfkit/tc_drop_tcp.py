@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.tc_drop_tcp: no TCP gets out (or in).  The C side: bpf_c/tc/tc_drop_tcp.bpf.c.
+"""python3 -m bpfkit.tc_drop_tcp: no TCP gets out (or in).  The C side: bpf_c/tc/tc_drop_tcp.bpf.c.
 
 container_lab shows it together with xdp_drop_tcp.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.tcpconnect: who connects where by TCP, how long it takes, with what result.
+"""python3 -m bpfkit.tcpconnect: who connects where by TCP, how long it takes, with what result.
 
 The C side is bpf_c/trace/tcpconnect.bpf.c, which has the hooks of every way; the program loads
 those of one.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.xdp_decap: decapsulates xdp_lb's packets at a backend.
+"""python3 -m bpfkit.xdp_decap: decapsulates xdp_lb's packets at a backend.
 
 The C side is bpf_c/xdp/xdp_decap.bpf.c.  The demo: datagrams in all four kinds of IP in IP reach a
 socket whose address is on lo only; those of an unknown tunnel do not.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.xdp_drop_icmp: no ping.  The C side is bpf_c/xdp/xdp_drop_icmp.bpf.c.
+"""python3 -m bpfkit.xdp_drop_icmp: no ping.  The C side is bpf_c/xdp/xdp_drop_icmp.bpf.c.
 
 The demo: on lo of a namespace of its own, pings are lost while TCP and UDP go on.
 """

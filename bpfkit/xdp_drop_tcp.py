@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.xdp_drop_tcp: no TCP gets in.  The C side is bpf_c/xdp/xdp_drop_tcp.bpf.c.
+"""python3 -m bpfkit.xdp_drop_tcp: no TCP gets in.  The C side is bpf_c/xdp/xdp_drop_tcp.bpf.c.
 
 container_lab shows it together with tc_drop_tcp.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.xdp_drop_world: nothing gets in.  The C side is bpf_c/xdp/xdp_drop_world.bpf.c.
+"""python3 -m bpfkit.xdp_drop_world: nothing gets in.  The C side is bpf_c/xdp/xdp_drop_world.bpf.c.
 
 The demo: two namespaces on a cable; the program goes on one end, off, and on again, and pings from
 the other end show it.

@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 def command(name: str, *args: str) -> list[str]:
-    """``python -m bpfkit.NAME …``"""
+    """``python3 -m bpfkit.NAME …``"""
     return [sys.executable, "-m", f"bpfkit.{name}", *args]
 
 

@@ -78,7 +78,7 @@ struct control {
 };
 
 struct sighting {
-	u64 ns; /* CLOCK_MONOTONIC */
+	u64 ns SHOWN_AS(time); /* CLOCK_MONOTONIC */
 	u32 hook;
 	u32 place;
 	u32 ifindex; /* 0: the hook has no device */
@@ -93,6 +93,7 @@ struct sighting {
 
 BPF_TABLE("array", u32, struct control, control, 1);
 BPF_RINGBUF_OUTPUT(sightings, 16);
+EVENT_TYPE(sightings, struct sighting);
 
 #define HEAD       72 /* Ethernet, tag, IPv6, and TCP up to its flags */
 #define HEAD_SHORT 40 /* TCP with a SYN's options, IPv4 and TCP up to its flags */

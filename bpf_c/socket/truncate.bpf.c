@@ -27,12 +27,12 @@ LOAD_CONST(0, longer_than, 10); /* cut segments whose payload is longer, */
 LOAD_CONST(1, keep, 5); /* to this many bytes */
 
 struct segment {
-	u64 ns; /* bpf_ktime_get_ns(): CLOCK_MONOTONIC */
+	u64 ns SHOWN_AS(time); /* bpf_ktime_get_ns(): CLOCK_MONOTONIC */
 	u32 seq; /* host order, like everything here */
 	u32 ack_seq;
 	u16 sport;
 	u16 dport;
-	u16 ethertype; /* 0x0800: IPv4, 0x86dd: IPv6 */
+	u16 ethertype SHOWN_AS(hex); /* 0x0800: IPv4, 0x86dd: IPv6 */
 	u8 flags; /* FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32 */
 	u8 doff; /* TCP header length in bytes */
 	u32 payload; /* bytes that came */
@@ -40,6 +40,7 @@ struct segment {
 };
 
 BPF_RINGBUF_OUTPUT(segments, 16);
+EVENT_TYPE(segments, struct segment);
 BPF_TABLE("array", u32, u64, lost, 1);
 
 #define TCP_FLAGS 13 /* offset in the TCP header */

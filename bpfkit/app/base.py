@@ -74,7 +74,7 @@ class App:
     ``note``; ``place`` and ``lab`` are where it works.
     """
 
-    #: ``python -m bpfkit.NAME``.
+    #: ``python3 -m bpfkit.NAME``.
     name = ""
     #: The C file, relative to ``bpf_c``; "" where no C is involved.
     source = ""

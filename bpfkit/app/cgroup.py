@@ -3,9 +3,9 @@
 
 ::
 
-    python -m bpfkit.NAME                     a demo in a cgroup and a network namespace of its own
-    python -m bpfkit.NAME -- COMMAND ARG …    on a command, in a cgroup of its own, until it ends
-    python -m bpfkit.NAME --cgroup PATH       on the processes of a cgroup, until a signal
+    python3 -m bpfkit.NAME                     a demo in a cgroup and a network namespace of its own
+    python3 -m bpfkit.NAME -- COMMAND ARG …    on a command, in a cgroup of its own, until it ends
+    python3 -m bpfkit.NAME --cgroup PATH       on the processes of a cgroup, until a signal
 
 A program overrides ``setup`` (load, :meth:`CgroupApp.attach`), ``demo``, ``rows`` or ``events``,
 and ``verify``.  What the demo does goes through :meth:`CgroupApp.run_inside`, or happens in this

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, HelpFormatter
+from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, HelpFormatter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,7 +12,29 @@ if TYPE_CHECKING:
 
     from bpfkit.app.base import App
 
-__all__ = ["Parser", "parser_of", "port", "positive", "seconds"]
+__all__ = [
+    "Parser",
+    "call_as_command",
+    "call_of",
+    "parser_of",
+    "port",
+    "positive",
+    "seconds",
+]
+
+#: How help and messages call programs.
+_call = "python3 -m bpfkit."
+
+
+def call_of(name: str) -> str:
+    """The command of a program as it was called: ``python3 -m bpfkit.NAME``, ``bpfkit NAME``."""
+    return _call + name
+
+
+def call_as_command() -> None:
+    """The command ``bpfkit`` runs the program: from now on help and messages say so."""
+    global _call
+    _call = "bpfkit "
 
 
 def positive(text: str) -> int:
@@ -47,7 +69,7 @@ def seconds(text: str) -> float:
 class Parser(ArgumentParser):
     """Reports an error in two lines instead of the whole list of options.
 
-    ``prog`` is ``python -m bpfkit.NAME``, for a subcommand with its name behind.
+    ``prog`` is :func:`call_of` the program, for a subcommand with its name behind.
     """
 
     #: Are the words behind ``--`` a command, which becomes ``options.command``, and those before
@@ -66,14 +88,31 @@ class Parser(ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        name = self.prog.partition("bpfkit.")[2].partition(" ")[0]
+        name = self.prog.removeprefix(_call).partition(" ")[0]
         sys.stderr.write(f"usage: {self.prog} [options], see --help\n{name}: {message}\n")
         raise SystemExit(2)
 
 
+class _Formatter(HelpFormatter):
+    """Shows the default of an option that has one and does not say it itself."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        text = action.help
+        if (
+            not text
+            or "default" in text
+            or not action.option_strings
+            or action.nargs == 0
+            or action.default in (None, "", SUPPRESS)
+            or isinstance(action.default, (bool, list, tuple, dict))
+        ):
+            return text
+        return f"{text} (default: %(default)s)"
+
+
 def _formatter(prog: str) -> HelpFormatter:
     # With a width given, argparse does not import shutil (milliseconds) per option.
-    return HelpFormatter(prog, max_help_position=28, width=96)
+    return _Formatter(prog, max_help_position=28, width=96)
 
 
 #: What a failure of the output means, by :attr:`App.protects`.
@@ -87,7 +126,7 @@ _ENDS = "The program ends if its output cannot be written."
 def parser_of(cls: type[App]) -> ArgumentParser:
     """The parser of a program's options: those of all programs, then its own."""
     parser = Parser(
-        prog=f"python -m bpfkit.{cls.name}",
+        prog=call_of(cls.name),
         description=cls.summary(),
         epilog=" ".join(filter(None, (cls.epilog, _GOES_ON if cls.protects else _ENDS))),
         formatter_class=_formatter,

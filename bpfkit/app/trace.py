@@ -3,11 +3,11 @@
 
 ::
 
-    python -m bpfkit.NAME                     a demo: processes in a cgroup of their own
-    python -m bpfkit.NAME -- COMMAND ARG …    a command and its children, until it ends
-    python -m bpfkit.NAME --pid PID           one process, until it ends
-    python -m bpfkit.NAME --cgroup PATH       the processes of a cgroup, until it is removed
-    python -m bpfkit.NAME --no-demo           all processes, until a signal
+    python3 -m bpfkit.NAME                     a demo: processes in a cgroup of their own
+    python3 -m bpfkit.NAME -- COMMAND ARG …    a command and its children, until it ends
+    python3 -m bpfkit.NAME --pid PID           one process, until it ends
+    python3 -m bpfkit.NAME --cgroup PATH       the processes of a cgroup, until it is removed
+    python3 -m bpfkit.NAME --no-demo           all processes, until a signal
 
 The C side includes ``bpf_c/trace/traced.h``, whose is_traced() tells whom an event is about.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.cgroup_skb."""
+"""python3 -m bpfkit.cgroup_skb."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.cgroup_skb.program import CgroupSkb

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.cgroup_skb: packets and bytes of a cgroup's processes, and whom they may reach.
+"""python3 -m bpfkit.cgroup_skb: packets and bytes of a cgroup's processes, and whom they may reach.
 
 The C side is bpf_c/cgroup/cgroup_skb.bpf.c.  A row is a cgroup (the one attached to, or one below)
 and the name of the process that created the sockets.  Packets count from the IP header on, a

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.cgroup_sock_addr: see program.py."""
+"""python3 -m bpfkit.cgroup_sock_addr: see program.py."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.cgroup_sock_addr."""
+"""python3 -m bpfkit.cgroup_sock_addr."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.cgroup_sock_addr.program import CgroupSockAddr

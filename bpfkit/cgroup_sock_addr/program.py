@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.cgroup_sock_addr: connections of a cgroup go to another address, or fail.
+"""python3 -m bpfkit.cgroup_sock_addr: connections of a cgroup go to another address, or fail.
 
 The C side is bpf_c/cgroup/cgroup_sock_addr.bpf.c, and cgroup_sock_addr_unix.bpf.c beside it::
 
-    python -m bpfkit.cgroup_sock_addr --redirect 192.0.2.1:80=127.0.0.1:8080 -- curl 192.0.2.1
-    python -m bpfkit.cgroup_sock_addr --redirect tcp/0.0.0.0/0=127.0.0.1:3128 \\
+    python3 -m bpfkit.cgroup_sock_addr --redirect 192.0.2.1:80=127.0.0.1:8080 -- curl 192.0.2.1
+    python3 -m bpfkit.cgroup_sock_addr --redirect tcp/0.0.0.0/0=127.0.0.1:3128 \\
         --proxy-cgroup system.slice/proxy.service --cgroup user.slice
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.cgroup_sockopt: which socket options the processes of a cgroup set and get.
+"""python3 -m bpfkit.cgroup_sockopt: which socket options the processes of a cgroup set and get.
 
 The C side is bpf_c/cgroup/cgroup_sockopt.bpf.c.  A denied call fails with EPERM.
 """

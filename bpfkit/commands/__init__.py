@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``python -m bpfkit COMMAND`` does, a file per command."""
+"""What ``python3 -m bpfkit COMMAND`` does, a file per command."""

@@ -9,17 +9,70 @@ from __future__ import annotations
 import os
 
 from bpfkit.app.base import App
-from bpfkit.core.errors import InputError
+from bpfkit.core.errors import InputError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
-__all__ = ["program", "program_in", "programs", "row"]
+__all__ = [
+    "TAGLINE",
+    "is_program",
+    "no_such",
+    "program",
+    "program_in",
+    "program_names",
+    "programs",
+    "row",
+]
+
+#: What bpfkit is, in one sentence; pyproject.toml and README.md say the same.
+TAGLINE = (
+    "The eBPF workbench: every BPF program type and map type, live, with one command. "
+    "Program types: `bpfkit list` has a program for each; map types: `bpfkit maps`; what this "
+    "kernel has of them: `bpfkit doctor`."
+)
 
 #: What is in bpfkit/ and is no program.
 _SUPPORT = ("app", "bpf_c", "commands", "core", "net", "notebook", "show")
+
+
+def program_names() -> list[str]:
+    """The names of all programs; none is imported."""
+    import bpfkit
+
+    found = []
+    for directory in bpfkit.__path__:
+        for entry in os.listdir(directory):
+            name, _, end = entry.partition(".")
+            if end in ("", "py") and is_program(name):
+                found.append(name)
+    return sorted(found)
+
+
+def is_program(name: str) -> bool:
+    """Whether a program has this name; none is imported."""
+    import bpfkit
+
+    if name in _SUPPORT or not name.isidentifier() or name.startswith("_"):
+        return False
+    return any(
+        os.path.exists(f"{directory}/{name}{end}")
+        for directory in bpfkit.__path__
+        for end in (".py", "/program.py")
+    )
+
+
+def no_such(name: str, commands: Iterable[str]) -> UsageError:
+    """The error for a word that is neither a command nor a program."""
+    from bpfkit.core.errors import nearest
+
+    known = [*commands, *program_names()]
+    hint = nearest(name, known, 0.5) or f"commands: {', '.join(commands)}"
+    return UsageError(
+        f"no command and no program named {name!r}", hint=f"{hint}; `bpfkit list` shows programs"
+    )
 
 
 def programs() -> Iterator[type[App]]:

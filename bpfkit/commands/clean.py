@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit clean: remove what killed runs left behind."""
+"""python3 -m bpfkit clean: remove what killed runs left behind."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit doctor: what works on this machine, and what is missing for the rest.
+"""python3 -m bpfkit doctor: what works on this machine, and what is missing for the rest.
 
 ``doctor sockmap``: what a sockmap does to the applications whose sockets are in it.
 """
@@ -54,7 +54,7 @@ def run(options: Namespace) -> int:
                 body.append([f"  {part.name}", part.state, _detail(part)])
         lines = table([heading, "", ""], body)
         output("\n".join(lines) + "\n\n")
-    output("What a sockmap does to applications here: python -m bpfkit doctor sockmap\n")
+    output("What a sockmap does to applications here: python3 -m bpfkit doctor sockmap\n")
     return 0
 
 
@@ -63,7 +63,7 @@ def _findings() -> Iterator[tuple[str, list[Feature]]]:
     from bpfkit.core import features
     from bpfkit.core.features.environment import environment
 
-    yield "environment", [*environment(), *_compile_side()]
+    yield "environment", [*environment(), *_compile_side(), *_python_side()]
     yield "program types", features.program_types()
     yield "map types", features.map_types()
 
@@ -110,6 +110,56 @@ def _bcc() -> Feature:
         f"no Python with bcc (tried {', '.join(tried) or 'none'})",
         hint="install python3-bpfcc, or name an interpreter with BPFKIT_BCC_PYTHON",
     )
+
+
+#: What programs import if it is there: (module, what needs it).
+_MODULES = (
+    ("pyroute2", "demos and labs, which make networks of their own, need it"),
+    ("rich", "the live view needs it; lines of text take its place"),
+    ("numpy", "maps as arrays need it (items_arrays), and nothing else"),
+)
+
+
+def remedy(module: str) -> str:
+    """How to install a Python package for the interpreter that runs this."""
+    import sys
+
+    if sys.prefix != sys.base_prefix:
+        return f"in this virtualenv: {sys.prefix}/bin/pip install {module}"
+    if sys.executable.startswith("/usr/bin/"):
+        return f"apt install python3-{module}"
+    return f"{sys.executable} -m pip install {module}"
+
+
+def _python_side() -> list[Feature]:
+    """The interpreter that runs this, and what it has of what programs import."""
+    import sys
+    from importlib import import_module
+
+    from bpfkit.core.features import NOT_SUPPORTED, WORKS, Feature
+
+    version = ".".join(map(str, sys.version_info[:3]))
+    found = [Feature("python", WORKS, value=f"{version} ({sys.executable})")]
+    for module, needs in _MODULES:
+        try:
+            loaded = import_module(module)
+        except ImportError as error:
+            why = f"{error}: {needs}"
+            found.append(Feature(module, NOT_SUPPORTED, why, hint=remedy(module)))
+            continue
+        place = (getattr(loaded, "__file__", None) or "").removesuffix("/__init__.py")
+        number = _version(module) or getattr(loaded, "__version__", "")
+        found.append(Feature(module, WORKS, value=f"{number} ({place})".strip()))
+    return found
+
+
+def _version(module: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(module)
+    except PackageNotFoundError:
+        return ""
 
 
 def _detail(answer: Feature) -> str:

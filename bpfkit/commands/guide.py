@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each program type and map type is, in words: the text of ``python -m bpfkit info``.
+"""What each program type and map type is, in words: the text of ``python3 -m bpfkit info``.
 
 For a program type the five questions: what is it for; which section and which context; what may
 it change; where are examples; how does the kernel run it.  The section names are not here: they

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit list: the programs."""
+"""python3 -m bpfkit list: the programs."""
 
 from __future__ import annotations
 
@@ -55,6 +55,9 @@ def run(options: Namespace) -> int:
         for row in rows
     ]
     lines = _folded(table(["program", "program type", "what it shows"], cells), cells)
-    lines += ["", "Run one: sudo python -m bpfkit.NAME     More on one: python -m bpfkit info NAME"]
+    lines += [
+        "",
+        "Run one: sudo python3 -m bpfkit.NAME     More on one: python3 -m bpfkit info NAME",
+    ]
     output("\n".join(lines) + "\n")
     return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of ``python -m bpfkit doctor sockmap``: the answers, and what they mean."""
+"""The report of ``python3 -m bpfkit doctor sockmap``: the answers, and what they mean."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.container_lab."""
+"""python3 -m bpfkit.container_lab."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.container_lab.program import ContainerLab

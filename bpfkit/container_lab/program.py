@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.container_lab: what XDP and tc on a container's cable do, and who sees what.
+"""python3 -m bpfkit.container_lab: what XDP and tc on a container's cable do, and who sees what.
 
 ::
 

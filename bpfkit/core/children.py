@@ -14,7 +14,7 @@ __all__ = ["command", "die_with_parent", "package_home"]
 
 _PR_SET_PDEATHSIG = 1
 
-#: What ``python -m MODULE`` does, with the directory of the package first on the path instead of
+#: What ``python3 -m MODULE`` does, with the directory of the package first on the path instead of
 #: the current one, which may be anybody's.
 _RUN = (
     "import sys; sys.path[0] = sys.argv.pop(1); from runpy import run_module; "
@@ -28,7 +28,7 @@ def package_home() -> str:
 
 
 def command(module: str, *words: str) -> list[str]:
-    """The argv of ``python -m MODULE WORDS``.
+    """The argv of ``python3 -m MODULE WORDS``.
 
     :param module: ``bpfkit.xdp_firewall`` and the like.
     """

@@ -24,6 +24,7 @@ def find_entry(role: str, name: str) -> Callable[..., Any] | None:
     :param role: ``attach``: called with (program, ifindex, direction, options), returns a Link;
         ``find``: called with an ifindex, returns the programs that are there; ``replace``: called
         with an ifindex and one of them, detaches it and returns what can ``restore()`` it;
+        ``show``: called with a value, returns its text;
         ``undo``: called with the data of an ownership record, undoes what the record is about, and
         does not fail if that is gone.
         ``notebook``: how IPython and Jupyter show an object.

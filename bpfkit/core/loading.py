@@ -143,7 +143,7 @@ def _load_error(
                 what,
                 why="this kernel does not have the type, or its attach type "
                 f"{section.expected_attach_type} [{errno_text(number)}]",
-                hint="`python -m bpfkit doctor` shows what works here",
+                hint="`python3 -m bpfkit doctor` shows what works here",
             )
         return LoadError(what, why=errno_text(number))
     from bpfkit.core.verifier.explain import explain

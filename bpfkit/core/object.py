@@ -38,12 +38,13 @@ from bpfkit.core.shown import Shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from bpfkit.core.attach.link import Link
     from bpfkit.core.compile.artifact import Artifact, ProgDef
     from bpfkit.core.maps.base import Map
+    from bpfkit.core.maps.events import Events
     from bpfkit.core.types.btf import Btf
 __all__ = ["Object", "compiled", "load", "raise_memlock"]
 
@@ -343,6 +344,33 @@ class Object(Held, Shown):
             error.hint = f'it is a program: obj.programs["{name}"]'
         raise error
 
+    def events(
+        self,
+        name: str,
+        *,
+        timeout: float | None = None,
+        lost: str = "",
+        forms: Mapping[str, str | Callable[[Any], Any]] | None = None,
+    ) -> Events:
+        """The events of a ring buffer or perf buffer, typed by ``EVENT_TYPE(name, struct …)``::
+
+            for event in obj.events("connects", timeout=5):
+                print(event.pid, event.comm)
+
+        :param name: the map's name.
+        :param timeout: end when no event has come for so many seconds; None: wait for ever.
+        :param lost: the array in whose element 0 the program counts what the ring refused; by
+            default the one called ``lost``, if there is one.
+        :param forms: how fields are shown: ``{"daddr": "ip"}``, see :mod:`bpfkit.core.maps.events`.
+        :raises InputError: there is no such map or field, or the map sends no events.
+        """
+        from bpfkit.core.maps.events import Events
+
+        counter = self[lost] if lost else self.maps.get("lost")
+        if counter is not None and not lost and "array" not in counter.type:
+            counter = None
+        return Events(self[name], self.btf, timeout=timeout, lost=counter, forms=forms)
+
     def attach_struct_ops(self, struct: str, **values: int | str | bytes) -> Link:
         """Register the programs ``SEC("struct_ops/STRUCT.member")`` as one table of functions.
 
@@ -498,7 +526,7 @@ def _map_error(definition: MapDef, error: OSError) -> BpfkitError:
             why=f"the kernel does not know this type, or not with key {definition.key_size}, "
             f"value {definition.value_size}, {definition.max_entries} entries, "
             f"flags {definition.map_flags:#x}",
-            hint="`python -m bpfkit doctor` shows which types work here",
+            hint="`python3 -m bpfkit doctor` shows which types work here",
         )
     return LoadError(what, why=errno_text(number))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.hooks."""
+"""python3 -m bpfkit.hooks."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.hooks.program import Hooks

@@ -11,8 +11,6 @@ which see calls and data of sockets, not packets.
 
 from __future__ import annotations
 
-from struct import Struct
-
 from bpfkit.core.errors import UsageError
 from bpfkit.core.shown import Shown
 from bpfkit.core.words import count_of
@@ -20,7 +18,7 @@ from bpfkit.core.words import count_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from typing import TypeAlias
+    from typing import Any, TypeAlias
 
     from bpfkit.show.rows import Row, Verdict
     from bpfkit.show.view import View
@@ -99,7 +97,6 @@ _FORWARD = [
     *"forward lwt_out postrouting lwt_xmit tcx_egress tc_egress tap_out".split(),
 ]
 
-_SIGHTING = Struct("=QIIIIHBBBBH")
 _LAYERS = {0: "none", 2: "L2", 3: "L3", 4: "L4"}
 
 
@@ -126,6 +123,8 @@ def expected(path: str, proto: str, xdp: str = "both") -> list[tuple[str, str]]:
 class Sighting:
     """The packet at a hook.
 
+    :param record: ``struct sighting`` of the C side.
+    :param devices: ifindex -> name.
     :ivar ns: CLOCK_MONOTONIC, nanoseconds.
     :ivar device: "" if the hook has none.
     :ivar form: the layer that its data starts with: ``L2``, ``L3``, ``L4``; ``none``: no data.
@@ -147,21 +146,18 @@ class Sighting:
         "vlan_id",
     )
 
-    def __init__(self, record: bytes, devices: dict[int, str]) -> None:
-        ns, hook, place, ifindex, length, tci, layer, inside, beside, dropped, cpu = (
-            _SIGHTING.unpack(record[: _SIGHTING.size])
-        )
-        self.ns = ns
-        self.hook = HOOKS[hook]
-        self.place = PLACES[place]
-        self.ifindex = ifindex
-        self.device = devices.get(ifindex, "")
-        self.form = _LAYERS[layer]
-        self.length = length
-        self.vlan = "data" if inside else "beside" if beside else "none"
-        self.vlan_id = tci & 0xFFF if inside or beside else None
-        self.dropped = bool(dropped)
-        self.cpu = cpu
+    def __init__(self, record: Any, devices: dict[int, str]) -> None:
+        self.ns: int = record.ns
+        self.hook = HOOKS[record.hook]
+        self.place = PLACES[record.place]
+        self.ifindex: int = record.ifindex
+        self.device = devices.get(record.ifindex, "")
+        self.form = _LAYERS[record.layer]
+        self.length: int = record.len
+        self.vlan = "data" if record.tag_in else "beside" if record.tag_beside else "none"
+        self.vlan_id = record.tci & 0xFFF if self.vlan != "none" else None
+        self.dropped = bool(record.dropped)
+        self.cpu: int = record.cpu
 
     def tap_result(self, cut: Journey, where: Sighting) -> Tapped:
         """Whether a capture at this tap saw a second packet that was dropped at ``where``."""

@@ -373,7 +373,7 @@ class PacketPath(Closing):
         deadline = time.monotonic() + _UNDECIDED_S
         over = False
         while time.monotonic() < deadline:
-            new = [Sighting(bytes(r), self.devices) for r in self._ring.poll(0.01)]
+            new = [Sighting(r, self.devices) for r in self._ring.poll(0.01)]
             seen += new
             if not journey.received:
                 journey.received = _arrived(listening, proto)

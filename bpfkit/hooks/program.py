@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.hooks: which hooks one packet meets, and in which order.
+"""python3 -m bpfkit.hooks: which hooks one packet meets, and in which order.
 
 The C side is bpf_c/misc/hooks.bpf.c, the lab and its probes are bpfkit/hooks/probes.py, the
 documented order and what follows from a way are bpfkit/hooks/journey.py.  One packet goes from a

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.iter."""
+"""python3 -m bpfkit.iter."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.iter.program import Iter

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.iter: tables of tasks, TCP sockets, map elements and BPF links.
+"""python3 -m bpfkit.iter: tables of tasks, TCP sockets, map elements and BPF links.
 
 The C side is bpf_c/trace/iter.bpf.c.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.maps."""
+"""python3 -m bpfkit.maps."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.maps.program import Maps

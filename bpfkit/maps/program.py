@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.maps: every map type, created, used from a program and from Python, and checked.
+"""python3 -m bpfkit.maps: every map type, created, used from a program and from Python, checked.
 
 The C side is bpf_c/misc/maps.bpf.c; what C of clang 14 cannot say is assembled in the stops.
 Rows: ``type``, ``status`` (``verified``, ``unsupported``, ``failed``), ``why``, ``for``, ``checks``

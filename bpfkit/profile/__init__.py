@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.profile: see program.py."""
+"""python3 -m bpfkit.profile: see program.py."""

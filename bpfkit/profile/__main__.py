@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.profile."""
+"""python3 -m bpfkit.profile."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.profile.program import Profile

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.profile: where processes spend their time, by samples of whole stacks.
+"""python3 -m bpfkit.profile: where processes spend their time, by samples of whole stacks.
 
 The C side is bpf_c/trace/profile.bpf.c.  A table of functions, folded stacks (``--folded``), or a
 flame graph (``--svg FILE``).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.sk_lookup."""
+"""python3 -m bpfkit.sk_lookup."""
 
 from bpfkit.sk_lookup.program import main
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m bpfkit.sk_lookup add|del|list``: the rules of an sk_lookup that is running."""
+"""``python3 -m bpfkit.sk_lookup add|del|list``: the rules of an sk_lookup that is running."""
 
 from __future__ import annotations
 
 from bpfkit.app.lifecycle import guarded
-from bpfkit.app.options import Parser, port, positive
+from bpfkit.app.options import Parser, call_of, port, positive
 from bpfkit.app.place import add_netns
 from bpfkit.app.signals import output, say
 from bpfkit.core.errors import UsageError
@@ -51,7 +51,7 @@ def add_listener_options(parser: ArgumentParser) -> None:
 
 
 def _parser() -> ArgumentParser:
-    parser = Parser(prog=f"python -m bpfkit.{NAME}", allow_abbrev=False)
+    parser = Parser(prog=call_of(NAME), allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     texts = {
         "add": "add rules, or give those there another listener",

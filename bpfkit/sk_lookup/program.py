@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.sk_lookup: ports, port ranges and prefixes steered to one listening socket.
+"""python3 -m bpfkit.sk_lookup: ports, port ranges and prefixes steered to one listening socket.
 
 The C side is bpf_c/sock/sk_lookup.bpf.c; how replies of UDP get their port is in
 bpf_c/sock/sk_lookup_reply.bpf.c.  In one terminal, and in another::
 
-    python -m bpfkit.sk_lookup --steer 5202:5201 --steer tcp/192.0.2.0/24:6000-6999:5201
+    python3 -m bpfkit.sk_lookup --steer 5202:5201 --steer tcp/192.0.2.0/24:6000-6999:5201
 
-    python -m bpfkit.sk_lookup add 7000:5201 udp/[2001:db8::/64]:53:5353 --pid 1234
-    python -m bpfkit.sk_lookup del 7000:5201
-    python -m bpfkit.sk_lookup list
+    python3 -m bpfkit.sk_lookup add 7000:5201 udp/[2001:db8::/64]:53:5353 --pid 1234
+    python3 -m bpfkit.sk_lookup del 7000:5201
+    python3 -m bpfkit.sk_lookup list
 
 The server is anyone's: it is found by its port, its address (--to), its process (--pid) or a
 descriptor there (--fd), and needs no change.  The demo: one service on port 5201 answers on port
@@ -56,7 +56,7 @@ class SkLookup(SocketsApp):
         "tcp/192.0.2.0/24:1-65535:5201 | udp/[2001:db8::/64]:53:5353. PORT is where the server "
         "listens. The longest prefix decides, then the narrowest range, then the rule added last. "
         "Addresses of a prefix must be local: ip route add local 192.0.2.0/24 dev lo. "
-        "Live: python -m bpfkit.sk_lookup add|del RULE, list. "
+        "Live: python3 -m bpfkit.sk_lookup add|del RULE, list. "
         "Established connections are never touched. A listener that closes leaves misses until "
         "a server listens on its port again, which is noticed at once in the old one's cgroup, "
         "else within half a second (with --pid: a server of the same user). UDP: the server "
@@ -120,7 +120,7 @@ class SkLookup(SocketsApp):
             raise BpfkitError(
                 "sk_lookup runs in this network namespace already",
                 why=f"process {pids}" if pids else f"program {program}",
-                hint="add rules to it: python -m bpfkit.sk_lookup add PORTS:PORT",
+                hint="add rules to it: python3 -m bpfkit.sk_lookup add PORTS:PORT",
             )
 
     def _start(self, wanted: list[tuple[Rule, Target]]) -> None:

@@ -77,5 +77,5 @@ def find() -> Steering:
     raise BpfkitError(
         "sk_lookup is not running",
         why="no such program is attached in this network namespace",
-        hint="start it: python -m bpfkit.sk_lookup --steer PORTS:PORT",
+        hint="start it: python3 -m bpfkit.sk_lookup --steer PORTS:PORT",
     )

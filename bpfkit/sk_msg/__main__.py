@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.sk_msg."""
+"""python3 -m bpfkit.sk_msg."""
 
 from bpfkit.sk_msg.program import SkMsg, main
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_kernel"]
 
-_DOCTOR = "python -m bpfkit doctor sockmap shows what this kernel does"
+_DOCTOR = "python3 -m bpfkit doctor sockmap shows what this kernel does"
 
 
 def _redirected(probe: str) -> Feature | None:

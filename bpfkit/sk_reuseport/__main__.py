@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.sk_reuseport."""
+"""python3 -m bpfkit.sk_reuseport."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.sk_reuseport.program import SkReuseport

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.sk_reuseport: which worker of an SO_REUSEPORT group gets a connection.
+"""python3 -m bpfkit.sk_reuseport: which worker of an SO_REUSEPORT group gets a connection.
 
 The C side is bpf_c/sock/sk_reuseport.bpf.c.  The demo has three workers, each a process, and
 restarts one after the other while connections wait to be accepted: with ``--how migrate`` they

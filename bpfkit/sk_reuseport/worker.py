@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker of the demo: a process that listens on a port which other workers share.
 
-``python -m bpfkit.sk_reuseport.worker PORT NUMBER GENERATION`` listens on TCP and UDP, IPv4 and
+``python3 -m bpfkit.sk_reuseport.worker PORT NUMBER GENERATION`` listens on TCP and UDP, IPv4 and
 IPv6, prints ``ready``, and answers each connection and each datagram with its number and
 generation.  SIGTERM closes the listening sockets; what was accepted is still answered.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.sk_skb."""
+"""python3 -m bpfkit.sk_skb."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.sk_skb.program import SkSkb

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.sk_skb: a TCP proxy whose bytes the kernel forwards.
+"""python3 -m bpfkit.sk_skb: a TCP proxy whose bytes the kernel forwards.
 
 The C side is bpf_c/sock/sk_skb.bpf.c.  The proxy is a process of its own (proxy.py), which accepts,
 connects and forwards; after a few messages it puts both sockets of a connection into a SOCKHASH,
 and from there on the kernel forwards::
 
-    python -m bpfkit.sk_skb                                       the demo
-    python -m bpfkit.sk_skb --listen 8080 --to 192.0.2.7:80       a proxy, until a signal
+    python3 -m bpfkit.sk_skb                                       the demo
+    python3 -m bpfkit.sk_skb --listen 8080 --to 192.0.2.7:80       a proxy, until a signal
 
 Every byte is delivered, or both connections are reset: connection.py says how.
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The proxy: a process of its own, which accepts, connects and forwards, and enters sockets.
 
-``python -m bpfkit.sk_skb.proxy JSON``, started by :class:`bpfkit.sk_skb.child.ProxyChild`.  JSON
+``python3 -m bpfkit.sk_skb.proxy JSON``, started by :class:`bpfkit.sk_skb.child.ProxyChild`.  JSON
 holds the descriptors that it inherits and the options.  It reports by messages (JSON, one each) on
 a SOCK_SEQPACKET socket and takes ``rows`` and ``stop`` from there.  It ends with its parent, and
 its end resets every connection.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.sockex3."""
+"""python3 -m bpfkit.sockex3."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.sockex3.program import Sockex3

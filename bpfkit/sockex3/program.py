@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.sockex3: who talks to whom.  The C side is bpf_c/socket/sockex3.bpf.c."""
+"""python3 -m bpfkit.sockex3: who talks to whom.  The C side is bpf_c/socket/sockex3.bpf.c."""
 
 from __future__ import annotations
 

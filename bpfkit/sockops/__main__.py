@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.sockops."""
+"""python3 -m bpfkit.sockops."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.sockops.program import Sockops

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.tcp_cc: see program.py."""
+"""python3 -m bpfkit.tcp_cc: see program.py."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.tcp_cc."""
+"""python3 -m bpfkit.tcp_cc."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.tcp_cc.program import TcpCc

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.truncate."""
+"""python3 -m bpfkit.truncate."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.truncate.program import Truncate

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.truncate: a socket filter that cuts what a TCP socket receives.
+"""python3 -m bpfkit.truncate: a socket filter that cuts what a TCP socket receives.
 
 The C side is bpf_c/socket/truncate.bpf.c.  An echo server listens on port 5201 of a network
 namespace of its own, with the filter on its socket; a client sends ``hello world``.  The answer
@@ -7,8 +7,6 @@ comes in two pieces, 200 ms apart, and the packets that crossed lo meanwhile exp
 """
 
 from __future__ import annotations
-
-from struct import Struct
 
 from bpfkit.app.base import App
 from bpfkit.app.place import add_netns
@@ -30,8 +28,6 @@ EXPLAINED = (
     "To the client the other 6 bytes are lost: it sends them again when its timer runs out. They",
     "are few enough to pass the filter.",
 )
-#: struct segment of the C side.
-SEGMENT = Struct("=QIIHHHBBII")
 
 
 class Truncate(App):
@@ -67,7 +63,7 @@ class Truncate(App):
         loaded = self.load()
         server = self.keep(EchoServer(PORT))
         self.keep(loaded.programs["truncate"].attach_socket(server.sock))
-        self.segments = self.keep(loaded["segments"].open())
+        self.segments = self.keep(loaded.events("segments"))
         server.start()
 
     def describe_target(self) -> str:
@@ -79,8 +75,7 @@ class Truncate(App):
 
         done = exchange(PORT, MESSAGE)
         # What the filter saw, by its own record: how much of a segment it kept, in order.
-        seen = [SEGMENT.unpack(event) for event in self.segments.poll(0)]
-        kept = [bytes_kept for *_, payload, bytes_kept in seen if payload]
+        kept = [seen.kept for seen in self.segments.poll(0) if seen.payload]
         rows = [self._segment(segment, done.sent_ns, kept) for segment in done.trace]
         rows += [_row(1e3 * at, "answer", text=text) for at, text in done.answers]
         self.exchanges.append(done)

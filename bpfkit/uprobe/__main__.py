@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.uprobe."""
+"""python3 -m bpfkit.uprobe."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.uprobe.program import Uprobe

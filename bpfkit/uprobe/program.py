@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.uprobe: latency and results of functions of programs and libraries.
+"""python3 -m bpfkit.uprobe: latency and results of functions of programs and libraries.
 
 The C side is bpf_c/trace/uprobe.bpf.c.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.usdt."""
+"""python3 -m bpfkit.usdt."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.usdt.program import Usdt

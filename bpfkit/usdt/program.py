@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.usdt: the probes that programs have built in, counted and with their arguments.
+"""python3 -m bpfkit.usdt: the probes that programs have built in, counted and with their arguments.
 
 The C side is bpf_c/trace/usdt.bpf.c.
 

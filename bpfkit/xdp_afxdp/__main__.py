@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.xdp_afxdp."""
+"""python3 -m bpfkit.xdp_afxdp."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.xdp_afxdp.program import XdpAfxdp

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.xdp_afxdp: answers for addresses the kernel does not have, from user space.
+"""python3 -m bpfkit.xdp_afxdp: answers for addresses the kernel does not have, from user space.
 
 The C side is bpf_c/xdp/xdp_afxdp.bpf.c, the sockets are xsk.py, and the answers are made in
 answers.py.  The demo: two addresses that no interface has answer to ping.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.xdp_cpumap."""
+"""python3 -m bpfkit.xdp_cpumap."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.xdp_cpumap.program import XdpCpumap

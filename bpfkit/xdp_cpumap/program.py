@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.xdp_cpumap: the flows of an interface over CPUs.
+"""python3 -m bpfkit.xdp_cpumap: the flows of an interface over CPUs.
 
 The C sides are bpf_c/xdp/xdp_cpumap.bpf.c and xdp_cpumap_lost.bpf.c.  In the demo each receiving
 socket is asked which CPU the kernel handled its datagrams on (SO_INCOMING_CPU).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.xdp_firewall."""
+"""python3 -m bpfkit.xdp_firewall."""
 
 from bpfkit.xdp_firewall.program import main
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m bpfkit.xdp_firewall add|del|list|load``: the rules of a firewall that is running."""
+"""``python3 -m bpfkit.xdp_firewall add|del|list|load``: the rules of a firewall that is running."""
 
 from __future__ import annotations
 
 from itertools import chain, islice
 
 from bpfkit.app.lifecycle import guarded
-from bpfkit.app.options import Parser
+from bpfkit.app.options import Parser, call_of
 from bpfkit.app.place import add_interface, add_netns
 from bpfkit.app.signals import output, say
 from bpfkit.core.errors import UsageError
@@ -32,7 +32,7 @@ _LINE = "{:<15} {:<6} {:<43} {:>12} {:>15}\n"
 
 
 def _parser() -> ArgumentParser:
-    parser = Parser(prog=f"python -m bpfkit.{NAME}", allow_abbrev=False)
+    parser = Parser(prog=call_of(NAME), allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     texts = {
         "add": "add rules, or change the action of those there",

@@ -865,7 +865,7 @@ def find(interface: str | None = None) -> Firewall:
         raise BpfkitError(
             "no firewall is running",
             why=f"no firewall program is attached {where}",
-            hint=f"start it: python -m bpfkit.xdp_firewall -i {interface or 'IF'}",
+            hint=f"start it: python3 -m bpfkit.xdp_firewall -i {interface or 'IF'}",
         )
     if len({program for _, program in found}) > 1:
         raise InputError(

@@ -172,7 +172,7 @@ class FirewallDemo:
             yield got == wanted, f"after '{command} {rule}' by another process {word}"
 
     def _edit(self, command: str, rule: str) -> None:
-        """Run ``python -m bpfkit.xdp_firewall COMMAND RULE`` with the bpfkit of this process."""
+        """Run ``python3 -m bpfkit.xdp_firewall COMMAND RULE`` with the bpfkit of this process."""
         import subprocess
 
         from bpfkit.core.children import command as child

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.xdp_firewall: deny and allow lists, edited live from another terminal.
+"""python3 -m bpfkit.xdp_firewall: deny and allow lists, edited live from another terminal.
 
 The C side is bpf_c/xdp/xdp_firewall.bpf.c.  In one terminal, and in another::
 
-    python -m bpfkit.xdp_firewall -i eth0 --rule 192.0.2.0/24 --rule tcp/23 --write dropped.pcapng
+    python3 -m bpfkit.xdp_firewall -i eth0 --rule 192.0.2.0/24 --rule tcp/23 --write dropped.pcapng
 
-    python -m bpfkit.xdp_firewall add 2001:db8::/32 "allow 192.0.2.7" "proto gre"
-    python -m bpfkit.xdp_firewall del tcp/23
-    python -m bpfkit.xdp_firewall list
-    python -m bpfkit.xdp_firewall load FILE
+    python3 -m bpfkit.xdp_firewall add 2001:db8::/32 "allow 192.0.2.7" "proto gre"
+    python3 -m bpfkit.xdp_firewall del tcp/23
+    python3 -m bpfkit.xdp_firewall list
+    python3 -m bpfkit.xdp_firewall load FILE
 
 The demo: in a lab, sources, ports and protocols are denied and allowed, and edited by a second
 process while packets flow.
@@ -69,7 +69,7 @@ class XdpFirewall(XdpApp):
         "udp, sctp, dccp, udplite) | proto PROTOCOL. The longest prefix decides, else the port "
         "(the narrowest range), else the protocol; other packets pass. Later "
         "fragments have no ports: address and protocol decide, and without the first one nobody "
-        "can reassemble them. Live: python -m bpfkit.xdp_firewall add|del RULE, list, load FILE."
+        "can reassemble them. Live: python3 -m bpfkit.xdp_firewall add|del RULE, list, load FILE."
     )
     firewall: Firewall
     drops: DropReader | None = None

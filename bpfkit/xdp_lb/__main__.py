@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.xdp_lb."""
+"""python3 -m bpfkit.xdp_lb."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.xdp_lb.program import XdpLb

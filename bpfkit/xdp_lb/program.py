@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.xdp_lb: a load balancer that sends packets back out where they came in.
+"""python3 -m bpfkit.xdp_lb: a load balancer that sends packets back out where they came in.
 
 The C side is bpf_c/xdp/xdp_lb.bpf.c.  In this folder: maglev.py builds the table, balancer.py
 fills the maps and computes which flows a change moves, keeper.py checks health and reads the
@@ -62,7 +62,7 @@ class XdpLb(XdpApp):
         "The VIP is an address of this host, or routed to it. A backend has it on lo, with "
         "arp_ignore=1 and arp_announce=2, answers from it (a UDP server must be bound to it), and "
         "for --forward ipip takes the outer header off: by an ipip, ip6tnl or sit device, or by "
-        "`python -m bpfkit.xdp_decap` where the kernel has none. Lines of the backends file: "
+        "`python3 -m bpfkit.xdp_decap` where the kernel has none. Lines of the backends file: "
         "ADDRESS [weight=N] [# comment]; weight 0 drains. It is read again when it changes; with a "
         "bad line, nothing of it counts."
     )

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.xdp_redirect: see program.py."""
+"""python3 -m bpfkit.xdp_redirect: see program.py."""

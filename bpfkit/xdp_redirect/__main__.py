@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.xdp_redirect."""
+"""python3 -m bpfkit.xdp_redirect."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.xdp_redirect.program import XdpRedirect

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.xdp_redirect: frames from interface to interface, past the kernel.
+"""python3 -m bpfkit.xdp_redirect: frames from interface to interface, past the kernel.
 
 ``--how patch`` is a wire between each two ports (DEVMAP), ``switch`` learns where stations are and
 floods the rest (DEVMAP_HASH, BPF_F_BROADCAST), ``hub`` floods everything, ``router`` asks the

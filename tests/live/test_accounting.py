@@ -35,7 +35,7 @@ needs_tools = pytest.mark.skipif(
 
 
 class Watch:
-    """``python -m bpfkit.sockex3`` as a user starts it, in a namespace of the lab."""
+    """``python3 -m bpfkit.sockex3`` as a user starts it, in a namespace of the lab."""
 
     def __init__(self, ns, *options):
         arguments = ["-i", "eth0", "--json", "-v", *options]

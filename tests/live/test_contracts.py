@@ -52,7 +52,7 @@ def test_the_catalog_is_what_the_package_holds() -> None:
 def test_help_names_the_options_that_all_programs_have(name: str, tmp_path: Path) -> None:
     done = run_elsewhere(command(name, "--help"), tmp_path, environ={"PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"python -m bpfkit.{name}" in done.stdout
+    assert f"python3 -m bpfkit.{name}" in done.stdout
     missing = [option for option in EVERY if option not in done.stdout]
     assert missing == []
     assert max(map(len, done.stdout.splitlines())) <= 100

@@ -330,4 +330,4 @@ def test_the_plain_doctor_points_at_it() -> None:
         timeout=120,
     )
     assert done.returncode == 0
-    assert done.stdout.splitlines()[-1].endswith("python -m bpfkit doctor sockmap")
+    assert done.stdout.splitlines()[-1].endswith("python3 -m bpfkit doctor sockmap")

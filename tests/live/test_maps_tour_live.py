@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m bpfkit.maps`` beside another copy, killed, and without what it needs."""
+"""``python3 -m bpfkit.maps`` beside another copy, killed, and without what it needs."""
 
 from __future__ import annotations
 

@@ -249,7 +249,7 @@ def test_who_has_it_and_who_has_not(lab: Lab) -> None:
     assert gets_in(lab, "192.0.2.9")
     done = run("add", "1.2.3.4", "--netns", netns(lab))
     assert done.returncode == 1 and "no firewall is running" in done.stderr
-    assert "python -m bpfkit.xdp_firewall -i" in done.stderr
+    assert "python3 -m bpfkit.xdp_firewall -i" in done.stderr
 
 
 def test_native_where_there_is_none_and_a_full_list(lab: Lab) -> None:

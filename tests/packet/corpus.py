@@ -7,7 +7,7 @@
     truncated(...)   every prefix of them
     random_frames()  scapy's (headers_oracle.built, oracle.random_frame) and frames(), mutated
           │
-          └─▶ pcap_verdicts("xdp_drop_tcp", frames): python -m bpfkit.NAME --pcap FILE --json
+          └─▶ pcap_verdicts("xdp_drop_tcp", frames): python3 -m bpfkit.NAME --pcap FILE --json
 
 What the verdicts must be is not said here: each test asks an oracle of its own.
 """

@@ -2,7 +2,7 @@
 """Every XDP and tc program over the corpus: verdicts, counters, and what lies behind the end.
 
 One capture for all of them: every prefix of every frame of the corpus, and RANDOM random and
-mutated frames.  Each program judges it as the user lets it, ``python -m bpfkit.NAME --pcap FILE``,
+mutated frames.  Each program judges it as the user lets it, ``python3 -m bpfkit.NAME --pcap FILE``,
 and each verdict is compared with what an oracle in plain Python says, which is compared with what
 scapy and tshark say.
 """

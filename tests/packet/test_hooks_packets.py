@@ -38,7 +38,7 @@ class Probes:
 
     def run(self, name: str, packet: Any) -> tuple[int, list[Sighting]]:
         result = self.object.programs[name].run(bytes(packet))
-        return result.retval, [Sighting(bytes(r), {}) for r in self.ring.drain()]
+        return result.retval, [Sighting(r, {}) for r in self.ring.drain()]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m bpfkit.maps``: each type once, and its edges again by plain bpf(2) calls.
+"""``python3 -m bpfkit.maps``: each type once, and its edges again by plain bpf(2) calls.
 
 The raw calls below use nothing of bpfkit: the numbers and layouts are those of linux/bpf.h.
 """

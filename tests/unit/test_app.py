@@ -245,7 +245,7 @@ def test_bad_usage_is_two_lines_and_exit_2(program: Path, arguments: list[str]) 
     assert (done.returncode, done.stdout) == (2, "")
     lines = done.stderr.splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith("usage: python -m bpfkit.fake")
+    assert lines[0].startswith("usage: python3 -m bpfkit.fake")
     assert lines[1].startswith("fake: ")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m bpfkit`` and what every program's command line refuses before it touches anything."""
+"""``python3 -m bpfkit``, and what every program's command line refuses before it does anything."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_info_answers_the_questions(name: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     text = done.stdout
     assert text.startswith(f"{name}: ")
-    assert f"sudo python -m bpfkit.{name}" in text
+    assert f"sudo python3 -m bpfkit.{name}" in text
     assert "BPF_PROG_TYPE_SOCKET_FILTER" in text
     assert "/*" not in text
     rows = json_rows(run("bpfkit", "info", name, "--json").stdout)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m bpfkit info``: the five questions, for every program type and map type."""
+"""``python3 -m bpfkit info``: the five questions, for every program type and map type."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ A program that changes its packet (TTL, MAC addresses, encapsulation) would find
 there at the second repeat.  It is run once per call, 2 000 times, the baseline too; such rows have
 a * and hold the clock's own cost, which both figures share.
 
-Programs come from `python -m bpfkit list`, set up as for `--pcap`; OPTIONS says with which options,
+Programs come from `python3 -m bpfkit list`, set up as for `--pcap`; OPTIONS has their options,
 PREPARED does it for those without `--pcap`.
 """
 

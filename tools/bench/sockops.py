@@ -87,7 +87,7 @@ def connections(program: str, group: Cgroup, count: int, size: int, clients: int
 
 
 class Program:
-    """``python -m bpfkit.sockops --json --cgroup …``, its events in a file."""
+    """``python3 -m bpfkit.sockops --json --cgroup …``, its events in a file."""
 
     def __init__(self, group: Cgroup, out: str) -> None:
         argv = child_command("bpfkit.sockops", "--json", "-v", "-t", "1000", "--cgroup", group.path)
@@ -138,7 +138,7 @@ def rates(program: str, rounds: int, count: int, markdown: bool) -> None:
     ways: dict[str, Callable[[str, int], Run]] = {
         "without sockops": without,
         "attached, events not read": kernel_part,
-        "python -m bpfkit.sockops --json": whole,
+        "python3 -m bpfkit.sockops --json": whole,
     }
     found: dict[str, list[Run]] = {name: [] for name in ways}
     for _ in range(rounds):

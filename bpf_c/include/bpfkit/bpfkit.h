@@ -124,6 +124,18 @@
 	} __bpfkit_event_##map __attribute__((used, section("bpfkit.events"))) = {}
 #endif
 
+/*
+ * How a member of an event's struct is shown to people and in JSON: ip (4 or 16 bytes in network byte
+ * order), mac, proto, time (bpf_ktime_get_ns()), hex.
+ *
+ *	u32 daddr SHOWN_AS(ip);
+ */
+#if __has_attribute(btf_decl_tag) && !defined(BPFKIT_NO_TAGS) && !defined(BPFKIT_NO_LOADER)
+#define SHOWN_AS(form) __attribute__((btf_decl_tag("bpfkit:show:" #form)))
+#else
+#define SHOWN_AS(form)
+#endif
+
 /* Add 1 to a counter, which other CPUs add to as well; nothing if the lookup found none. */
 static __always_inline __maybe_unused void count_one(u64 *counter)
 {

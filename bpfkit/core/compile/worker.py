@@ -359,6 +359,7 @@ def _cstring(data: bytes, at: int) -> str:
 
 #: Bytes after the head of a type; for some kinds of each of its members.
 _SEC_TAG = "bpfkit:sec:"
+_SHOW_TAG = "bpfkit:show:"
 _BTF_EXTRA = {1: 4, 3: 12, 4: 12, 5: 12, 6: 8, 13: 8, 14: 4, 15: 12, 17: 4, 19: 12}
 
 
@@ -396,14 +397,18 @@ class Btf:
             elif kind == 15:
                 for place in range(at, at + 12 + extra, 12):
                     pack_into(order + "III", self.body, place, 0, 2 << 24, 0)
-            elif kind == 17:  # SEC(), for us and for no kernel before 5.16
+            elif kind == 17:  # SEC() and SHOWN_AS(), for us and for no kernel before 5.16
                 text = self.string(name)
+                label = 0
                 if text.startswith(_SEC_TAG):
                     tagged = self.string(self.types[size][0])
                     section = text[len(_SEC_TAG) :]
                     if self.tags.setdefault(size, (tagged, section))[1] != section:
                         self.twice.append((tagged, self.tags[size][1], section))
-                pack_into(order + "IIII", self.body, at, 0, 1 << 24, 4, 32)
+                elif text.startswith(_SHOW_TAG):
+                    member = unpack_from(order + "I", self.body, at + 12)[0]
+                    label = self.add(f"____bpfkit_show_{size}_{member}_{text[len(_SHOW_TAG) :]}")
+                pack_into(order + "IIII", self.body, at, label, 1 << 24, 4, 32)
             at += 12 + extra
 
     def contexts(self) -> Dict[str, str]:

@@ -97,6 +97,7 @@ _SLEEPABLE = 1 << 4  # BPF_F_SLEEPABLE
 _QUIET_FUNCTION = "bpf_fentry_test1"
 _QUIET_RETURN = "bpf_modify_return_test"
 _QUIET_TRACEPOINT = "bpf_test_finish"
+_QUIET_TRACEPOINTS = (_QUIET_TRACEPOINT, "module_free")  # the first is there from 5.1 on
 
 
 def attach_type_of(name: str) -> int:
@@ -143,6 +144,7 @@ class _ProgramProbe(Probe):
                 reasons.setdefault(part.why, []).append(part.name)
             why = "; ".join(f"{', '.join(ways)}: {reason}" for reason, ways in reasons.items())
             if not why and attaches and self.config(attaches) == "n":
+                state = NOT_SUPPORTED
                 why = f"loads, cannot attach: CONFIG_{attaches} is not set"
         return Feature(
             name.lower(),
@@ -290,7 +292,7 @@ class _ProgramProbe(Probe):
                 tracefs_entries("events")
             except UnsupportedError as error:
                 state = NOT_SUPPORTED if "CONFIG_" in error.why else INCONCLUSIVE
-                return [Feature("load", WORKS), Feature("attach", state, error.why)]
+                return [Feature("load", state, f"loads, cannot attach: {error.why}")]
         return [found]
 
     def _type_perf_event(self, number: int) -> list[Feature]:
@@ -307,7 +309,11 @@ class _ProgramProbe(Probe):
         return [found]
 
     def _type_raw_tracepoint(self, number: int) -> list[Feature]:
-        return [self._attach_raw("load", number, name=_QUIET_TRACEPOINT.encode())]
+        for name in _QUIET_TRACEPOINTS:
+            found = self._attach_raw("load", number, name=name.encode())
+            if found.state == WORKS:
+                break
+        return [found]
 
     _type_raw_tracepoint_writable = _type_raw_tracepoint
 
@@ -320,7 +326,8 @@ class _ProgramProbe(Probe):
             os.close(syscall.raw_tracepoint_open(fd, name))
         except OSError as error:
             if error.errno == errno.ENOENT and name:  # no test_run tracepoint: not a verdict
-                return Feature(part, WORKS, f"loads; attaching not tried (no {name.decode()})")
+                why = f"loads; attaching could not be tried: no tracepoint {name.decode()}"
+                return Feature(part, INCONCLUSIVE, why)
             if error.errno == errno.EPERM:
                 return Feature(
                     part,

@@ -292,5 +292,5 @@ def _unknown(name: str) -> InputError:
     return InputError(
         f'unknown section name SEC("{name}")',
         why="libbpf has no program type by this name",
-        hint=f"nearest: {', '.join(near)}" if near else "see `python -m bpfkit doctor`",
+        hint=f"nearest: {', '.join(near)}" if near else "see `python3 -m bpfkit doctor`",
     )

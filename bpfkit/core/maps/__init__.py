@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # The modules that most programs need come first; opening a map stops at the one that has its kind.
 _FIRST = ("keyed", "percpu", "references")
-_NOT_KINDS = ("__init__", "base", "batch", "buffers")
+_NOT_KINDS = ("__init__", "base", "batch", "buffers", "events")
 
 
 def kind_modules() -> Iterator[ModuleType]:
@@ -40,7 +40,7 @@ def __getattr__(name: str) -> Any:
     if name[:1].isupper() or name == "open_map":
         from importlib import import_module
 
-        for known in ("base", "buffers"):
+        for known in ("base", "buffers", "events"):
             module = import_module(f"{__name__}.{known}")
             if name in module.__all__:
                 return getattr(module, name)

@@ -81,6 +81,12 @@ _OPAQUE = (
 ).split()
 
 
+#: What the compile worker makes of SHOWN_AS(form), a tag that kernels before 5.16 refuse:
+#: an int called "____bpfkit_show_STRUCT_MEMBER_form", with the struct's type id and the member's
+#: number.
+_SHOWN_AS = "____bpfkit_show_"
+
+
 class BtfType:
     """One entry of the type section.
 
@@ -523,6 +529,23 @@ class Btf:
         iterator; None without it."""
         marker = self.find(f"____bpfkit_event_{name}")
         return None if marker is None else self.layout(self.members(marker)[0].type_id)
+
+    def record_forms(self, name: str) -> dict[str, str]:
+        """Member -> form of the records of a map, where the source says ``SHOWN_AS(form)``."""
+        marker = self.find(f"____bpfkit_event_{name}")
+        if marker is None:
+            return {}
+        struct = self.resolve(self.members(marker)[0].type_id)
+        if struct.kind not in (STRUCT, UNION):
+            return {}
+        names = [member.name for member in self.members(struct.id)]
+        found = {}
+        for tag in self.types():
+            if tag.kind == INT and tag.name.startswith(f"{_SHOWN_AS}{struct.id}_"):
+                number, _, form = tag.name.removeprefix(f"{_SHOWN_AS}{struct.id}_").partition("_")
+                if number.isdigit() and int(number) < len(names):
+                    found[names[int(number)]] = form
+        return found
 
     def layout(self, type_id: int, chars: str = "str") -> Layout:
         """The :class:`Layout` of a type.

@@ -219,7 +219,7 @@ def _no_function(case: Case) -> tuple[str, str]:
     return (
         f"helper number {case.match['id']} does not exist on this kernel",
         "It is newer than this kernel, or the program was built for another one; "
-        "`python -m bpfkit doctor` shows what works here.",
+        "`python3 -m bpfkit doctor` shows what works here.",
     )
 
 

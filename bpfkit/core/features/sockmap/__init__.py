@@ -3,7 +3,7 @@
 
 The two probes answer before a program takes sockets of others into its map; each makes its own
 TCP connections over the loopback of the calling thread's network namespace and closes them.
-``python -m bpfkit doctor sockmap`` has these and all the other answers.
+``python3 -m bpfkit doctor sockmap`` has these and all the other answers.
 """
 
 from __future__ import annotations
