@@ -62,8 +62,13 @@ class ContainerLab(App):
         add("--attach", choices=("clsact", "tcx"), default="clsact", help=text)
         modes = ("auto", "native", "generic", "offload")
         add("--mode", choices=modes, default="auto", help="where XDP runs (default: the best)")
-        text = "a real container instead of the lab: its process id, or a namespace's name or path"
+        text = "a real container instead of the lab: its process id, or a namespace (name, path). "
+        text += "INTERRUPTS ITS TCP TRAFFIC for as long as programs are attached: needs --yes"
         add("--container", metavar="PID", help=text)
+        text = "with --container: yes, interrupt the container's TCP traffic"
+        add("--yes", action="store_true", help=text)
+        text = "with --container: attach nothing; only show which probes are answered and captured"
+        add("--probe-only", action="store_true", help=text)
         text = "with --container: ask this TCP server beyond the host, too ([ADDRESS]:PORT, IPv6)"
         add("--outside", metavar="ADDRESS:PORT", type=_endpoint, help=text)
         add_netns(parser, "with --container: the host's network namespace", default="this one")
@@ -75,6 +80,18 @@ class ContainerLab(App):
         for name in ("outside", "netns"):
             if getattr(options, name) is not None and options.container is None:
                 raise UsageError(f"--{name} needs --container", why="the lab has its own")
+        for name in ("yes", "probe_only"):
+            if getattr(options, name) and options.container is None:
+                word = name.replace("_", "-")
+                raise UsageError(f"--{word} needs --container", why="the lab is nobody's")
+        if options.probe_only and (options.stream or options.check or options.yes):
+            raise UsageError("--probe-only attaches nothing: no --stream, no --check, no --yes")
+        if options.container is not None and not (options.yes or options.probe_only):
+            raise UsageError(
+                "--container interrupts the TCP traffic of a container that is in use",
+                why="its connections stall while programs are attached",
+                hint="--yes does it; --probe-only attaches nothing and is harmless",
+            )
         if options.outside is not None and (":" in options.outside[0]) != options.ipv6:
             raise UsageError(
                 f"{options.outside[0]} is not an IPv{6 if options.ipv6 else 4} address",
@@ -95,7 +112,9 @@ class ContainerLab(App):
         if host is not None:
             self.enter_namespace(host)
         self.container = self.keep(Container(spec, self.keep(NetNS.current("host"))))
-        self.note(f"{self.container}; while programs are on it, its TCP is interrupted")
+        interrupted = "while programs are on it, its TCP is interrupted"
+        nothing = "nothing is attached, its traffic is left alone"
+        self.note(f"{self.container}; {nothing if self.options.probe_only else interrupted}")
 
     def setup(self) -> None:
         from bpfkit import load
@@ -108,6 +127,10 @@ class ContainerLab(App):
         else:
             scene = scene_of_container(self.container, six=options.ipv6, outside=options.outside)
         self.scene = self.keep(scene)
+        self.interruptions: list[float] = []
+        self._since: float | None = None
+        if options.probe_only:
+            return
         programs = {}
         for kind, source in (("xdp", "xdp/xdp_drop_tcp.bpf.c"), ("tc", "tc/tc_drop_tcp.bpf.c")):
             loaded = self.keep(load(source, cache=not options.no_cache))
@@ -138,7 +161,42 @@ class ContainerLab(App):
         )
 
     def run(self, signals: Signals) -> int:
-        return self._while_there(lambda: self._run_states(signals))
+        if self.options.probe_only:
+            self._show(0, STATES[0], self.scene.probe_all(STATES[0]), {})
+            self.note("summary: nothing was attached, no traffic was interrupted")
+            return 0
+        try:
+            return self._while_there(lambda: self._run_states(signals))
+        finally:
+            if self.options.container is not None:
+                self._summarize()
+
+    def _summarize(self) -> None:
+        """Say what the run meant to the container."""
+        self._count_time("none")
+        times = self.interruptions
+        device = self.scene.device
+        if len(times) > 1:
+            text = (
+                f"{len(times)} times, {sum(times):.1f} s in all, {max(times):.1f} s at the longest"
+            )
+        else:
+            text = f"once, for {times[0]:.1f} s" if times else "at no time"
+        self.note(
+            f"summary: TCP over {device.name} was interrupted {text}; no program of this run stays"
+        )
+
+    def _count_time(self, state: str) -> None:
+        """Note how long programs were attached, when they come and go."""
+        from time import monotonic
+
+        now = monotonic()
+        if state.startswith("none"):
+            if self._since is not None:
+                self.interruptions.append(now - self._since)
+            self._since = None
+        elif self._since is None:
+            self._since = now
 
     def _run_states(self, signals: Signals) -> int:
         """The matrix, then the stream; the exit status."""
@@ -153,7 +211,7 @@ class ContainerLab(App):
                     verdicts += self._matrix(signals)
         if options.stream or options.check or not options.json:
             verdicts += self._stream(signals)
-        self.cable.switch("none")
+        self._switch("none")
         if not options.check:
             return 0
         if signals.asked:
@@ -162,7 +220,11 @@ class ContainerLab(App):
         return conclude(self, verdicts)
 
     def _switch(self, state: str) -> None:
+        if not state.startswith("none"):
+            self._count_time(state)
         self.cable.switch(state)
+        if state.startswith("none"):
+            self._count_time(state)
         while self.cable.notes:
             self.note(self.cable.notes.pop(0))
 

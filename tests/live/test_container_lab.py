@@ -180,7 +180,7 @@ class Somebody:
         lab.ready()
 
     def options(self) -> list[str]:
-        return ["--container", str(self.process.pid), "--netns", self.host]
+        return ["--container", str(self.process.pid), "--netns", self.host, "--yes"]
 
     def tc(self, *args: str) -> str:
         return self.lab["machine"].check_output(["tc", *args])
@@ -209,6 +209,39 @@ def test_cable_of_a_real_container(somebody: Somebody) -> None:
     for row in found:
         wanted = expected(row["state"], row["probe"])
         assert (row["answered"], row["captured"]) == wanted, row
+
+
+def test_a_container_is_interrupted_only_after_yes(somebody: Somebody) -> None:
+    """Neither without --yes nor with --probe-only does a program reach the cable."""
+    ns = somebody.lab["machine"]
+    options = [word for word in somebody.options() if word != "--yes"]
+    with ns.popen(["ip", "-o", "monitor", "link"], stdout=subprocess.PIPE, text=True) as monitor:
+        refused = run("container_lab", *options)
+        assert refused.returncode == 2
+        assert "interrupts the TCP traffic" in refused.stderr
+        assert "--yes" in refused.stderr and "--probe-only" in refused.stderr
+        probed = run("container_lab", "--json", "--probe-only", *options)
+        found = rows(probed)
+        assert {row["state"] for row in found} == {"none"}
+        assert all(
+            (row["answered"], row["captured"]) == (True, True)
+            for row in found
+            if row["probe"] == "host-container-ping"
+        )
+        assert "nothing was attached" in probed.stderr
+        monitor.terminate()
+        said = monitor.communicate()[0]
+    assert "xdp" not in said
+    help_text = " ".join(run("container_lab", "--help").stdout.split())
+    assert "INTERRUPTS ITS TCP TRAFFIC" in help_text
+
+
+def test_the_end_says_how_long_the_container_was_interrupted(somebody: Somebody) -> None:
+    done = run("container_lab", "--json", *somebody.options())
+    (line,) = [text for text in done.stderr.splitlines() if "summary:" in text]
+    assert "TCP over veth7 was interrupted once, for " in line  # from the second state to the fifth
+    assert "no program of this run stays" in line
+    assert "prog/xdp" not in somebody.lab["machine"].check_output(["ip", "link"])
 
 
 def test_what_cannot_be_asked_is_left_out_with_a_reason(somebody: Somebody) -> None:
@@ -299,15 +332,18 @@ def test_no_container(somebody: Somebody) -> None:
     flat.route("box", "default", via="10.6.0.1")
     own = f"/proc/{os.getpid()}/fd/"
     for options, said in (
-        (["--container", str(2**22 + 1)], "no such process"),
-        (["--container", str(os.getpid())], "is in the host's network namespace"),
-        (["--container", pid], "is in another network namespace"),
-        (["--container", f"{own}{alone.fd}"], "no device but lo"),
-        (["--container", f"{own}{flat['box'].fd}"], "br0 of the container"),
-        (["--container", f"{own}{flat['box'].fd}"], "it is a bridge"),
+        (["--yes", "--container", str(2**22 + 1)], "no such process"),
+        (["--yes", "--container", str(os.getpid())], "is in the host's network namespace"),
+        (["--yes", "--container", pid], "is in another network namespace"),
+        (["--yes", "--container", f"{own}{alone.fd}"], "no device but lo"),
+        (["--yes", "--container", f"{own}{flat['box'].fd}"], "br0 of the container"),
+        (["--yes", "--container", f"{own}{flat['box'].fd}"], "it is a bridge"),
+        (["--yes"], "--yes needs --container"),
+        (["--probe-only"], "--probe-only needs --container"),
+        (["--container", pid, "--probe-only", "--stream"], "attaches nothing"),
         (["--outside", "10.8.0.2:80"], "--outside needs --container"),
         (["--container", pid, "--outside", "10.8.0.2"], "not ADDRESS:PORT"),
-        (["--container", pid, "--outside", "[fd08::2]:80"], "not an IPv4 address"),
+        (["--container", pid, "--yes", "--outside", "[fd08::2]:80"], "not an IPv4 address"),
     ):
         done = run("container_lab", *options)
         assert done.returncode == 2, (options, done.stderr)
