@@ -195,7 +195,8 @@ class BackendLab(Closing):
             self._build()
             self.lab.ready()
             # The balancer answers with XDP_TX.
-            self._closables.append(attach_pass(self.lab, ["switch:lb"]))
+            self.peer_program = attach_pass(self.lab, ["switch:lb"])
+            self._closables.append(self.peer_program)
             for name in NAMES:
                 if decapsulate:
                     self._attach_decap(name)

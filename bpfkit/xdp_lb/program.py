@@ -161,6 +161,7 @@ class XdpLb(XdpApp):
         from bpfkit.xdp_lb.balancer import Balancer, read_backends
         from bpfkit.xdp_lb.health import Health
         from bpfkit.xdp_lb.keeper import Keeper
+        from bpfkit.xdp_lb.veth import VethCheck
 
         options = self.options
         self.changes: list[Row | str] = []
@@ -175,6 +176,8 @@ class XdpLb(XdpApp):
                 backend.down_reason, backend.mac = "", bytes(6)  # no wire, no neighbours
             self.balancer.apply()
             return
+        self.sent = VethCheck(self.interface, self.note)
+        self.check_regularly(self.sent.check)
         device = DeviceWatch(self.interface, self._set_device, self.note)
         self.check_regularly(device.check)
         keeper = Keeper(
@@ -227,6 +230,8 @@ class XdpLb(XdpApp):
         """A row per backend, then packets by result."""
         self.round += 1
         self._say_changes()
+        if self.options.pcap is None:
+            self.sent.check()
         with self.lock:
             rows: list[Row] = self.balancer.rows()
         rows.append({"summary": True, **self.results()})

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import select
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -169,6 +171,26 @@ def test_udp_in_fragments_meets_at_one_backend(play: BackendLab) -> None:
     finally:
         for each in (sock, *servers.values()):
             each.close()
+
+
+@pytest.mark.parametrize("mode, said", [("native", True), ("generic", False)])
+def test_a_peer_that_drops_what_is_sent_is_said(play: BackendLab, mode: str, said: bool) -> None:
+    """The kernel drops what a native program sends by a veth whose other end runs no program."""
+    play.peer_program.close()
+    with (
+        running(play, *VIPS, "--backend", B1, "--mode", mode) as program,
+        closing(play.lab["client"].socket(socket.AF_INET, socket.SOCK_STREAM)) as client,
+    ):
+        client.setblocking(False)
+        client.connect_ex((VIP4, 80))
+        if said:
+            assert program.wait_for("none arrived: the peer of veth eth0 has no XDP program")
+            assert program.wait_for("use --mode generic")
+        else:  # the handshake is done
+            assert select.select([], [client], [], 30)[1]
+            assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        _, _, errors = program.end()
+    assert ("none arrived" in errors) == said
 
 
 def test_both_ends_of_the_tunnel_by_command() -> None:

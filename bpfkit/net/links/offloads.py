@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bpfkit.net.links.interfaces import Interface
 
-__all__ = ["GROUPS", "driver", "get_offloads", "set_offloads"]
+__all__ = ["GROUPS", "driver", "get_offloads", "set_offloads", "statistics"]
 
 #: ``ethtool -K``'s short names -> the kernel's feature names, or prefixes of them.
 GROUPS = {
@@ -44,7 +44,8 @@ GROUPS = {
 
 _SIOCETHTOOL = 0x8946
 _GDRVINFO, _GSTRINGS, _GSSET_INFO, _GFEATURES, _SFEATURES = 0x03, 0x1B, 0x37, 0x3A, 0x3B
-_ETH_SS_FEATURES = 4
+_GSTATS = 0x1D
+_ETH_SS_STATS, _ETH_SS_FEATURES = 1, 4
 _ETH_GSTRING_LEN = 32
 # Full names that are also prefixes of other names.
 _EXACT = frozenset(("rx-gro", "tx-tcp-segmentation"))
@@ -67,11 +68,22 @@ def _ethtool(interface: Interface, request: bytes) -> bytes:
     return buffer.raw
 
 
-def _names(interface: Interface) -> list[str]:
-    """The kernel's names of all features, by bit number."""
-    request = struct.pack("=IIQI", _GSSET_INFO, 0, 1 << _ETH_SS_FEATURES, 0)
+def statistics(interface: Interface) -> dict[str, int]:
+    """The driver's counters by its own names, as ``ethtool -S`` prints them.
+
+    :raises UnsupportedError: the driver has none.
+    """
+    names = _names(interface, _ETH_SS_STATS)
+    request = struct.pack("=II", _GSTATS, len(names)) + bytes(8 * len(names))
+    values = struct.unpack_from(f"={len(names)}Q", _ethtool(interface, request), 8)
+    return dict(zip(names, values, strict=True))
+
+
+def _names(interface: Interface, kind: int = _ETH_SS_FEATURES) -> list[str]:
+    """The names of one set of strings, of all features by default, by number."""
+    request = struct.pack("=IIQI", _GSSET_INFO, 0, 1 << kind, 0)
     (count,) = struct.unpack_from("=I", _ethtool(interface, request), 16)
-    request = struct.pack("=III", _GSTRINGS, _ETH_SS_FEATURES, count)
+    request = struct.pack("=III", _GSTRINGS, kind, count)
     raw = _ethtool(interface, request + bytes(count * _ETH_GSTRING_LEN))
     return [
         raw[at : at + _ETH_GSTRING_LEN].split(b"\0", 1)[0].decode()
