@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words for hooks and probes, a paragraph each: ``python -m bpfkit info --glossary``."""
+"""The words for hooks and probes, a paragraph each: ``python3 -m bpfkit info --glossary``."""
 
 from __future__ import annotations
 

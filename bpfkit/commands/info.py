@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit info: what a program, a type, a hook or a helper is for, and how it works.
+"""python3 -m bpfkit info: what a program, a type, a hook or a helper is for, and how it works.
 
 Of a program type also what the running kernel says: the context's fields by its BTF, the helpers
 and kfuncs that it allows by trying them.
