@@ -99,3 +99,24 @@ def test_an_installed_bpfkit_verifies_itself(installed: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr + done.stdout
     assert "compiled socket/sockex3.bpf.c" in done.stderr
     assert "FAILED" not in done.stdout
+
+
+def test_the_installed_command_runs_a_program(installed: Path, tmp_path: Path) -> None:
+    """bcc comes from the distribution's interpreter: this one has none."""
+    has_bcc = run([installed, "-c", "import bcc"], tmp_path)
+    assert has_bcc.returncode == 1
+    command = installed.parent / "bpfkit"
+    argv = [command, "sockex3", "-c", "1", "-t", "0.2", "--json"]
+    done = run(argv, tmp_path, BPFKIT_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["summary"]
+    assert run([command, "--version"], tmp_path).stdout.startswith("bpfkit ")
+
+
+def test_the_doctor_in_a_virtualenv_names_its_pip(bare: Path, tmp_path: Path) -> None:
+    done = run([bare, "-m", "bpfkit", "doctor", "--json"], tmp_path, 120, PYTHONPATH=str(ROOT))
+    found = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
+    for module in ("pyroute2", "rich", "numpy"):
+        assert found[module]["state"] == "not supported"
+        assert found[module]["hint"].endswith(f"{bare.parent}/pip install {module}")
+    assert str(bare) in found["python"]["value"]
