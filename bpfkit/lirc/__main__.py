@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.lirc."""
+"""python3 -m bpfkit.lirc."""
 
 from bpfkit.app.lifecycle import main
 from bpfkit.lirc.program import Lirc

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m bpfkit.lirc: decodes the pulses of infrared remote controls, NEC and RC-5.
+"""python3 -m bpfkit.lirc: decodes the pulses of infrared remote controls, NEC and RC-5.
 
 The C side is bpf_c/misc/lirc.bpf.c; remote.py is what a remote sends, receiver.py the device::
 
-    python -m bpfkit.lirc                       a demo: rc-loopback receives what the demo sends
-    python -m bpfkit.lirc -i /dev/lirc0         a receiver of this machine, and your remote
-    python -m bpfkit.lirc -i /dev/lirc0 --key 0x0402=KEY_VOLUMEUP
+    python3 -m bpfkit.lirc                       a demo: rc-loopback receives what the demo sends
+    python3 -m bpfkit.lirc -i /dev/lirc0         a receiver of this machine, and your remote
+    python3 -m bpfkit.lirc -i /dev/lirc0 --key 0x0402=KEY_VOLUMEUP
 
 The kernel needs CONFIG_BPF_LIRC_MODE2, which most distributions leave out; `make vm-kernel` builds
 one that has it.
