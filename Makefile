@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Short names for what tools/bootstrap.sh does; nothing is built.
-.PHONY: run test check format bench clean vm-test vm-matrix vm-kernel
+.PHONY: run test check format bench clean docs vm-test vm-matrix vm-kernel
 
 run:
 	tools/bootstrap.sh run
@@ -35,6 +35,11 @@ bench:
 	/usr/bin/python3 tools/bench/trace_events.py
 	/usr/bin/python3 tools/bench/profile_samples.py
 	-/usr/bin/python3 tools/bench/lsm.py
+
+# The guides and the reference (python3-sphinx, python3-myst-parser).
+docs:
+	/usr/bin/python3 -m sphinx -q -W --keep-going -b html tools/docs build/docs
+	@echo build/docs/index.html
 
 # On stock kernels in VMs (tools/vm.md).
 vm-matrix:

@@ -138,6 +138,19 @@ def _run(app: App, signals: Signals) -> int:
     if app.options.verbose:
         passed = (perf_counter() - _STARTED) * 1e3
         say(f"{app.name}: attached to {app.describe_target()} in {passed:.1f} ms")
+    if "NOTIFY_SOCKET" not in os.environ:
+        return _attached(app, signals)
+    from bpfkit.app.notify import notify
+
+    notify(READY="1", STATUS=f"attached to {app.describe_target()}")
+    try:
+        return _attached(app, signals)
+    finally:
+        notify(STOPPING="1")
+
+
+def _attached(app: App, signals: Signals) -> int:
+    """The program's own work, or rounds and events, until the end; returns the exit status."""
     tells = app.demo_runs and not (app.options.check or app.options.json)
     if tells and app.expects:
         app.note(app.expects)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """An assembler for eBPF: programs written instruction by instruction, in Python.
 
+::
+
     code = assemble(
         mov(r6, r1),                        # keep the context: calls clobber r1-r5
         ldx(u32, r2, r6 + 4),               # r2 = *(u32 *)(r6 + 4)
@@ -256,7 +258,7 @@ def sub(dst: Reg, operand: Operand) -> Insn:
 
 
 def mul(dst: Reg, operand: Operand) -> Insn:
-    """dst *= operand"""
+    """dst \\*= operand"""
     return alu_insn(MUL, dst, operand)
 
 
@@ -286,7 +288,7 @@ def and_(dst: Reg, operand: Operand) -> Insn:
 
 
 def or_(dst: Reg, operand: Operand) -> Insn:
-    """dst |= operand"""
+    """dst \\|= operand"""
     return alu_insn(OR, dst, operand)
 
 
@@ -321,7 +323,7 @@ def mov(dst: Reg, operand: Operand) -> Insn:
 
 
 def movsx(size: Size, dst: Reg, src: Reg) -> Insn:
-    """dst = (s8|s16|s32)src: the low bits of src, sign-extended (6.6)."""
+    """dst = (s8, s16 or s32)src: the low bits of src, sign-extended (6.6)."""
     if not size.signed or size.bits >= (64 if dst.wide else 32):
         raise AsmError(f"movsx takes s8, s16 or (for a 64-bit register) s32, not {size!r}")
     return alu_insn(MOV, dst, src, size.bits)
@@ -539,7 +541,7 @@ def atomic_add(size: Size, dst: Mem, src: Reg, *, fetch: bool = False) -> Insn:
 
 
 def atomic_or(size: Size, dst: Mem, src: Reg, *, fetch: bool = False) -> Insn:
-    """\\*dst |= src; with ``fetch`` src becomes the old value."""
+    """\\*dst \\|= src; with ``fetch`` src becomes the old value."""
     return atomic_insn(size, dst, src, OR << 4 | fetch)
 
 
