@@ -90,8 +90,11 @@ class Sockex3(TapApp):
 
         super().add_options(parser)
         add = parser.add_argument
-        add("--by", choices=BY, default="flow", help="what a row stands for (default: flow)")
-        add("--sort", choices=SORTS, default="rate", help="order of the rows (default: rate)")
+        every = f"{', '.join(BY[:-1])} or {BY[-1]}"
+        help_ = f"what a row stands for: {every} (default: flow)"
+        add("--by", choices=BY, default="flow", metavar="BY", help=help_)
+        help_ = f"order of the rows: {', '.join(SORTS[:-1])} or {SORTS[-1]} (default: rate)"
+        add("--sort", choices=SORTS, default="rate", metavar="FIELD", help=help_)
         add("--bits", action="store_true", help="rates in bits per second, not bytes")
         add(
             "--idle",

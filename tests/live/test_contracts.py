@@ -26,7 +26,7 @@ NAMES = sorted(PROGRAMS)
 EVERY = ("--interval", "--count", "--no-demo", "--json", "--check", "--verbose")
 each = pytest.mark.parametrize("name", NAMES)
 #: Programs whose -i may be given for each interface.
-SEVERAL_INTERFACES = {"xdp_redirect"}
+SEVERAL_INTERFACES = {"sockex3", "xdp_redirect"}
 
 
 def rows_of(text: str) -> list[dict[str, object]]:
