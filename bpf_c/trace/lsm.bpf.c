@@ -20,7 +20,7 @@
  * Maps
  *   places   hash     struct place -> DENY_OPEN | DENY_EXEC
  *   events   ringbuf  struct lsm_event
- *   counts   array    enum what -> u64: calls seen; DENIED: refused
+ *   counts   array    enum what -> u64: calls seen; SAW_DENIED: refused
  *   lost     array    0: events without room in the ring
  */
 #include "traced.h"
@@ -44,12 +44,12 @@ enum action {
 };
 
 enum what {
-	OPENED,
-	EXECUTED,
-	SOCKET,
-	CONNECTED,
-	DENIED,
-	WHATS,
+	SAW_OPENED,
+	SAW_EXECUTED,
+	SAW_SOCKET,
+	SAW_CONNECTED,
+	SAW_DENIED,
+	SAW_KINDS,
 };
 
 struct place {
@@ -77,7 +77,7 @@ BPF_HASH(places, struct place, u32, 1024);
 BPF_RINGBUF_OUTPUT(events, 64);
 EVENT_TYPE(events, struct lsm_event);
 BPF_PERCPU_ARRAY(scratch, struct lsm_event, 1);
-BPF_ARRAY(counts, u64, WHATS);
+BPF_ARRAY(counts, u64, SAW_KINDS);
 BPF_ARRAY(lost, u64, 1);
 
 static __always_inline void count(u32 what)
@@ -108,7 +108,7 @@ static __always_inline void send(struct lsm_event *e)
 	u64 *n;
 
 	if (e->result)
-		count(DENIED);
+		count(SAW_DENIED);
 	if (events.ringbuf_output(e, sizeof(*e), 0)) {
 		n = lost.lookup(&zero);
 		if (n)
@@ -175,10 +175,10 @@ int file_open(u64 *ctx)
 		return before;
 	actions = actions_of(file);
 	if (!(actions & DENY_OPEN) && !log_opens()) {
-		count(OPENED);
+		count(SAW_OPENED);
 		return 0;
 	}
-	e = begin(OPENED);
+	e = begin(SAW_OPENED);
 	if (!e)
 		return actions & DENY_OPEN ? -ERROR_PERM : 0;
 	e->result = actions & DENY_OPEN ? -ERROR_PERM : 0;
@@ -200,7 +200,7 @@ int check_exec(u64 *ctx)
 		return before;
 	bpf_probe_read_kernel(&file, sizeof(file), &bprm->file);
 	denied = actions_of(file) & DENY_EXEC;
-	e = begin(EXECUTED);
+	e = begin(SAW_EXECUTED);
 	if (e) {
 		e->result = denied ? -ERROR_PERM : 0;
 		set_name(e, file);
@@ -217,7 +217,7 @@ int socket_create(u64 *ctx)
 
 	if (before || ctx[3] || !is_traced()) /* ctx[3]: the kernel's own socket */
 		return before;
-	e = begin(SOCKET);
+	e = begin(SAW_SOCKET);
 	if (!e)
 		return 0;
 	e->family = ctx[0];
@@ -237,7 +237,7 @@ int socket_connect(u64 *ctx)
 
 	if (before || !is_traced())
 		return before;
-	e = begin(CONNECTED);
+	e = begin(SAW_CONNECTED);
 	if (!e)
 		return 0;
 	bpf_probe_read_kernel(&family, sizeof(family), to);

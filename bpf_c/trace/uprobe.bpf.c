@@ -38,7 +38,7 @@ LOAD_CONST(5, format, 0); /* 4 bits for each argument: enum argument */
 LOAD_CONST(6, entries_only, 0); /* there are no uretprobes */
 
 enum failure { FAIL_NEVER, FAIL_NEGATIVE, FAIL_ZERO, FAIL_NONZERO };
-enum argument { ARG_NONE, ARG_NUMBER, ARG_TEXT };
+enum argument { ARGUMENT_NONE, ARGUMENT_NUMBER, ARGUMENT_TEXT };
 
 #define ARGUMENTS 6
 #define TEXT_SIZE 64
@@ -171,10 +171,10 @@ static __always_inline void note_arguments(struct pt_regs *ctx, struct call_key 
 	for (i = 0; i < ARGUMENTS; i++) {
 		u32 kind = format() >> (4 * i) & 15;
 
-		if (kind == ARG_NONE)
+		if (kind == ARGUMENT_NONE)
 			continue;
 		c->args[i] = argument_of(ctx, i);
-		if (kind == ARG_TEXT)
+		if (kind == ARGUMENT_TEXT)
 			c->text_len[i] = bpf_probe_read_user_str(&c->text[i * TEXT_SIZE], TEXT_SIZE,
 								 (void *)c->args[i]);
 	}
@@ -247,7 +247,7 @@ static __always_inline int leave(struct pt_regs *ctx, u32 number)
 		/* A page that was not in memory at the entry is there once the function has used it. */
 #pragma unroll
 	for (i = 0; i < ARGUMENTS; i++)
-		if ((format() >> (4 * i) & 15) == ARG_TEXT && c->text_len[i] < 0)
+		if ((format() >> (4 * i) & 15) == ARGUMENT_TEXT && c->text_len[i] < 0)
 			c->text_len[i] = bpf_probe_read_user_str(&c->text[i * TEXT_SIZE], TEXT_SIZE,
 								 (void *)c->args[i]);
 	c->took_ns = took;
