@@ -313,9 +313,11 @@ class Profile(TraceApp):
         self.channel.wait(lambda: sum(self.stacks.values()) >= wanted - slack, 1.0)
         taken = sum(self.stacks.values())
         text = f"{sum(self.burned):.2f} s of CPU time at {self.options.hz} Hz: {taken} samples"
-        yield abs(taken - wanted) <= slack + wanted // 10, text
+        # A virtual machine whose CPU is taken away counts that as CPU time and misses the ticks.
+        yield wanted // 2 <= taken <= wanted + slack + wanted // 10, text
         inside = sum(n for s, n in self.stacks.items() if "vfs_read_[k]" in s)
-        yield inside > taken * 0.5, f"{inside} of {taken} samples are in the kernel's vfs_read()"
+        loop = taken * _BUSY * len(self.burned) / sum(self.burned)  # the rest is the child's start
+        yield inside > loop * 0.5, f"{inside} of {taken} samples are in the kernel's vfs_read()"
         deep = sum(n for s, n in self.stacks.items() if len(s) > 6)
         yield deep > taken * 0.6, f"{deep} of {taken} stacks have more than five frames"
         lost = self._lost() + self.missed()
