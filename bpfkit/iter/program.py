@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from bpfkit.app.base import App
-from bpfkit.core.errors import UsageError
+from bpfkit.core.errors import UnsupportedError, UsageError
 from bpfkit.core.words import count_of
 from bpfkit.iter.tables import Tables
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bpfkit.core.maps.base import Map
+    from bpfkit.core.object import Object
     from bpfkit.show.rows import Row, Verdict
 
 KINDS = ("task", "tcp", "link", "map")
@@ -69,10 +70,30 @@ class Iter(App):
         return super().wants_demo() and self.options.table is None
 
     def setup(self) -> None:
-        self.object = self.load()
-        self.tables = Tables(self.object)
+        self.objects: dict[str, Object] = {}
+        self._only = ""
+        asked = self.options.table
+        for kind in KINDS if asked is None else (asked,):
+            self._load_table(kind)
+        self.tables = Tables(self.objects)
         if self.options.table is None:
             self._make_example()
+
+    def _load_table(self, kind: str) -> None:
+        """Load the table's program; a demo goes on without one that this kernel refuses.
+
+        :raises UnsupportedError: the table was asked for, or the kernel refuses all.
+        """
+        self._only = kind
+        try:
+            self.objects[kind] = self.load()
+        except UnsupportedError as error:
+            if self.options.table is not None or (kind == KINDS[-1] and not self.objects):
+                raise
+            self.note(f"no table {kind}: {error}")
+
+    def load_options(self) -> dict[str, Any]:
+        return {"programs": [self._only]}
 
     def _make_example(self) -> None:
         """A map with three elements, and a namespace with a listening socket."""
@@ -98,7 +119,7 @@ class Iter(App):
         if table is not None:
             return self._table(table)
         rows: list[Row] = []
-        for kind in KINDS:
+        for kind in self.objects:
             found = self._table(kind)
             rows += found if self.options.check else found[:_SHORT]
         return rows
@@ -141,32 +162,47 @@ class Iter(App):
 
     def verify(self) -> Iterable[Verdict]:
         """Against /proc, the sockets' own names, bpftool's ids, and the map's elements."""
+        judges = {
+            "task": self._verify_tasks,
+            "tcp": self._verify_tcp,
+            "link": self._verify_links,
+            "map": self._verify_elements,
+        }
+        return [judges[kind]() for kind in self.objects]
+
+    def _verify_tasks(self) -> Verdict:
         seen = {row["pid"] for row in self.tables.tasks()}
         pids = {int(name) for name in os.listdir("/proc") if name.isdigit()}
         # Processes come and go meanwhile, and those of a sandbox may be hidden from both.
         stable = {pid for pid in pids if os.path.exists(f"/proc/{pid}/exe") and _mine(pid)}
         missing = stable - seen
-        yield (
+        return (
             len(seen) > 1 and not missing,
-            (f"task: {len(seen)} processes, {len(missing)} of /proc's {len(stable)} missing"),
+            f"task: {len(seen)} processes, {len(missing)} of /proc's {len(stable)} missing",
         )
+
+    def _verify_tcp(self) -> Verdict:
         port = self.listener.getsockname()[1]
         found = [
             row
             for row in self.tables.tcp()
             if row["netns"] == self.netns and row["sport"] == port and row["state"] == "LISTEN"
         ]
-        yield len(found) == 1, f"tcp: the listener of another namespace, port {port}"
-        with self.object.programs["task"].attach_iter() as link:
+        return len(found) == 1, f"tcp: the listener of another namespace, port {port}"
+
+    def _verify_links(self) -> Verdict:
+        with self.objects["link"].programs["link"].attach_iter() as link:
             number = link.id
             ids = {row["id"] for row in self.tables.links()}
-            yield number in ids, f"link: {len(ids)} links, with {number}, which is one of ours"
+        return number in ids, f"link: {len(ids)} links, with {number}, which is one of ours"
+
+    def _verify_elements(self) -> Verdict:
         values = {row["key"]: row["value"] for row in self.tables.elements(self.example.id)}
         wanted = {
             key.to_bytes(4, "little").hex(): (key * 100).to_bytes(8, "little").hex()
             for key in range(3)
         }
-        yield values == wanted, f"map: {len(values)} elements of 3, keys and values equal"
+        return values == wanted, f"map: {len(values)} elements of 3, keys and values equal"
 
 
 class _Child:

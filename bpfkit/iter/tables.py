@@ -12,7 +12,7 @@ from bpfkit.core.kernel.constants import link_type_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
     from bpfkit.core.object import Object
@@ -30,13 +30,14 @@ _CHUNK = 1 << 16
 
 
 class Tables:
-    """Reads the object's iterators.
+    """Reads the iterators.
 
+    :param objects: table -> the object with its program.
     :ivar skipped: network namespaces that could not be read.
     """
 
-    def __init__(self, loaded: Object) -> None:
-        self._object = loaded
+    def __init__(self, objects: Mapping[str, Object]) -> None:
+        self._objects = objects
         self.skipped = 0
 
     def tasks(self) -> list[Row]:
@@ -149,12 +150,13 @@ class Tables:
         """The records that an iterator writes."""
         from ctypes import addressof, create_string_buffer
 
-        btf = self._object.btf
+        loaded = self._objects[name]
+        btf = loaded.btf
         layout = None if btf is None else btf.record_layout(name)
         assert layout is not None
         buffer = create_string_buffer(info, len(info)) if info else None
         extra = pack("<QI4x", addressof(buffer), len(info)) if buffer is not None else b""
-        with self._object.programs[name].attach_iter(extra) as link:
+        with loaded.programs[name].attach_iter(extra) as link:
             fd = syscall.iter_create(link.fd)
             try:
                 data = b"".join(iter(lambda: os.read(fd, _CHUNK), b""))

@@ -66,6 +66,8 @@ class Sockops(CgroupApp):
     )  # fmt: skip
     source = "sock/sockops.bpf.c"
     entry = "sockops"
+    #: Which of the source's programs load() loads: the iterator, or the one that is attached.
+    _load_live = False
     check_rounds = 1
     epilog = (
         "A rule is PREFIX:OPTION=VALUE,… with initial_rto (100ms), cc (congestion control), tos, "
@@ -128,7 +130,7 @@ class Sockops(CgroupApp):
             from bpfkit.sockops.owners import name_listeners
 
             name_listeners(self.object, self.group)
-        self.live: Live = self._open_live()
+        self.live: Live | None = self._open_live()
         self.where = self._open_where()
         if demo:
             from bpfkit.sockops.demo import Demo
@@ -146,10 +148,16 @@ class Sockops(CgroupApp):
                 )
         return sum({1 << _KINDS.index(name) for name in names})
 
-    def _open_live(self) -> Live:
+    def _open_live(self) -> Live | None:
+        """The iterator over the open connections; None where the kernel refuses it."""
         from bpfkit.sockops.live import Live
 
-        return self.keep(Live(self.object))
+        self._load_live = True
+        try:
+            return self.keep(Live(self.load()))
+        except UnsupportedError as error:
+            self.note(f"open connections are not listed: {error}")
+            return None
 
     def _open_where(self) -> Where | None:
         if not self.options.where and not self.options.check:
@@ -169,7 +177,13 @@ class Sockops(CgroupApp):
         from os.path import isdir
 
         # struct tcp_sock has a member for MPTCP only where the kernel has MPTCP.
-        return {"cflags": ["-DHAS_MPTCP"] if isdir("/proc/sys/net/mptcp") else []}
+        options: dict[str, Any] = {
+            "cflags": ["-DHAS_MPTCP"] if isdir("/proc/sys/net/mptcp") else [],
+            "programs": ["live" if self._load_live else "sockops"],
+        }
+        if self._load_live:
+            options["reuse_maps"] = dict(self.object.maps)
+        return options
 
     def prepare(self, loaded: Object) -> None:
         for rule in self.rules:
@@ -180,7 +194,7 @@ class Sockops(CgroupApp):
     def rows(self) -> list[Row]:
         if self.options.where and self.where is not None:
             return self.where.rows()
-        return self.live.rows()
+        return [] if self.live is None else self.live.rows()
 
     def lines(self, rows: list[Row]) -> Iterable[str]:
         if not rows:
