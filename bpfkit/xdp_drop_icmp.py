@@ -61,7 +61,7 @@ class XdpDropIcmp(XdpApp):
         parser.add_argument("--keep-nd", action="store_true", help=text)
 
     def consts(self) -> dict[str, int]:
-        return {"keep_nd": int(self.options.keep_nd)}
+        return {"keep_nd": int(self.options.keep_nd), "log": int(self.options.log)}
 
     def build_lab(self) -> Lab:
         from bpfkit.net.links.lab import loopback_lab

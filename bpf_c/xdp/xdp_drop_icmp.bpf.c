@@ -21,10 +21,12 @@
  */
 #include <bpfkit/bpfkit.h>
 #include <bpfkit/headers.h>
+#include <bpfkit/log.h>
 #include <bpfkit/wire.h>
 
 LOAD_CONST(0, l2_len, 14); /* 14: Ethernet; else see link_offset() */
 LOAD_CONST(1, keep_nd, 0); /* 1: neighbour discovery passes */
+LOAD_CONST(2, log, 0); /* 1: a line about each packet that is dropped */
 
 enum row {
 	ROW_V6 = 256,
@@ -60,6 +62,22 @@ static __always_inline u32 classify(struct window *w, enum outcome outcome, stru
 	return ROW_V6 + *type;
 }
 
+/* The kernel without BPFKIT_LOG() refuses this only if log() is 1. */
+static __always_inline void log_drop(struct xdp_md *ctx, const struct headers *h, u32 row)
+{
+	u32 size = ctx->data_end - ctx->data;
+	u8 from[16] = {};
+
+	if (h->family == 4) {
+		bpf_xdp_load_bytes(ctx, h->network + 12, from, 4);
+		BPFKIT_LOG("dropped: ICMP type %u from %pI4, %u bytes\n", row, (u64)from, size);
+	} else if (h->family == 6) {
+		bpf_xdp_load_bytes(ctx, h->network + 8, from, 16);
+		BPFKIT_LOG("dropped: ICMPv6 type %u from %pI6c, %u bytes\n", row - ROW_V6,
+			   (u64)from, size);
+	}
+}
+
 SEC("xdp")
 int xdp_drop_icmp(struct xdp_md *ctx)
 {
@@ -70,5 +88,9 @@ int xdp_drop_icmp(struct xdp_md *ctx)
 	row = direct_xdp(ctx, &h, &w, l2_len());
 	row = classify(&w, row, &h);
 	add_frame(types.lookup(&row), ctx->data_end - ctx->data);
-	return row == ROW_PASSED ? XDP_PASS : XDP_DROP;
+	if (row == ROW_PASSED)
+		return XDP_PASS;
+	if (log() && row < ROW_NO_TYPE4)
+		log_drop(ctx, &h, row);
+	return XDP_DROP;
 }

@@ -66,6 +66,8 @@ def main(cls: type[App], argv: Sequence[str] | None = None) -> int:
         reap()
         app = cls(options)
         try:
+            if options.log:
+                _follow_programs(app)
             return _run(app, signals)
         finally:
             tolerate_losses(None)
@@ -73,6 +75,20 @@ def main(cls: type[App], argv: Sequence[str] | None = None) -> int:
             app.close()
 
     return guarded(cls.name, work)
+
+
+def _follow_programs(app: App) -> None:
+    """``--log``: what the BPF programs, and the kernel about them, write becomes notes."""
+    from bpfkit.core.printable import printable
+    from bpfkit.core.streams import STDERR, Follower, require_streams
+
+    def show(program: str, stream: int, line: str) -> None:
+        mark = " (standard error)" if stream == STDERR else ""
+        app.note(f"[{program}]{mark} {printable(line)}")
+
+    _require(("BPF",))
+    require_streams()
+    app.keep(Follower(show))  # before everything else, so it is closed last
 
 
 def guarded(name: str, work: Callable[[Signals], int]) -> int:

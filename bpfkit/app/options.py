@@ -138,6 +138,7 @@ def parser_of(cls: type[App]) -> ArgumentParser:
     add("--no-demo", action="store_true", help="only observe, generate no traffic")
     add("--json", action="store_true", help="print JSON lines, nothing else on standard output")
     add("--check", action="store_true", help="run the demo and verify the results")
+    add("--log", action="store_true", help="print what the BPF programs write (Linux 6.17)")
     add("--no-cache", action="store_true", help="compile even if the result is in the cache")
     add("-v", "--verbose", action="store_true", help="print details on standard error")
     cls.add_options(parser)

@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from bpfkit.core.maps.base import Map
     from bpfkit.core.maps.events import Events
     from bpfkit.core.types.btf import Btf
-__all__ = ["Object", "compiled", "load", "raise_memlock"]
+__all__ = ["Object", "compiled", "frozen_map", "load", "raise_memlock"]
+
+_RDONLY_PROG = 1 << 7  # BPF_F_RDONLY_PROG
 
 
 def load(
@@ -205,7 +207,7 @@ class Object(Held, Shown):
         self._source = src
         self._artifact = artifact
         self._types = _Types(artifact["btf"])
-        self._btf_fd = -1
+        self._btf_fd = self._formats_fd = -1
         self._closed = False
         self._reused = frozenset(options.reuse_maps)
         try:
@@ -214,9 +216,10 @@ class Object(Held, Shown):
             self.close()
             raise
         finally:
-            if self._btf_fd >= 0:
-                os.close(self._btf_fd)
-                self._btf_fd = -1
+            for fd in (self._btf_fd, self._formats_fd):
+                if fd >= 0:
+                    os.close(fd)
+            self._btf_fd = self._formats_fd = -1
 
     @property
     def btf(self) -> Btf | None:
@@ -305,6 +308,10 @@ class Object(Held, Shown):
             insns[offset + 1] &= 0x0F  # a plain 64-bit constant
             pack_into("<I", insns, offset + 4, value & 0xFFFFFFFF)
             pack_into("<I", insns, offset + 12, value >> 32)
+        for offset in definition.format_relocs:
+            if self._formats_fd < 0:
+                self._formats_fd = frozen_map(self.name, self._artifact["formats"])
+            pack_into("<i", insns, offset + 4, self._formats_fd)
         missing = _put_kfuncs(insns, definition)
         btf_id, prog_fd = options.attach_targets.get(definition.name, (0, 0))
         if section.attach_btf and not btf_id:
@@ -529,6 +536,23 @@ def _map_error(definition: MapDef, error: OSError) -> BpfkitError:
             hint="`python3 -m bpfkit doctor` shows which types work here",
         )
     return LoadError(what, why=errno_text(number))
+
+
+def frozen_map(name: str, text: bytes) -> int:
+    """A map of one element that nobody changes any more, as the formats of bpf_stream_vprintk()
+    must be in one (5.2); the programs keep it."""
+    try:
+        fd = syscall.map_create(map_type("ARRAY"), 4, len(text), 1, _RDONLY_PROG, b"formats")
+        try:
+            syscall.map_update(fd, bytes(4), text)
+            syscall.map_freeze(fd)
+        except OSError:
+            os.close(fd)
+            raise
+    except OSError as error:
+        what = f"{name}: cannot create the map of its texts"
+        raise LoadError(what, why=errno_text(error.errno or 0)) from None
+    return fd
 
 
 def _put_kfuncs(insns: bytearray, definition: ProgDef) -> list[str]:

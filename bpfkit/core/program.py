@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from bpfkit.core.attach.link import Attachment, Link
     from bpfkit.core.maps.base import Map
+    from bpfkit.core.streams import Follower
 
 __all__ = ["Program", "RunResult", "Runner", "skb_context"]
 
@@ -153,6 +154,10 @@ class Runner:
         return self._run.run(size + pad)[0]
 
 
+#: Whom new programs are told to, where their standard output is shown.
+follower: Follower | None = None
+
+
 class Program(Held, Shown):
     """A program in the kernel, held by an fd; closing it (and its links) unloads it.
 
@@ -173,6 +178,8 @@ class Program(Held, Shown):
         #: The name of the object that it belongs to, which says that it was not closed.
         self._owner = ""
         self._info: dict[str, Any] | None = None
+        if follower is not None:
+            follower.add(self)
 
     @classmethod
     def from_insns(
@@ -198,6 +205,26 @@ class Program(Held, Shown):
         section = Section("", number, expected_attach_type, prog_flags)
         fd = load_program(name, section, insns, license.encode())
         return cls(name, section, fd, insns)
+
+    def read_stream(self, stream: int = 1) -> str:
+        """What the program wrote since the last call, by BPFKIT_LOG() of ``bpfkit/log.h`` (6.17).
+
+        :param stream: 1: standard output; 2: standard error, where the kernel writes, too: about
+            faults in an arena (6.18), loops that may_goto ends, deadlocks of locks.
+        :raises UnsupportedError: this kernel has no streams.
+        """
+        parts = []
+        try:
+            while data := syscall.prog_stream_read(self.fd, stream, 1 << 16):
+                parts.append(data)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise UnsupportedError(
+                f"cannot read the log of '{self.name}'",
+                why="this kernel has no BPF streams (Linux 6.17)",
+            ) from None
+        return b"".join(parts).decode(errors="backslashreplace")
 
     # --- facts from the kernel --------------------------------------------------------------
 
@@ -577,6 +604,8 @@ class Program(Held, Shown):
         """Detach all links and close the program."""
         while self._attachments:
             self._attachments.pop().close()
+        if follower is not None:
+            follower.remove(self)
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)

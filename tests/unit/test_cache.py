@@ -27,6 +27,7 @@ ARTIFACT = {
     "consts": [],
     "deps": [],
     "diagnostics": "",
+    "formats": b"",
 }
 KEY = "a" * 64
 

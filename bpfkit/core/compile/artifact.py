@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     #: {"v", "license", "kern_version", "btf", "maps", "progs", "sections", "unnamed", "consts",
-    #: "deps", "diagnostics"}; "sections" are (function, section name, line), "unnamed" are
-    #: (function, file, line, C line, hint) of the functions for which there is no SEC()
+    #: "deps", "diagnostics", "formats"}; "sections" are (function, section name, line), "unnamed"
+    #: are (function, file, line, C line, hint) of the functions for which there is no SEC()
     Artifact: TypeAlias = dict[str, Any]
 
 __all__ = ["FORMAT", "MapDef", "ProgDef", "check", "map_defs", "prog_defs"]
 
 #: Version of this layout; part of the cache key.
-FORMAT = 3
+FORMAT = 4
 
 
 class MapDef:
@@ -88,11 +88,13 @@ class ProgDef:
 
     ``map_relocs`` and ``const_relocs`` are lists of (byte offset of a ld_imm64, index of the map
     in the artifact / number of the LOAD_CONST), ``kfunc_relocs`` of (byte offset of a call, name of
-    the kernel function).
+    the kernel function), ``format_relocs`` of byte offsets of a ld_imm64 into the texts of
+    BPFKIT_LOG() (``formats`` of the artifact).
     """
 
     __slots__ = (
         "const_relocs",
+        "format_relocs",
         "func_info",
         "func_info_rec_size",
         "insns",
@@ -114,6 +116,7 @@ class ProgDef:
         line_info: bytes = b"",
         line_info_rec_size: int = 16,
         kfunc_relocs: Sequence[tuple[int, str]] = (),
+        format_relocs: Sequence[int] = (),
     ) -> None:
         self.name = name
         self.insns = insns
@@ -124,6 +127,7 @@ class ProgDef:
         self.line_info = line_info
         self.line_info_rec_size = line_info_rec_size
         self.kfunc_relocs = kfunc_relocs
+        self.format_relocs = format_relocs
 
 
 _FIELDS = {
@@ -138,6 +142,7 @@ _FIELDS = {
     "consts": list,
     "deps": list,
     "diagnostics": str,
+    "formats": bytes,
 }
 
 

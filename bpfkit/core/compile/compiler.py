@@ -189,6 +189,7 @@ def _artifact(source: Source, answer: dict[str, Any], log: str, verbose: bool) -
         "consts": answer["consts"],
         "deps": answer["deps"],
         "diagnostics": text,
+        "formats": answer["formats"],
     }
 
 

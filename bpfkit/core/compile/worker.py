@@ -53,7 +53,9 @@ _MAP_CREATE, _PROG_LOAD, _OBJ_GET, _OBJ_GET_INFO, _BTF_LOAD = 0, 5, 7, 15, 18
 _OF_MAPS = (12, 13)  # ARRAY_OF_MAPS, HASH_OF_MAPS
 _BTF_GET_FD_BY_ID = 19
 _EM_BPF = 247
-_PSEUDO_MAP_FD, _PSEUDO_FUNC, _BPFKIT_MAP, _BPFKIT_CONST = 1, 4, 14, 15
+_PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE, _PSEUDO_FUNC, _BPFKIT_MAP, _BPFKIT_CONST = 1, 2, 4, 14, 15
+#: Where BPFKIT_LOG() puts its texts.
+_FORMATS = "bpfkit.formats"
 _LD_IMM64, _CALL = 0x18, 0x85
 
 
@@ -592,6 +594,7 @@ class Linker:
         maps: List[Tuple[int, int]] = []
         consts: List[Tuple[int, int]] = []
         kfuncs: List[Tuple[int, str]] = []
+        formats: List[int] = []
         place(section, value, size)
         at = 0
         while at < len(pieces):
@@ -606,7 +609,13 @@ class Linker:
                 relocation = relocations.get(place_in_section)
                 source = regs >> 4 if order == "<" else regs & 15
                 if op == _LD_IMM64:
-                    if relocation is not None:
+                    if relocation is not None and self._is_format(relocation[1]):
+                        # The loader puts the map in that holds the section.
+                        value = self.elf.symbols[relocation[1]][3] + imm
+                        out[byte + 1] = regs & 15 | _PSEUDO_MAP_VALUE << 4
+                        pack_into(order + "i4xi", out, byte + 4, 0, value)
+                        formats.append(byte)
+                    elif relocation is not None:
                         target = self._callee(relocation[1], imm, where, place_in_section)
                         sub = place(*target)
                         out[byte + 1] = regs & 15 | _PSEUDO_FUNC << 4
@@ -637,7 +646,13 @@ class Linker:
             self._lines(pieces),
             self.line_size or 16,
             kfuncs,
+            formats,
         )
+
+    def _is_format(self, symbol: int) -> bool:
+        """Is a symbol in the section of the texts of BPFKIT_LOG()?"""
+        section = self.elf.symbols[symbol][2]
+        return section < len(self.elf.names) and self.elf.names[section] == _FORMATS
 
     def _reference(
         self,
@@ -943,6 +958,7 @@ def compile(request: Dict[str, Any], library: ct.CDLL) -> Dict[str, Any]:
         "deps": _deps(deps_fd, request),
         "hooked": hooked,
         "linked": elf is not None,
+        "formats": elf.section(_FORMATS) if elf is not None else b"",
     }
 
 

@@ -18,6 +18,9 @@ _ids: dict[str, int | None] = {}
 def kfunc_id(name: str) -> int | None:
     """The id of a kernel function in vmlinux BTF; None: this kernel does not have it.
 
+    Linux 6.18 has functions whose last argument is the verifier's under the name NAME_impl, later
+    ones under both names; what a program passes there does not matter.
+
     That BTF has functions which are no kfuncs, too; the verifier refuses those, and a kfunc in a
     program of a type that may not call it.
     """
@@ -25,7 +28,10 @@ def kfunc_id(name: str) -> int | None:
         from bpfkit.core.types.btf import vmlinux
 
         btf = vmlinux()
-        _ids[name] = None if btf is None else btf.find(name, "func")
+        found = None
+        if btf is not None:
+            found = btf.find(name, "func") or btf.find(f"{name}_impl", "func")
+        _ids[name] = found
     return _ids[name]
 
 

@@ -88,7 +88,7 @@ OBJ_GET_INFO_BY_FD, PROG_QUERY, RAW_TRACEPOINT_OPEN, BTF_LOAD, BTF_GET_FD_BY_ID 
 TASK_FD_QUERY, MAP_LOOKUP_AND_DELETE_ELEM, MAP_FREEZE, BTF_GET_NEXT_ID = range(20, 24)
 MAP_LOOKUP_BATCH, MAP_LOOKUP_AND_DELETE_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = range(24, 28)
 LINK_CREATE, LINK_UPDATE, LINK_GET_FD_BY_ID, LINK_GET_NEXT_ID, ENABLE_STATS = range(28, 33)
-ITER_CREATE, LINK_DETACH, PROG_BIND_MAP = range(33, 36)
+ITER_CREATE, LINK_DETACH, PROG_BIND_MAP, TOKEN_CREATE, PROG_STREAM_READ_BY_FD = range(33, 38)
 
 BPF_ANY, BPF_NOEXIST, BPF_EXIST, BPF_F_LOCK = 0, 1, 2, 4
 
@@ -643,6 +643,17 @@ def next_id(cmd: int, start: int) -> int | None:
         return None
     found: int = unpack_from("<I", attr, 4)[0]
     return found
+
+
+def prog_stream_read(prog_fd: int, stream: int, size: int) -> bytes:
+    """BPF_PROG_STREAM_READ_BY_FD (6.17): what a program, or the kernel about it, has written.
+
+    :param stream: 1: standard output, 2: standard error.  What is read is taken.
+    """
+    out = ct.create_string_buffer(size)
+    attr = Struct("<QIII4x").pack(addressof(out), size, stream, prog_fd)
+    count = bpf(PROG_STREAM_READ_BY_FD, attr)
+    return out.raw[:count]
 
 
 def _by_id(cmd: int, number: int) -> int:
