@@ -664,6 +664,9 @@ def test_two_programs_on_one_cgroup_and_a_cgroup_below(ns: NetNS, group: Cgroup)
 def test_open_connections_are_rows(ns: NetNS, group: Cgroup) -> None:
     args = ("sockops", "-v", "--json", "-t", "0.1", "--cgroup", group.path)
     with Running(*args, ready="attached to") as program:
+        if "open connections are not listed" in program.said:
+            assert program.end()[0] == 0
+            pytest.skip(program.said.partition("not listed: ")[2].partition("\n")[0])
         with group.entered():
             listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
             client = socket.create_connection(listener.getsockname()[:2])
