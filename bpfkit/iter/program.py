@@ -59,6 +59,8 @@ class Iter(App):
             options.table = "map"
         if options.table == "map" and options.map is None:
             raise UsageError("the table map needs --map ID", why="`bpftool map` lists the ids")
+        if options.map is not None and options.map >> 32:
+            raise UsageError(f"no map {options.map}", why="an id has 32 bits")
         if options.map is not None and options.table != "map":
             raise UsageError(f"--map and the table {options.table} do not go together")
         if options.check and options.table is not None:
