@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # Short names for what tools/bootstrap.sh does; nothing is built.
-.PHONY: run test check format bench clean docs vm-test vm-matrix vm-kernel
+.PHONY: run test test-browser check format bench clean docs vm-test vm-matrix vm-kernel
 
 run:
 	tools/bootstrap.sh run
 
 test:
 	tools/bootstrap.sh test
+
+# The notebooks in JupyterLab and Chromium; BPFKIT_ARTIFACTS=DIR keeps the screenshots there.
+test-browser:
+	tools/bootstrap.sh browser
 
 check:
 	tools/bootstrap.sh check

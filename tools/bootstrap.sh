@@ -6,18 +6,20 @@
 #
 #	sudo tools/bootstrap.sh run [PROGRAM [OPTION ...]]	(sockex3 by default)
 #	sudo tools/bootstrap.sh test [PYTEST OPTION ...]
+#	sudo tools/bootstrap.sh browser [PYTEST OPTION ...]	(the notebooks in JupyterLab)
 #	sudo tools/bootstrap.sh check				(format, lint, types and layers only)
 #	sudo tools/bootstrap.sh vm-kernel [DIR]			(a kernel for bpfkit.lirc: tools/vm.md)
 #
 # Installs what is missing from the distribution's packages and nothing else;
-# ruff, mypy, clang-format and import-linter, of one version each, go into .venv/; a
-# kernel for the tests in a VM is unpacked into .vm/.
+# ruff, mypy, clang-format and import-linter, of one version each, go into .venv/,
+# JupyterLab into .venv-lab/; a kernel for the tests in a VM is unpacked into .vm/.
 set -eu
 
 RUFF=0.17.6
 MYPY=2.4.1
 CLANG_FORMAT=14.0.6
 IMPORT_LINTER=2.17
+JUPYTERLAB=4.6.6
 
 top=$(cd "$(dirname "$0")/.." && pwd)
 cd "$top"
@@ -33,6 +35,7 @@ TEST_PACKAGES="$RUN_PACKAGES python3-pytest python3-pytest-xdist python3-hypothe
 	ethtool procps util-linux bpftool nftables nmap
 	redis-server dnsmasq-base bind9-dnsutils strace sslsplit openssl
 	qemu-system-x86 busybox-static kmod cpio"
+BROWSER_PACKAGES="chromium chromium-driver python3-selenium"
 KERNEL_PACKAGES="make gcc libc6-dev binutils flex bison bc libelf-dev dwarves xz-utils bzip2 kmod"
 
 say()
@@ -118,6 +121,16 @@ tools()
 	done
 }
 
+# The notebooks' server. Their kernel is /usr/bin/python3, not this environment's Python.
+jupyterlab()
+{
+	have=$(.venv-lab/bin/pip freeze 2>/dev/null) || have=
+	echo "$have" | grep -qx "jupyterlab==$JUPYTERLAB" && return
+	say "installing JupyterLab into .venv-lab"
+	/usr/bin/python3 -m venv .venv-lab
+	.venv-lab/bin/pip install -q "jupyterlab==$JUPYTERLAB"
+}
+
 check()
 {
 	tools
@@ -152,6 +165,11 @@ test)
 	fi
 	exec /usr/bin/python3 -m pytest "$@"
 	;;
+browser)
+	need $TEST_PACKAGES $BROWSER_PACKAGES
+	jupyterlab
+	exec /usr/bin/python3 -m pytest tests/live/test_notebooks_browser.py "$@"
+	;;
 check)
 	need $TEST_PACKAGES
 	check
@@ -161,7 +179,7 @@ vm-kernel)
 	exec tools/vm_kernel.sh "$@"
 	;;
 *)
-	say "the first argument must be run, test, check or vm-kernel"
+	say "the first argument must be run, test, browser, check or vm-kernel"
 	exit 2
 	;;
 esac

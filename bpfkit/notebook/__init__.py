@@ -25,11 +25,13 @@ _magics: BpfMagics | None = None
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Called by ``%load_ext bpfkit.notebook``."""
+    """Called by ``%load_ext bpfkit.notebook``; removes what killed kernels left (cgroups)."""
+    from bpfkit.core.records import reap
     from bpfkit.notebook.magics import BpfMagics
 
     global _magics
     if _magics is None:
+        reap()
         _magics = BpfMagics(shell)
         _magics.register()
 
