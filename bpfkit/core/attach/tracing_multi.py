@@ -15,6 +15,9 @@ from struct import pack
 
 from bpfkit.core.attach.link import Link, create_link
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError
+from bpfkit.core.kernel.constants import attach_type
+from bpfkit.core.loading import has_attach_type
+from bpfkit.core.types.btf import vmlinux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,13 +30,7 @@ __all__ = ["attach", "has_trace_multi"]
 
 def has_trace_multi() -> bool:
     """Whether the kernel's BTF names the attach types (it may still refuse them)."""
-    from bpfkit.core.types.btf import vmlinux
-
-    btf = vmlinux()
-    enum = btf.find("bpf_attach_type", "enum") if btf is not None else None
-    if btf is None or enum is None:
-        return False
-    return any(name == "BPF_TRACE_FENTRY_MULTI" for name, _ in btf.enumerators(enum))
+    return vmlinux() is not None and has_attach_type(attach_type("TRACE_FENTRY_MULTI"))
 
 
 def attach(program: Program, functions: Sequence[str], cookies: Sequence[int] = ()) -> Link:
