@@ -18,6 +18,7 @@ import time
 from bpfkit.app.base import App
 from bpfkit.app.lifecycle import main
 from bpfkit.core.errors import BpfkitError, UnsupportedError, UsageError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -256,6 +257,13 @@ class Lirc(App):
             {"protocol": name, **dict(zip(titles, map(figure, places), strict=True))}
             for name, places in FIGURES.items()
         ]
+
+    def conclusion(self, rows: list[Row]) -> str:
+        sums = {name: sum(row[name] for row in rows) for name in self.counters}
+        return (
+            f"seen: {count_of(sums['frames'], 'frame')} and {count_of(sums['repeats'], 'repeat')} "
+            f"decoded into keys; {sums['rejected']} rejected, {sums['stray']} stray"
+        )
 
     # -- --check
 

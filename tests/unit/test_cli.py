@@ -130,7 +130,8 @@ def test_doctor_for_people() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nonsense"], ["list", "--nonsense"], ["info"], ["clean", "surplus"]]
+    "arguments",
+    [[], ["nonsense"], ["list", "--nonsense"], ["info", "nonsense"], ["clean", "surplus"]],
 )
 def test_bad_commands(arguments: list[str]) -> None:
     done = run("bpfkit", *arguments)
