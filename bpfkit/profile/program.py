@@ -85,7 +85,8 @@ class Profile(TraceApp):
             "--event",
             choices=EVENTS,
             default="cpu-clock",
-            help="what triggers a sample (default: cpu-clock)",
+            metavar="EVENT",
+            help=f"what triggers a sample: {', '.join(EVENTS)} (default: cpu-clock)",
         )
         add(
             "--folded",

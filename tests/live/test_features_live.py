@@ -84,7 +84,9 @@ def test_bpftool_agrees(kind: str, programs: dict[str, Feature], maps: dict[str,
         if key not in theirs or name == "tracing":
             continue  # bpftool tries fentry only, the type is also tp_btf and iterators
         compared += 1
-        assert theirs[key] == (feature.state == WORKS), feature
+        # bpftool loads and does not attach.
+        loads = feature.state == WORKS or feature.why.startswith("loads, cannot attach")
+        assert theirs[key] == loads, feature
     assert compared > 25
 
 

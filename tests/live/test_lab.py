@@ -64,7 +64,7 @@ def test_drawing(make: object) -> None:
         ascii = lab.describe(ascii=True)
         assert ascii.isascii()
         assert len(ascii.splitlines()) == len(lines)
-        assert "<pre" in lab._repr_html_()
+        assert "<svg" in lab._repr_html_()
         assert lab.title in repr(lab)
 
 

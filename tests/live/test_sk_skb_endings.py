@@ -74,6 +74,7 @@ class SteppedProxy(Proxy):
             self.reset(connection, "the test ends")
         self.poller.close()
         self.notices.close()
+        self.notices.map.close()
         self.control.close()
         if self.listener is not None:
             self.listener.close()
@@ -93,7 +94,7 @@ class Peers:
         where = listener.getsockname()
         self.reports, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         config: dict[str, Any] = {name: os.dup(loaded[name].fd) for name in MAPS}
-        self.kept = [config[name] for name in ("directions", "notices")]  # by the proxy's process
+        self.kept = config["directions"]  # by the proxy's process
         config |= {
             "freezer": os.dup(loaded.programs["freeze"].fd),
             "control": control.detach(),
@@ -180,8 +181,7 @@ class Peers:
         for sock in (*self.socks.values(), self.server, self.reports):
             sock.close()
         self.proxy.close()
-        for fd in self.kept:
-            os.close(fd)
+        os.close(self.kept)
 
 
 @pytest.fixture(scope="module")

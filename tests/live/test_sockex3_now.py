@@ -337,12 +337,12 @@ def test_packets_belong_to_the_process_that_ss_names(how: str, bridge: Lab) -> N
         with Program(argv, host) as program:
             assert program.wait_for("processes are found by", PATIENCE_S)
             assert f"found by {how}" in program.said
-            found = rows_until(program, {server.pid, client.pid, local.pid}, "pid")
+            # None: what the server's host answers to datagrams, which has no ports (ICMP).
+            found = rows_until(program, {server.pid, client.pid, local.pid, None}, "pid")
             shown = two.check_output(["ss", "-Htnp", "state", "established"])
             assert f"pid={server.pid}," in str(shown)
             assert found[client.pid]["process"] == Path(f"/proc/{client.pid}/comm").read_text()[:-1]
             assert found[client.pid]["bytes"] > found[server.pid]["bytes"] > 0
-            # What the server's host answers to datagrams: ICMP has no ports.
             assert found[None]["process"] == NOT_ATTRIBUTED
 
 

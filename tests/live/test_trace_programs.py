@@ -220,7 +220,9 @@ def test_a_demo_says_once_what_it_does(name: str) -> None:
     done = run(name, "-c", "2", "-t", "0.1")
     assert done.returncode == 0
     told = [line for line in done.stderr.splitlines() if line.startswith(f"{name}: ")]
-    assert len(told) == len(set(told)) == 1
+    *before, after = told
+    assert after.startswith(f"{name}: seen: ")
+    assert len(before) == len(set(before)) == 1
 
 
 STOPPED = """
