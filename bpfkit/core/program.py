@@ -510,7 +510,7 @@ class Program(Held, Shown):
         return attach(self, target, function_id)
 
     def attach_iter(self, extra: bytes = b"") -> Link:
-        """Make an iterator's link (5.8); :func:`.syscall.iter_create` reads it."""
+        """Make an iterator's link (5.8); :func:`bpfkit.core.attach.iter.read_iter` reads it."""
         from bpfkit.core.attach.iter import attach
 
         return attach(self, extra)

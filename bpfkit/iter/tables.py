@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from struct import pack
 
+from bpfkit.core.attach.iter import read_iter
 from bpfkit.core.errors import BpfkitError, InputError, errno_text
 from bpfkit.core.kernel import syscall
 from bpfkit.core.kernel.constants import link_type_name
@@ -26,7 +27,6 @@ TCP_STATES = (
     "NONE ESTABLISHED SYN_SENT SYN_RECV FIN_WAIT1 FIN_WAIT2 TIME_WAIT CLOSE CLOSE_WAIT LAST_ACK "
     "LISTEN CLOSING NEW_SYN_RECV BOUND_INACTIVE"
 ).split()
-_CHUNK = 1 << 16
 
 
 class Tables:
@@ -157,10 +157,6 @@ class Tables:
         buffer = create_string_buffer(info, len(info)) if info else None
         extra = pack("<QI4x", addressof(buffer), len(info)) if buffer is not None else b""
         with loaded.programs[name].attach_iter(extra) as link:
-            fd = syscall.iter_create(link.fd)
-            try:
-                data = b"".join(iter(lambda: os.read(fd, _CHUNK), b""))
-            finally:
-                os.close(fd)
+            data = read_iter(link)
         for at in range(0, len(data), layout.size):
             yield layout.decode(data[at : at + layout.size])

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Owner", "Owners", "cgroup_path"]
 
 SOURCE = "socket/sockex3_owners.bpf.c"
-_CHUNK = 1 << 16
 _INIT_PIDNS = 0xEFFFFFFC  # include/linux/proc_ns.h: PROC_PID_INIT_INO
 _AF_INET, _AF_INET6 = 2, 10
 _MAPPED = bytes(10) + b"\xff\xff"
@@ -241,18 +240,14 @@ class Owners:
             namespace.looks += 1
 
     def _by_iterator(self) -> Iterator[_Socket]:
-        from bpfkit.core.kernel import syscall
+        from bpfkit.core.attach.iter import read_iter
 
         assert self._loaded is not None
         assert self._loaded.btf is not None
         layout = self._loaded.btf.record_layout("owners")
         assert layout is not None
         with self._loaded.programs["owners"].attach_iter() as link:
-            fd = syscall.iter_create(link.fd)
-            try:
-                data = b"".join(iter(lambda: os.read(fd, _CHUNK), b""))
-            finally:
-                os.close(fd)
+            data = read_iter(link)
         for at in range(0, len(data), layout.size):
             row = layout.decode(data[at : at + layout.size])
             size = 4 if row.family == _AF_INET else 16

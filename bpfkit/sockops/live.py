@@ -37,19 +37,10 @@ class Live(Closing):
 
     def rows(self) -> list[Row]:
         """A row per connection, the latest first."""
-        import os
-
-        from bpfkit.core.kernel.syscall import iter_create
+        from bpfkit.core.attach.iter import read_iter
         from bpfkit.sockops.show import live_row
 
-        fd = iter_create(self._link.fd)
-        parts = []
-        try:
-            while part := os.read(fd, 1 << 16):
-                parts.append(part)
-        finally:
-            os.close(fd)
-        rows = [live_row(record) for record in self._layout.decode_many(b"".join(parts))]
+        rows = [live_row(record) for record in self._layout.decode_many(read_iter(self._link))]
         return sorted(rows, key=lambda row: row["age_s"])
 
     def close(self) -> None:
