@@ -350,7 +350,7 @@ if os.fork() == 0:
     done = run("sockops", "--json", "--", *python(code))
     listener.close()
     assert done.returncode == 0
-    assert "a connection of /usr/bin/python3 did not close" in done.stderr
+    assert "1 connection of /usr/bin/python3 did not close" in done.stderr
     assert [e["event"] for e in events_of(done.stdout)] == ["established"]
 
 
@@ -797,6 +797,7 @@ def test_events_that_do_not_fit_are_counted_and_close_events_have_room(
             consts={"report": 0b1101111},
             max_entries={"events": 16384},
             cflags=flags,
+            programs=["sockops"],
         ) as loaded,
         loaded.programs["sockops"].attach_cgroup(group.path),
     ):
