@@ -46,7 +46,7 @@
 LOAD_CONST(0, have_rules, 0);
 LOAD_CONST(1, have_ports, 0); /* 1: a rule names a port */
 LOAD_CONST(2, default_action, 1); /* enum action, of addresses without a rule */
-LOAD_CONST(3, reject_calls, 0); /* 1: connect(2) and sendmsg(2) fail where a rule says reject */
+LOAD_CONST(3, reject_calls, 0); /* 1: connect(2) and sendmsg(2) fail where a rule rejects */
 LOAD_CONST(4, event_rate, 1000); /* events per second */
 
 #define MAX_ROWS     2048

@@ -3,7 +3,9 @@
 
 The server echoes UDP on port 7001 and accepts TCP on port 7003, on every address of the demo's
 network namespace.  The client sends datagrams to addresses that are allowed, denied and rejected,
-and says what its system calls returned.
+and says what its system calls returned.  Only a raw socket's packet to a rejected address gets as
+far as the egress hook, as those of a connection that is older than the program: where the kernel
+can, ICMP answers it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from socket import socket
     from typing import Any
 
-__all__ = ["CLIENT", "RULES", "Server", "expected"]
+__all__ = ["CLIENT", "RAW", "RULES", "Server", "expected"]
 
 ECHO, REFUSED = 7001, 7003
 #: (option, rule) of the demo.
@@ -27,10 +29,12 @@ RULES = (
 #: What the client sends to the echo server: (address, datagrams, bytes of each).
 ECHOED = (("127.0.0.1", 10, 100), ("::1", 5, 200))
 DENIED = 4
+#: Where the client sends a raw UDP packet: (address, port).
+RAW = (("127.0.0.3", ECHO), ("::1", REFUSED))
 _HEADERS = {4: 28, 6: 48}  # bytes of IP and UDP header
 
 _CLIENT = f"""
-import json, socket, time
+import json, socket, struct, time
 def kind(host): return socket.AF_INET6 if ":" in host else socket.AF_INET
 def errno_of(call, *args):
     try: call(*args)
@@ -54,6 +58,16 @@ for host in ("127.0.0.3", "::1", "::ffff:127.0.0.3"):
         start = time.monotonic()
         errno = errno_of(sock.connect, (host, {REFUSED}))
         out["rejected"].append([host, errno, time.monotonic() - start])
+out["rejected_raw"] = []
+for host, port in {RAW!r}:
+    with socket.socket(kind(host), socket.SOCK_RAW, socket.IPPROTO_UDP) as sock:
+        sock.connect((host, 0))
+        errno = errno_of(sock.send, struct.pack("!4H", 9, port, 8, 0))
+        for _ in range(50):
+            answer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if answer: break
+            time.sleep(0.01)
+        out["rejected_raw"].append([host, errno, answer])
 print(json.dumps(out))
 """
 CLIENT = [sys.executable, "-I", "-S", "-c", _CLIENT]

@@ -105,21 +105,22 @@ class CgroupSkb(CgroupApp):
             have_rules=bool(rules),
             have_ports=bool(self._table.ports),
             default_action=default,
-            reject_calls=rejects and by_icmp is None,
+            reject_calls=rejects,
             event_rate=_EVENT_RATE,
         )
         for index, program in enumerate(by_icmp or ()):
             self.object["senders"][index] = program
-        self._answer = "icmp" if by_icmp else "ECONNREFUSED"
+        self._by_icmp = by_icmp is not None
         if rejects:
             self.note(
-                "rejects by ICMP port unreachable (bpf_icmp_send)"
+                "rejects in connect(2) and sendmsg(2), other packets by ICMP (bpf_icmp_send)"
                 if by_icmp
-                else "rejects in connect(2) and sendmsg(2): the kernel has no bpf_icmp_send"
+                else "rejects in connect(2) and sendmsg(2); other packets are dropped without an "
+                "answer: the kernel has no bpf_icmp_send"
             )
         for name, program in self.object.programs.items():
             # A hook at every sendmsg(2) costs; it has work only where a rule rejects.
-            if not name.startswith("call_sendmsg") or (rejects and by_icmp is None):
+            if rejects or not name.startswith("call_sendmsg"):
                 self.attach(program)
         if self.wants_demo():
             from bpfkit.core.cgroups import Cgroup
@@ -254,7 +255,7 @@ class CgroupSkb(CgroupApp):
         fields = {
             "action": ACTIONS[record.action],
             "hook": hook,
-            "answer": self._answer if rejected and self._tells(hook) else None,
+            "answer": self._answer(hook) if rejected else None,
             "proto": protocol_name(record.proto) if record.family else None,
             "src": source[0],
             "sport": source[1],
@@ -267,9 +268,11 @@ class CgroupSkb(CgroupApp):
         }
         return Event("denied", unix_seconds(record.time_ns), fields)
 
-    def _tells(self, hook: str) -> bool:
-        """Whether the application hears of a reject from this hook."""
-        return hook == "egress" if self._answer == "icmp" else hook in ("connect", "sendmsg")
+    def _answer(self, hook: str) -> str | None:
+        """What the application hears of a reject at this hook."""
+        if hook in ("connect", "sendmsg"):
+            return "ECONNREFUSED"
+        return "icmp" if hook == "egress" and self._by_icmp else None
 
     def event_line(self, event: Event) -> str:
         from bpfkit.show.rows import Event
@@ -303,7 +306,7 @@ class CgroupSkb(CgroupApp):
         )
 
     def verify(self) -> Iterable[Verdict]:
-        from bpfkit.cgroup_skb.demo import DENIED, ECHOED, expected
+        from bpfkit.cgroup_skb.demo import DENIED, ECHOED, RAW, expected
 
         packets, size = expected()
         assert self._server is not None
@@ -323,10 +326,9 @@ class CgroupSkb(CgroupApp):
                 want = packets * len(mine), size * len(mine)
                 yield got == want, f"{self._short(path)} {comm} {way}: {got}, sent {want}"
             denied = row.get("denied_packets")
-            least = DENIED * len(mine)
-            icmp = self._answer == "icmp"  # then rejected packets are denied ones, too
-            good = denied == least or bool(icmp and denied and denied > least)
-            yield good, f"{count_of(denied or 0, 'packet')} denied, the client was denied {least}"
+            refused = (DENIED + len(RAW)) * len(mine)
+            good = denied == refused
+            yield good, f"{count_of(denied or 0, 'packet')} denied, the client was denied {refused}"
         for client in clients:
             refusals = client.get("denied")
             good = refusals == [errno.EPERM] * DENIED
@@ -336,6 +338,10 @@ class CgroupSkb(CgroupApp):
                 yield good, f"connect {host}: errno {number} after {seconds * 1e3:.1f} ms"
             number = client.get("rejected_udp")
             yield number == errno.ECONNREFUSED, f"sendto 127.0.0.3: errno {number}"
+            told = errno.ECONNREFUSED if self._by_icmp else 0
+            for host, number, answer in client.get("rejected_raw", [["nobody", 0, -1]]):
+                good = (number, answer) == (errno.EPERM, told)
+                yield good, f"raw UDP packet to {host}: errno {number}, then {answer}"
         yield self._server.accepted == 0, f"{self._server.accepted} rejected connections arrived"
 
 

@@ -172,8 +172,7 @@ class PacketPath(Closing):
             keep(ns.run(probes[f"xdp_{mode}"].attach_xdp, index, mode))
             self._tap(name, probes["tap"])
             for direction in ("ingress", "egress"):
-                if f"tcx_{direction}" in probes:
-                    keep(ns.run(probes[f"tcx_{direction}"].attach_tcx, index, direction))
+                self._attach_tcx(ns, probes, index, direction)
                 program = probes[f"tc_{direction}"]
                 keep(ns.run(program.attach_tc, index, direction, how="clsact"))
             if name in ("client:eth0", "router:right"):
@@ -188,6 +187,15 @@ class PacketPath(Closing):
             keep(probes["cgroup_egress"].attach_cgroup(cgroup))
         self._filters[place] = probes["socket_filter"]
         self._routes(place, probes)
+
+    def _attach_tcx(self, ns: Any, probes: dict[str, Any], index: int, direction: str) -> None:
+        """Attach by tcx; a kernel before 6.6 loads the program and refuses that."""
+        hook = f"tcx_{direction}"
+        if hook in probes and hook not in self.missing:
+            try:
+                self._keep.append(ns.run(probes[hook].attach_tcx, index, direction))
+            except UnsupportedError as error:
+                self.missing[hook] = error.why
 
     def _tap(self, name: str, program: Any) -> None:
         from bpfkit.net.packets.packet_socket import PacketSocket

@@ -321,6 +321,8 @@ _UNSUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOPROTOOPT)
 
 def attach_error(program: Program, target: str, error: OSError) -> BpfkitError:
     """The error to raise when the kernel refused an attachment."""
+    from bpfkit.core.loading import has_attach_type
+
     number = error.errno or 0
     why, hint = _REASONS.get(number, ("", ""))
     text = f"{why} [{errno_text(number)}]" if why else errno_text(number)
@@ -331,6 +333,9 @@ def attach_error(program: Program, target: str, error: OSError) -> BpfkitError:
     what = f"cannot attach '{program.name}' ({program.type_name}"
     if attach:
         what += f", {attach_type_name(attach)}"
+    if kind is UnsupportedError and not has_attach_type(attach):
+        text = f"this kernel does not have the attach type {attach_type_name(attach)}"
+        hint = "`python3 -m bpfkit doctor` shows what works here"
     refused = kind(f"{what}) to {target}", why=text, hint=hint)
     refused.errno = number
     return refused
