@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from running import Row, command, run
 
+from bpfkit import cgroup_sysctl
+from bpfkit.app.lifecycle import main
 from bpfkit.core.cgroups import Cgroup
 from bpfkit.net.links.netns import NetNS
 
@@ -164,3 +166,16 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         assert text in done.stderr
         assert len(done.stderr.splitlines()) <= 2
     assert os.listdir(tmp_path) == []
+
+
+def test_where_the_kernel_ignores_values_set_is_refused_and_the_demo_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cgroup_sysctl, "takes_new_values", lambda: False)
+    words = ["--set", f"{TTL}=50", "--", "true"]
+    assert main(cgroup_sysctl.CgroupSysctl, words) == 77
+    assert "--set has no effect here: this kernel ignores" in capsys.readouterr().err
+    assert main(cgroup_sysctl.CgroupSysctl, ["--check"]) == 0
+    said = capsys.readouterr()
+    assert "the demo sets no value" in said.err
+    assert f"write of 99 to {TTL}: done, the kernel has 99" in said.out
