@@ -40,9 +40,9 @@ bench:
 	/usr/bin/python3 tools/bench/profile_samples.py
 	-/usr/bin/python3 tools/bench/lsm.py
 
-# The guides and the reference (python3-sphinx, python3-myst-parser).
+# The guides, the notebooks and the reference (python3-sphinx, python3-myst-parser).
 docs:
-	/usr/bin/python3 -m sphinx -q -W --keep-going -b html tools/docs build/docs
+	/usr/bin/python3 -m sphinx -q -E -a -W --keep-going -b html tools/docs build/docs
 	@echo build/docs/index.html
 
 # On stock kernels in VMs (tools/vm.md).

@@ -27,7 +27,7 @@ cd "$top"
 RUN_PACKAGES="python3 python3-bpfcc python3-pyroute2 python3-rich linux-libc-dev"
 TEST_PACKAGES="$RUN_PACKAGES python3-pytest python3-pytest-xdist python3-hypothesis python3-scapy
 	python3-numpy python3-nbclient python3-nbformat python3-ipykernel python3-matplotlib
-	python3-pandas
+	python3-pandas python3-sphinx python3-myst-parser
 	python3-venv python3-pip python3-hatchling python3-argcomplete
 	gcc libc6-dev libbpf-dev clang llvm make
 	tshark wireshark-common tcpdump iperf3 nginx-light curl openssl redis-server redis-tools
