@@ -106,6 +106,14 @@ unpack_kernel()
 	done
 )
 
+# Two more for the matrix's test, the oldest that most people run and the newest.
+kernels()
+{
+	[ "$(uname -m)" = x86_64 ] && command -v apt-get >/dev/null || return 0
+	/usr/bin/python3 tools/vm_kernels.py 6.1 newest >/dev/null ||
+		say "the kernels' matrix is tested on those in .vm/kernels, if there are any"
+}
+
 tools()
 {
 	have=$(.venv/bin/pip freeze 2>/dev/null) || have=
@@ -156,6 +164,7 @@ run)
 test)
 	need $TEST_PACKAGES
 	kernel
+	kernels
 	check
 	# BPFKIT_TEST_WORKERS=2: the live tests in one process, all others beside them. The processes have
 	# to find the same tests in the same order, so they hash alike.

@@ -3,7 +3,7 @@
 """Stock kernels of the distribution's archive: found, downloaded and unpacked, never installed.
 
     tools/vm_kernels.py [VERSION ...]        5.10 6.1 … by default: all of the matrix
-    tools/vm_kernels.py newest               the newest that the backports have
+    tools/vm_kernels.py 6.1 newest           newest: the newest that the backports have
 
 Each kernel goes to .vm/kernels/VERSION, ready for ``tools/vm.py --kernel``.  The archive's address
 comes from this machine's apt configuration; its other suites are read into a package list of their
@@ -326,19 +326,17 @@ def main() -> int:
     parser.add_argument("--refresh", action="store_true", help="take newer ones of the archive")
     parser.add_argument("--list", action="store_true", help="show what the archive has")
     options = parser.parse_args()
-    latest = options.versions == ["newest"]
-    names = [] if latest else options.versions
-    unknown = [name for name in names if not re.fullmatch(r"\d+\.\d+", name)]
-    if unknown:
-        parser.error(f"{unknown[0]} is no version such as 6.12")
+    wrong = [v for v in options.versions if v != "newest" and not re.fullmatch(r"\d+\.\d+", v)]
+    if wrong:
+        parser.error(f"{wrong[0]} is no version such as 6.12")
     status = 0
+    full, backports = Archive(), Archive(UNPACKED / "apt-newest", BACKPORTS)
     try:
-        archive = Archive(UNPACKED / "apt-newest", BACKPORTS) if latest else Archive()
-        if latest:
-            here = list(unpacked())
-            names = [here[-1] if here and not options.refresh else newest(archive)]
-        for wanted in names or VERSIONS:
+        for wanted in options.versions or VERSIONS:
+            archive = backports if wanted == "newest" else full
             try:
+                if wanted == "newest":
+                    wanted = newest(archive)
                 if options.list:
                     archive.update()
                     found = choose(archive.packages(), wanted)
