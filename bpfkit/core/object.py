@@ -368,7 +368,7 @@ class Object(Held, Shown):
         :param timeout: end when no event has come for so many seconds; None: wait for ever.
         :param lost: the array in whose element 0 the program counts what the ring refused; by
             default the one called ``lost``, if there is one.
-        :param forms: how fields are shown: ``{"daddr": "ip"}``, see :mod:`bpfkit.core.maps.events`.
+        :param forms: how fields are shown: ``{"daddr": "ip"}``, see :mod:`bpfkit.core.types.forms`.
         :raises InputError: there is no such map or field, or the map sends no events.
         """
         from bpfkit.core.maps.events import Events
@@ -376,7 +376,7 @@ class Object(Held, Shown):
         counter = self[lost] if lost else self.maps.get("lost")
         if counter is not None and not lost and "array" not in counter.type:
             counter = None
-        return Events(self[name], self.btf, timeout=timeout, lost=counter, forms=forms)
+        return Events(self[name], timeout=timeout, lost=counter, forms=forms)
 
     def attach_struct_ops(self, struct: str, **values: int | str | bytes) -> Link:
         """Register the programs ``SEC("struct_ops/STRUCT.member")`` as one table of functions.

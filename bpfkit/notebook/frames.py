@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from bpfkit.core.errors import UnsupportedError
 from bpfkit.core.maps.base import Map
+from bpfkit.core.types.forms import family_of
 from bpfkit.notebook.values import columns_of
 
 TYPE_CHECKING = False
@@ -27,20 +28,18 @@ def to_pandas(m: Map) -> Any:
             why="pandas is not installed for this Python",
             hint="apt install python3-pandas, or pip install pandas in a virtual environment",
         ) from None
-    columns = [*columns_of(m.key_layout, ("key",)), *columns_of(m.value_layout, ("value",))]
+    columns = [*columns_of(m.key_layout, "key"), *columns_of(m.value_layout, "value")]
     titles: list[str] = []
     for column in columns:  # a key and a value may have a field of the same name
         titles.append(column.title if column.title not in titles else f"{column.title}_value")
-    families = [c.title for c in columns]
-    where = families.index("family") if "family" in families else -1
+    fields = [column.field for column in columns]
     data = []
     for row in m.rows():
-        family = row[where] if where >= 0 and type(row[where]) is int else 0
-        family = {2: 4, 10: 6}.get(family, family)
+        family = family_of(fields, row)
         data.append(
             [
-                value
-                if column.number and type(value) in (int, float, bool)
+                plain
+                if type(plain := column.shown(value, family)) in (int, float, bool)
                 else column.text(value, family)
                 for column, value in zip(columns, row, strict=True)
             ]

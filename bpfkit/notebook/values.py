@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fields of keys, values and events as people read them: addresses, ports, protocols."""
+"""Fields of keys, values and events as text, in the forms of core.types.forms."""
 
 from __future__ import annotations
 
 from bpfkit.core.printable import printable
-from bpfkit.core.types.layout import EnumValue, StructValue
-from bpfkit.show.address import address_text
-from bpfkit.show.protocols import protocol_name
-from bpfkit.show.text import cell
+from bpfkit.core.types.forms import family_of, form_of, shown
+from bpfkit.core.types.layout import EnumValue, Field, StructValue
+from bpfkit.show.text import cell, time_of_day
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Column", "columns_of", "texts"]
 
-#: Words by which fields that hold an address are named.
-_ADDRESS = ("addr", "src", "dst", "source", "dest", "ip", "ip4", "ip6", "host", "peer", "local")
-_MAC = 6
-
 
 class Column:
     """A column of a map's or buffer's table.
@@ -30,73 +25,53 @@ class Column:
     :ivar number: whether it holds numbers, which are aligned to the right.
     """
 
-    __slots__ = ("_be32", "number", "title")
+    __slots__ = ("_form", "field", "number", "title")
 
-    def __init__(self, title: str, layout: Layout | None) -> None:
-        self.title = title
-        kind = layout.name if layout is not None else ""
-        self._be32 = kind == "__be32" and _is_address(title)
-        scalar = layout is None or not (layout.fields or "[" in kind)
-        self.number = scalar and not self._be32 and "proto" not in title
+    def __init__(self, field: Field) -> None:
+        self.field = field
+        self.title = field.name
+        self._form = form_of(field)
+        scalar = not (field.layout.fields or "[" in field.layout.name)
+        self.number = scalar and self._form in ("", "number")
 
-    def text(self, value: Any, family: int = 0) -> str:
-        """The value as text.
+    def shown(self, value: Any, family: int = 0) -> Any:
+        """The value in its field's form.
 
         :param family: 4 or 6 where the same struct says which one its 16-byte addresses are of.
         """
-        if isinstance(value, bytes):
-            return self._bytes(value, family)
-        if isinstance(value, StructValue):
-            inner = columns_of(value._layout, ("",))
-            return ", ".join(
-                f"{column.title} {text}"
-                for column, text in zip(inner, texts(inner, value), strict=True)
-            )
-        if isinstance(value, EnumValue):
-            return str(value)
-        if isinstance(value, tuple):
-            return " ".join(self.text(item) for item in value)
-        if isinstance(value, str):
-            return printable(value)
-        if self._be32 and type(value) is int:
-            return address_text(value.to_bytes(4, "big"))
-        if type(value) is int and self.title in ("proto", "protocol") and 0 <= value < 256:
-            return protocol_name(value)
-        return cell(value)
+        return shown(self._form, self.field.layout, value, family)
 
-    def _bytes(self, value: bytes, family: int) -> str:
-        if len(value) == _MAC and not _is_text(value):
-            return value.hex(":")
-        if len(value) == 16 and _is_address(self.title):
-            return address_text(value[:4] if family == 4 else value)
-        if len(value) == 4 and _is_address(self.title):
-            return address_text(value)
-        shown = value[:24].hex(" ")
-        return f"{shown} …" if len(value) > 24 else shown
+    def text(self, value: Any, family: int = 0) -> str:
+        """The value in its field's form, as text."""
+        found = self.shown(value, family)
+        return time_of_day(found) if self._form == "time" else _text(found)
 
 
-def _is_address(name: str) -> bool:
-    words = name.lower().split("_")
-    return any(word in _ADDRESS or word.endswith("addr") for word in words)
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        start = value[:24].hex(" ")
+        return f"{start} …" if len(value) > 24 else start
+    if isinstance(value, StructValue):
+        inner = columns_of(value._layout, "")
+        return ", ".join(
+            f"{column.title} {text}"
+            for column, text in zip(inner, texts(inner, value), strict=True)
+        )
+    if isinstance(value, EnumValue):
+        return str(value)
+    if isinstance(value, tuple):
+        return " ".join(map(_text, value))
+    if isinstance(value, str):
+        return printable(value)
+    return cell(value)
 
 
-def _is_text(value: bytes) -> bool:
-    text = value.rstrip(b"\0")
-    return bool(text) and text.isascii() and text.decode().isprintable()
-
-
-def columns_of(layout: Layout, names: Sequence[str]) -> list[Column]:
-    """The columns of a layout: its fields, or one of the name in ``names`` if it has none."""
-    fields = layout.fields
-    if fields:
-        return [Column(field.name, field.layout) for field in fields]
-    return [Column(names[0], layout)]
+def columns_of(layout: Layout, name: str) -> list[Column]:
+    """The columns of a layout: its fields, or one of this name if it has none."""
+    return [Column(field) for field in layout.fields or (Field(name, 0, 0, layout),)]
 
 
 def texts(columns: Sequence[Column], values: Sequence[Any]) -> list[str]:
     """A row of values as text."""
-    family = 0
-    for column, value in zip(columns, values, strict=True):
-        if column.title in ("family", "version") and type(value) is int:
-            family = {2: 4, 10: 6}.get(value, value)
+    family = family_of([column.field for column in columns], values)
     return [column.text(value, family) for column, value in zip(columns, values, strict=True)]

@@ -161,8 +161,8 @@ def map_table(m: Map, limit: int = SHOWN_ROWS) -> Table:
     """
     if "storage" in m.type or not m.key_size or not m.value_size:
         raise BpfkitError("cannot read it", why=f"a {m.type} has no entries to walk")
-    keys = columns_of(m.key_layout, ("key",))
-    values = columns_of(m.value_layout, ("value",))
+    keys = columns_of(m.key_layout, "key")
+    values = columns_of(m.value_layout, "value")
     rows: list[tuple[Any, ...]] = list(m.rows())
     total = len(rows)
     note = ""

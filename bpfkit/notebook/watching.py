@@ -68,7 +68,7 @@ def _event_table(layout: Any, events: list[Any]) -> Table:
     newest = events[-SHOWN_ROWS:]
     if layout is None or not layout.fields:
         return Table(["event"], [[repr(event)] for event in newest])
-    columns = columns_of(layout, ("event",))
+    columns = columns_of(layout, "event")
     return Table(
         [column.title for column in columns],
         [texts(columns, event) for event in newest],

@@ -9,12 +9,14 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import time
 
 import pytest
 
 import bpfkit
 from bpfkit.core.errors import BpfkitError, InputError
+from bpfkit.notebook.values import columns_of, texts
 
 SOURCE = """
 #include <bpfkit/bpfkit.h>
@@ -38,6 +40,7 @@ struct seen {{
 EVENT_TYPE(events, struct seen);
 BPF_TABLE("array", u32, u64, lost, 1);
 BPF_HASH(other, u32, u32);
+BPF_HASH(kept, u32, struct seen);
 
 SEC("xdp")
 int look(struct xdp_md *ctx)
@@ -146,6 +149,29 @@ def test_what_cannot_be_is_said(name: str, forms: dict[str, str], said: str) -> 
         assert said in str(caught.value)
     del caught
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_maps_table_shows_fields_as_events_do() -> None:
+    """The same struct: as a record, and as the value of a map."""
+    with bpfkit.load(RING) as obj, obj.events("events", timeout=0.01) as events:
+        obj.programs["look"].run(bytes(100))
+        (event,) = events
+        columns = columns_of(obj["kept"].value_layout, "value")
+        as_text = dict(zip(events.fields, texts(columns, event), strict=True))
+        assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}", as_text.pop("ns"))
+        assert as_text == {name: str(value) for name, value in SHOWN.items()}
+
+
+def test_what_no_form_says_is_guessed_by_name() -> None:
+    source = RING.replace("u32 saddr SHOWN_AS(ip)", "u8 saddr[4]").replace(
+        "u8 proto SHOWN_AS(proto)", "u8 proto"
+    )
+    source = source.replace(".saddr = bpf_htonl(0xc0000201)", ".saddr = { 192, 0, 2, 1 }")
+    with bpfkit.load(source) as obj, obj.events("events", timeout=0.01) as events:
+        obj.programs["look"].run(bytes(100))
+        (event,) = events
+        row = events.row(event)
+        assert (row["saddr"], row["proto"]) == (SHOWN["saddr"], SHOWN["proto"])
 
 
 def test_records_without_a_type_are_bytes() -> None:

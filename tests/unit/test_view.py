@@ -6,7 +6,14 @@ from __future__ import annotations
 from html.parser import HTMLParser
 
 from bpfkit.core.errors import VerifierError
-from bpfkit.core.types.layout import bytes_layout, int_layout, struct_layout
+from bpfkit.core.types.layout import (
+    Field,
+    IntLayout,
+    Layout,
+    StructLayout,
+    bytes_layout,
+    int_layout,
+)
 from bpfkit.net.links.device import Device
 from bpfkit.notebook.topology import topology
 from bpfkit.notebook.values import columns_of, texts
@@ -56,22 +63,26 @@ def test_text_from_outside_is_no_markup():
 
 
 def test_fields_are_shown_as_what_they_are():
-    address = int_layout(4, name="__be32")
-    layout = struct_layout(
-        "key",
-        [
-            ("saddr", address),
-            ("label", address),
-            ("mac", bytes_layout(6)),
-            ("src", bytes_layout(16)),
-            ("family", int_layout(1)),
-            ("proto", int_layout(1)),
-            ("count", int_layout(4)),
-        ],
-    )
+    """By what C says of them, else by their types, else by their names."""
+    address = IntLayout("__be32", 4, signed=False, boolean=False, swapped=True)
+    byte = int_layout(1)
+    members: list[tuple[str, Layout, str]] = [
+        ("saddr", address, ""),
+        ("label", address, "number"),
+        ("mac", bytes_layout(6), ""),
+        ("src", bytes_layout(16), ""),
+        ("family", byte, ""),
+        ("proto", byte, ""),
+        ("count", int_layout(4), ""),
+    ]
+    fields, at = [], 0
+    for name, member, form in members:
+        fields.append(Field(name, 8 * at, 0, member, form))
+        at += member.size
+    layout = StructLayout("key", at, fields)
     v6 = bytes.fromhex("20010db8000000000000000000000001")
     row = (0x0A4D0001, 7, bytes(range(6)), v6, 6, 17, 1234567)
-    columns = columns_of(layout, ("key",))
+    columns = columns_of(layout, "key")
     assert texts(columns, row) == [
         "10.77.0.1", "7", "00:01:02:03:04:05", "2001:db8::1", "6", "udp", "1 234 567",
     ]  # fmt: skip

@@ -125,8 +125,8 @@
 #endif
 
 /*
- * How a member of an event's struct is shown to people and in JSON: ip (4 or 16 bytes in network byte
- * order), mac, proto, time (bpf_ktime_get_ns()), hex.
+ * How a member of an event, a key or a value is shown to people and in JSON: ip (4 or 16 bytes in
+ * network byte order), mac, proto, time (bpf_ktime_get_ns()), hex, number (whatever its type and name).
  *
  *	u32 daddr SHOWN_AS(ip);
  */

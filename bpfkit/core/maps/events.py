@@ -7,75 +7,31 @@
         print(event.pid, event.comm)
 
 A record is a value of the struct that ``EVENT_TYPE(map, struct)`` names in C.  Its fields are
-numbers, text and bytes; :meth:`Events.row` shows them as what they are:
-
-==========  ==================================================================================
-``ip``      an address: 4 bytes IPv4, 16 bytes IPv6, in network byte order
-``mac``     6 bytes: ``02:00:00:00:00:01``
-``proto``   an IP protocol by its keyword: ``tcp``
-``time``    nanoseconds of ``bpf_ktime_get_ns()`` as UNIX seconds
-``hex``     ``0x1f``, bytes as hex digits
-==========  ==================================================================================
-
-The form of a field is, first, what the caller says (``forms={"daddr": "ip"}``, or a function of the
-value); then the C source's ``SHOWN_AS(form)`` on the member; then what its type says: ``__be32``,
-``struct in_addr`` and ``struct in6_addr`` are addresses, an array of 6 bytes is a MAC address.
+numbers, text and bytes; :meth:`Events.row` shows them as what they are: as the caller says
+(``forms={"daddr": "ip"}``, or a function of the value), else in the forms that
+:mod:`bpfkit.core.types.forms` finds.
 """
 
 from __future__ import annotations
 
 from bpfkit.core.closing import Held
 from bpfkit.core.errors import InputError
+from bpfkit.core.types.forms import FORMS, family_of, fits, form_of, shown
 from bpfkit.core.types.layout import StructValue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from typing import Any
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import Any, TypeAlias
 
     from bpfkit.core.maps.base import Map
     from bpfkit.core.maps.buffers import PerfBuffer, RingBuffer
-    from bpfkit.core.types.btf import Btf
-    from bpfkit.core.types.layout import Field, Layout
+    from bpfkit.core.types.layout import Field
 
-    Form = Callable[[Any, bytes], Any]
+    #: A form's name, or a function of the value.
+    Form: TypeAlias = str | Callable[[Any], Any]
 
-__all__ = ["FORMS", "Events"]
-
-_ADDRESSES = ("__be32", "struct in_addr", "in_addr", "struct in6_addr", "in6_addr")
-
-
-def _ip(value: Any, raw: bytes) -> str:
-    from _socket import AF_INET, AF_INET6, inet_ntop
-
-    return inet_ntop(AF_INET if len(raw) == 4 else AF_INET6, raw)
-
-
-def _mac(value: Any, raw: bytes) -> str:
-    return raw.hex(":")
-
-
-def _proto(value: Any, raw: bytes) -> Any:
-    from bpfkit.core.entries import find_entry
-
-    name = find_entry("show", "proto")
-    return value if name is None else name(value)
-
-
-def _time(value: Any, raw: bytes) -> float:
-    from time import monotonic_ns, time_ns
-
-    return round((int(value) + time_ns() - monotonic_ns()) / 1e9, 6)
-
-
-def _hex(value: Any, raw: bytes) -> str:
-    return f"{value:#x}" if isinstance(value, int) else raw.hex()
-
-
-#: Form -> function of the field's value and its bytes in memory.
-FORMS: dict[str, Form] = {"hex": _hex, "ip": _ip, "mac": _mac, "proto": _proto, "time": _time}
-#: The sizes in bytes that a form takes; the others take any.
-_SIZES = {"ip": (4, 16), "mac": (6,)}
+__all__ = ["Events"]
 
 
 class Events(Held):
@@ -91,16 +47,15 @@ class Events(Held):
     :raises InputError: the map sends no events, or a form does not fit its field.
     """
 
-    __slots__ = ("_buffer", "_forms", "_layout", "_lost", "fields", "timeout")
+    __slots__ = ("_buffer", "_forms", "_lost", "fields", "timeout")
 
     def __init__(
         self,
         m: Map,
-        btf: Btf | None,
         *,
         timeout: float | None = None,
         lost: Map | None = None,
-        forms: Mapping[str, str | Callable[[Any], Any]] | None = None,
+        forms: Mapping[str, Form] | None = None,
     ) -> None:
         if m.type not in ("ringbuf", "perf_event_array"):
             raise InputError(
@@ -108,14 +63,13 @@ class Events(Held):
                 why=f"it is a {m.type}",
                 hint="ring buffers (ringbuf) and perf buffers (perf_event_array) do",
             )
-        self._layout: Layout | None = m.event_layout()
         self.timeout = timeout
         self._lost = lost
         chosen = dict(forms or {})
-        members = self._layout.fields if self._layout is not None else ()
+        layout = m.event_layout()
+        members = layout.fields if layout is not None else ()
         self.fields = tuple(field.name for field in members)
-        tags = {} if btf is None else btf.record_forms(m.name)
-        self._forms = [_form_of(m.name, f, chosen.pop(f.name, None), tags) for f in members]
+        self._forms = [(f, _form(m.name, f, chosen.pop(f.name, ""))) for f in members]
         if chosen:
             from bpfkit.core.errors import NoSuchNameError, nearest
 
@@ -161,14 +115,7 @@ class Events(Held):
         """A record's fields by name, each in its form: plain data, as JSON has it."""
         if not isinstance(event, StructValue):
             return {"data": bytes(event).hex() if isinstance(event, (bytes, memoryview)) else event}
-        raw = bytes(event)
-        members = self._layout.fields if self._layout is not None else ()
-        return {
-            field.name: _plain(value)
-            if form is None
-            else form(value, raw[field.offset : field.end])
-            for field, form, value in zip(members, self._forms, event, strict=True)
-        }
+        return _row(self._forms, event)
 
     def json_lines(self) -> Iterator[str]:
         """Each event as a line of JSON, without the line's end; after a loss
@@ -208,43 +155,33 @@ class Events(Held):
         return f"<Events of {self._buffer.map.name}: {', '.join(self.fields) or 'bytes'}>"
 
 
-def _form_of(
-    where: str, field: Field, given: str | Callable[[Any], Any] | None, tags: Mapping[str, str]
-) -> Form | None:
-    """How a field is shown; None: as its value is."""
-    if callable(given):
-        show = given
-        return lambda value, raw: show(value)
-    name = given or tags.get(field.name) or _by_type(field)
-    if not name:
-        return None
-    if name not in FORMS:
+def _form(where: str, field: Field, given: Form) -> Form:
+    """The form of a field: the caller's, else its own."""
+    name = given or field.form
+    if not callable(name) and name and not fits(name, field.layout):
         raise InputError(
             f"field '{field.name}' of map '{where}' cannot be shown as {name!r}",
-            why=f"the forms are {', '.join(FORMS)}",
+            why=f"it is a {field.layout.name} of {field.layout.size} bytes"
+            if name in FORMS
+            else f"the forms are {', '.join(FORMS)}",
         )
-    if field.layout.size not in _SIZES.get(name, (field.layout.size,)):
-        raise InputError(
-            f"field '{field.name}' of map '{where}' cannot be shown as {name!r}",
-            why=f"it has {field.layout.size} bytes",
-        )
-    return FORMS[name]
+    return given or form_of(field)
 
 
-def _by_type(field: Field) -> str:
-    if field.bit_size:
-        return ""
-    if field.layout.name in _ADDRESSES:
-        return "ip"
-    if field.layout.size == 6 and field.layout.name in ("u8[6]", "__u8[6]", "unsigned char[6]"):
-        return "mac"
-    return ""
+def _row(forms: Sequence[tuple[Field, Form]], values: Sequence[Any]) -> dict[str, Any]:
+    family = family_of([field for field, _ in forms], values)
+    return {
+        field.name: form(value)
+        if callable(form)
+        else _plain(shown(form, field.layout, value, family))
+        for (field, form), value in zip(forms, values, strict=True)
+    }
 
 
 def _plain(value: Any) -> Any:
     """A value as JSON has it: structs by name, bytes as hex digits."""
     if isinstance(value, StructValue):
-        return {name: _plain(one) for name, one in zip(value._fields, value, strict=True)}
+        return _row([(field, form_of(field)) for field in value._layout.fields], value)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value).hex()
     if isinstance(value, (list, tuple)):

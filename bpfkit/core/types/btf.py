@@ -160,6 +160,7 @@ class Btf:
         "_base",
         "_depth",
         "_first",
+        "_forms",
         "_layouts",
         "_offsets",
         "_spent",
@@ -200,6 +201,7 @@ class Btf:
         self._first = len(base) if base is not None else 1
         self._offsets: Sequence[int] | None = None
         self._layouts: dict[tuple[int, str], Layout] = {}
+        self._forms: dict[tuple[int, int], str] | None = None
         self._depth = 0
         self._spent = 0
 
@@ -530,22 +532,18 @@ class Btf:
         marker = self.find(f"____bpfkit_event_{name}")
         return None if marker is None else self.layout(self.members(marker)[0].type_id)
 
-    def record_forms(self, name: str) -> dict[str, str]:
-        """Member -> form of the records of a map, where the source says ``SHOWN_AS(form)``."""
-        marker = self.find(f"____bpfkit_event_{name}")
-        if marker is None:
-            return {}
-        struct = self.resolve(self.members(marker)[0].type_id)
-        if struct.kind not in (STRUCT, UNION):
-            return {}
-        names = [member.name for member in self.members(struct.id)]
-        found = {}
-        for tag in self.types():
-            if tag.kind == INT and tag.name.startswith(f"{_SHOWN_AS}{struct.id}_"):
-                number, _, form = tag.name.removeprefix(f"{_SHOWN_AS}{struct.id}_").partition("_")
-                if number.isdigit() and int(number) < len(names):
-                    found[names[int(number)]] = form
-        return found
+    def _shown_as(self) -> dict[tuple[int, int], str]:
+        """(struct, number of a member) -> form, where the source says ``SHOWN_AS(form)``."""
+        if self._forms is None:
+            self._forms = {}
+            start, size = self._strings
+            if self.data.find(f"\0{_SHOWN_AS}".encode(), start, start + size) >= 0:
+                for tag in self.types():
+                    if tag.kind == INT and tag.name.startswith(_SHOWN_AS):
+                        numbers = tag.name.removeprefix(_SHOWN_AS).split("_", 2)
+                        if len(numbers) == 3 and (numbers[0] + numbers[1]).isdecimal():
+                            self._forms[int(numbers[0]), int(numbers[1])] = numbers[2]
+        return self._forms
 
     def layout(self, type_id: int, chars: str = "str") -> Layout:
         """The :class:`Layout` of a type.
@@ -629,7 +627,8 @@ class Btf:
         unnamed.append(type_id)
         if depth > _MAX_DEPTH or len(unnamed) > _MAX_UNNAMED:
             raise BtfError("BTF has a struct inside itself")
-        for member in self.members(type_id):
+        forms = self._shown_as()
+        for number, member in enumerate(self.members(type_id)):
             self._spend(64 + len(member.name))
             bit = base + member.bit_offset
             bits = member.bit_size
@@ -644,7 +643,8 @@ class Btf:
                     bit, bits = bit + shift, width
             if bits and inner.kind not in (INT, ENUM, ENUM64):
                 raise BtfError(f"{member.name} is a bit-field of a type that has none")
-            fields.append(Field(member.name, bit, bits, self.layout(member.type_id, chars)))
+            form = forms.get((type_id, number), "")
+            fields.append(Field(member.name, bit, bits, self.layout(member.type_id, chars), form))
 
 
 _vmlinux: Btf | None = None

@@ -84,14 +84,18 @@ class BtfError(ValueError):
 class Field:
     """A field of a struct's :class:`Layout`; offsets from its start."""
 
-    __slots__ = ("bit_offset", "bit_size", "layout", "name")
+    __slots__ = ("bit_offset", "bit_size", "form", "layout", "name")
 
-    def __init__(self, name: str, bit_offset: int, bit_size: int, layout: Layout) -> None:
+    def __init__(
+        self, name: str, bit_offset: int, bit_size: int, layout: Layout, form: str = ""
+    ) -> None:
         self.name = name
         self.bit_offset = bit_offset
         #: 0 unless it is a bit-field
         self.bit_size = bit_size
         self.layout = layout
+        #: How the C source says that it is shown, by ``SHOWN_AS(form)``.
+        self.form = form
 
     @property
     def offset(self) -> int:
