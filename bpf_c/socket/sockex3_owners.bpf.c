@@ -19,11 +19,9 @@
 #include <bpfkit/bpfkit.h>
 #include <uapi/linux/bpf.h>
 #include <linux/sched.h>
-#include <net/inet_sock.h>
+#include <bpfkit/sock.h>
 
-#define FAMILY_IPV4 2 /* AF_INET */
-#define FAMILY_IPV6 10 /* AF_INET6 */
-#define NAME_LEN    16
+#define NAME_LEN 16
 
 struct owner {
 	u32 pid;
@@ -62,13 +60,7 @@ int owners(struct bpf_iter__task_file *ctx)
 	row.netns = sk->skc_net.net->ns.inum;
 	row.proto = sock->sk->sk_protocol;
 	row.dport = sk->skc_dport;
-	if (row.family == FAMILY_IPV4) {
-		bpf_probe_read_kernel(row.saddr, 4, &sk->skc_rcv_saddr);
-		bpf_probe_read_kernel(row.daddr, 4, &sk->skc_daddr);
-	} else {
-		bpf_probe_read_kernel(row.saddr, 16, &sk->skc_v6_rcv_saddr);
-		bpf_probe_read_kernel(row.daddr, 16, &sk->skc_v6_daddr);
-	}
+	sock_addresses(row.saddr, row.daddr, sk, row.family);
 	bpf_probe_read_kernel_str(row.name, sizeof(row.name), task->group_leader->comm);
 	bpf_seq_write(ctx->meta->seq, &row, sizeof(row));
 	return 0;

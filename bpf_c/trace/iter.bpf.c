@@ -21,11 +21,10 @@
 #include <bpfkit/bpfkit.h>
 #include <uapi/linux/bpf.h>
 #include <linux/sched.h>
-#include <net/inet_sock.h>
+#include <bpfkit/sock.h>
 
 #define NAME_LEN           16
 #define MAX_BYTES          64 /* of a map's key and of its value */
-#define FAMILY_IPV4        2 /* AF_INET */
 #define STATE_TIME_WAIT    6 /* TCP_TIME_WAIT */
 #define STATE_NEW_SYN_RECV 12 /* TCP_NEW_SYN_RECV */
 
@@ -108,13 +107,7 @@ int tcp(struct bpf_iter__tcp *ctx)
 				      &((struct inet_request_sock *)sk)->ir_num);
 		row.sport = sport;
 	}
-	if (row.family == FAMILY_IPV4) {
-		bpf_probe_read_kernel(row.saddr, 4, &sk->skc_rcv_saddr);
-		bpf_probe_read_kernel(row.daddr, 4, &sk->skc_daddr);
-	} else {
-		bpf_probe_read_kernel(row.saddr, 16, &sk->skc_v6_rcv_saddr);
-		bpf_probe_read_kernel(row.daddr, 16, &sk->skc_v6_daddr);
-	}
+	sock_addresses(row.saddr, row.daddr, sk, row.family);
 	bpf_probe_read_kernel(&row.cookie, sizeof(row.cookie), &sk->skc_cookie);
 	bpf_seq_write(ctx->meta->seq, &row, sizeof(row));
 	return 0;

@@ -32,10 +32,8 @@
 #include "traced.h"
 #include <uapi/linux/ptrace.h>
 #include <linux/sched.h>
-#include <net/inet_sock.h>
+#include <bpfkit/sock.h>
 
-#define FAMILY_IPV4      2 /* AF_INET */
-#define FAMILY_IPV6      10 /* AF_INET6 */
 #define PROTO_TCP        6
 #define PROTO_MPTCP      262
 #define ERROR_CANCELED   125
@@ -98,13 +96,7 @@ static __always_inline void set_addresses(struct attempt *a, struct sock *sk)
 	bpf_probe_read_kernel(&sport, sizeof(sport), &inet->inet_sport);
 	a->sport = bpf_ntohs(sport);
 	bpf_probe_read_kernel(&a->dport, sizeof(a->dport), &sk->__sk_common.skc_dport);
-	if (a->family == FAMILY_IPV4) {
-		bpf_probe_read_kernel(a->saddr, 4, &sk->__sk_common.skc_rcv_saddr);
-		bpf_probe_read_kernel(a->daddr, 4, &sk->__sk_common.skc_daddr);
-	} else {
-		bpf_probe_read_kernel(a->saddr, 16, &sk->__sk_common.skc_v6_rcv_saddr);
-		bpf_probe_read_kernel(a->daddr, 16, &sk->__sk_common.skc_v6_daddr);
-	}
+	sock_addresses(a->saddr, a->daddr, &sk->__sk_common, a->family);
 }
 
 static __always_inline void report(struct attempt *a)
