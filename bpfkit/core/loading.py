@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bpfkit.core.compile.artifact import ProgDef
     from bpfkit.core.kernel.sections import Section
 
-__all__ = ["has_attach_type", "load_program", "needs_root"]
+__all__ = ["load_program", "needs_root"]
 
 _LOG_SIZES = (1 << 16, 1 << 20, 1 << 24)
 
@@ -115,21 +115,6 @@ def load_program(
     raise _load_error(name, section, len(insns) // 8, first, text, find_line) from None
 
 
-def has_attach_type(number: int) -> bool:
-    """Whether the kernel's own enum names the attach type; True where there is no BTF to tell.
-
-    The kernel may still refuse it.
-    """
-    from bpfkit.core.types.btf import vmlinux
-
-    btf = vmlinux()
-    found = btf.find("bpf_attach_type", "enum") if btf is not None else None
-    if btf is None or found is None:
-        return True
-    names = {value: name for name, value in btf.enumerators(found)}
-    return number in names and not names[number].startswith("__MAX")
-
-
 def _load_error(
     name: str,
     section: Section,
@@ -146,7 +131,9 @@ def _load_error(
         return lack
     if number == errno.EPERM and os.geteuid() != 0:
         return needs_root(what)
-    if not has_attach_type(section.expected_attach_type):
+    from bpfkit.core.types.btf import kernel_names
+
+    if not kernel_names("bpf_attach_type", section.expected_attach_type):
         # What the verifier then says is about another type.
         return UnsupportedError(
             what,

@@ -5,9 +5,19 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
-__all__ = ["Shown"]
+__all__ = ["Shown", "notebook"]
+
+
+def notebook(name: str) -> Callable[..., Any]:
+    """The notebook's function: ``view``, ``watch``, ``watch_events``, ``to_pandas``."""
+    from bpfkit.core.entries import find_entry
+
+    found = find_entry("notebook", name)
+    assert found is not None, name
+    return found
 
 
 class Shown:
@@ -26,15 +36,10 @@ class Shown:
 
     def _view(self) -> Any:
         """The object's :class:`bpfkit.show.view.View`."""
-        from bpfkit.core.entries import find_entry
+        return notebook("view")(self)
 
-        make = find_entry("notebook", "view")
-        return make(self) if make is not None else None
-
-    def _repr_html_(self) -> str | None:
-        view = self._view()
-        return None if view is None else str(view.html())
+    def _repr_html_(self) -> str:
+        return str(self._view().html())
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        view = None if cycle else self._view()
-        printer.text(repr(self) if view is None else view.text())
+        printer.text(repr(self) if cycle else self._view().text())

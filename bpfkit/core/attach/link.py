@@ -321,7 +321,7 @@ _UNSUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOPROTOOPT)
 
 def attach_error(program: Program, target: str, error: OSError) -> BpfkitError:
     """The error to raise when the kernel refused an attachment."""
-    from bpfkit.core.loading import has_attach_type
+    from bpfkit.core.types.btf import kernel_names
 
     number = error.errno or 0
     why, hint = _REASONS.get(number, ("", ""))
@@ -333,7 +333,7 @@ def attach_error(program: Program, target: str, error: OSError) -> BpfkitError:
     what = f"cannot attach '{program.name}' ({program.type_name}"
     if attach:
         what += f", {attach_type_name(attach)}"
-    if kind is UnsupportedError and not has_attach_type(attach):
+    if kind is UnsupportedError and not kernel_names("bpf_attach_type", attach):
         text = f"this kernel does not have the attach type {attach_type_name(attach)}"
         hint = "`python3 -m bpfkit doctor` shows what works here"
     refused = kind(f"{what}) to {target}", why=text, hint=hint)

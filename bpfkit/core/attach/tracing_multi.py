@@ -16,8 +16,7 @@ from struct import pack
 from bpfkit.core.attach.link import Link, create_link
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError
 from bpfkit.core.kernel.constants import attach_type
-from bpfkit.core.loading import has_attach_type
-from bpfkit.core.types.btf import vmlinux
+from bpfkit.core.types.btf import kernel_names, vmlinux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,13 +29,13 @@ __all__ = ["attach", "has_trace_multi"]
 
 def has_trace_multi() -> bool:
     """Whether the kernel's BTF names the attach types (it may still refuse them)."""
-    return vmlinux() is not None and has_attach_type(attach_type("TRACE_FENTRY_MULTI"))
+    return vmlinux() is not None and kernel_names(
+        "bpf_attach_type", attach_type("TRACE_FENTRY_MULTI")
+    )
 
 
 def attach(program: Program, functions: Sequence[str], cookies: Sequence[int] = ()) -> Link:
     """See :meth:`bpfkit.core.program.Program.attach_trace_multi`."""
-    from bpfkit.core.types.btf import vmlinux
-
     target = functions[0] if len(functions) == 1 else f"{len(functions)} functions"
     what = f"cannot attach '{program.name}' to {target}"
     btf = vmlinux()

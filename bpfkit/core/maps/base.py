@@ -39,7 +39,7 @@ from bpfkit.core.kernel import syscall as sc
 from bpfkit.core.kernel.constants import MAP_TYPES, map_type
 from bpfkit.core.maps import kind_modules
 from bpfkit.core.maps.batch import MISSING, NO_OPERATION, NoGc, Walk
-from bpfkit.core.shown import Shown
+from bpfkit.core.shown import Shown, notebook
 from bpfkit.core.types.layout import bytes_layout, int_layout
 
 TYPE_CHECKING = False
@@ -204,8 +204,10 @@ class Map(Walk, Shown):
                 from bpfkit.core.errors import PrivilegeError
 
                 raise PrivilegeError(what, why="CAP_BPF is missing", hint="run as root") from None
+            from bpfkit.core.types.btf import kernel_names
+
             if error.errno in NO_OPERATION or (
-                error.errno == errno.EINVAL and not _type_exists(number)
+                error.errno == errno.EINVAL and not kernel_names("bpf_map_type", number)
             ):
                 raise UnsupportedError(what, why="this kernel has no such map type") from None
             raise MapError(
@@ -597,7 +599,7 @@ class Map(Walk, Shown):
 
         :raises UnsupportedError: pandas is not installed.
         """
-        return _notebook("to_pandas")(self)
+        return notebook("to_pandas")(self)
 
     def watch(self, seconds: float = 10.0, every: float = 1.0) -> list[tuple[float, Any]]:
         """Show the map in a notebook's cell (or as text) for some seconds, updated in place.
@@ -605,7 +607,7 @@ class Map(Walk, Shown):
         :param every: seconds between two frames.
         :returns: (UNIX time, :meth:`rows`) of each frame; an interrupt ends it early.
         """
-        frames: list[tuple[float, Any]] = _notebook("watch")(self, seconds, every)
+        frames: list[tuple[float, Any]] = notebook("watch")(self, seconds, every)
         return frames
 
     # --- writing many entries ---------------------------------------------------------------
@@ -715,27 +717,8 @@ class Map(Walk, Shown):
         raise MapError(f"cannot map '{self.name}'", why=f"a {self.type} has no memory to share")
 
 
-def _notebook(name: str) -> Callable[..., Any]:
-    from bpfkit.core.entries import find_entry
-
-    found = find_entry("notebook", name)
-    assert found is not None, name
-    return found
-
-
 def _type_name(number: int) -> str:
     return MAP_TYPES[number].lower() if 0 < number < len(MAP_TYPES) else f"type {number}"
-
-
-def _type_exists(number: int) -> bool:
-    """Does this kernel know the map type?  EINVAL does not tell; the kernel's own enum does."""
-    from bpfkit.core.types.btf import vmlinux
-
-    btf = vmlinux()
-    found = btf.find("bpf_map_type", "enum") if btf is not None else None
-    if btf is None or found is None:
-        return True
-    return any(value == number for _, value in btf.enumerators(found))
 
 
 def plain_layout(size: int) -> Layout:

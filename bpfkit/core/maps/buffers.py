@@ -27,6 +27,7 @@ from struct import Struct, unpack_from
 from bpfkit.core.closing import Held
 from bpfkit.core.errors import BpfkitError, MapError, PrivilegeError, errno_text
 from bpfkit.core.kernel import syscall as sc
+from bpfkit.core.shown import notebook
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,11 +114,7 @@ class _Stream(Held):
         :param every: seconds between two frames.
         :returns: all events; an interrupt ends it early.
         """
-        from bpfkit.core.entries import find_entry
-
-        show = find_entry("notebook", "watch_events")
-        assert show is not None
-        events: list[Any] = show(self, seconds, every)
+        events: list[Any] = notebook("watch_events")(self, seconds, every)
         return events
 
     def __iter__(self) -> Iterator[Any]:

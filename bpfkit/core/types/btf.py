@@ -659,3 +659,19 @@ def vmlinux() -> Btf | None:
         except OSError:
             return None
     return _vmlinux
+
+
+def kernel_names(enum: str, number: int) -> bool:
+    """Whether the kernel's own enum has a name for a number; True where there is no BTF to tell.
+
+    The kernel may still refuse it: its configuration left it out.
+
+    :param enum: ``bpf_map_type``, ``bpf_attach_type``.
+    """
+    btf = vmlinux()
+    found = btf.find(enum, "enum") if btf is not None else None
+    if btf is None or found is None:
+        return True
+    return any(
+        value == number and not name.startswith("__MAX") for name, value in btf.enumerators(found)
+    )
