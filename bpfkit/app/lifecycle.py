@@ -30,7 +30,14 @@ from bpfkit.app.signals import (
     say,
     tolerate_losses,
 )
-from bpfkit.core.errors import BpfkitError, InputError, PrivilegeError, resource_error
+from bpfkit.core.errors import (
+    BpfkitError,
+    InputError,
+    PrivilegeError,
+    UnsupportedError,
+    VerifierError,
+    resource_error,
+)
 from bpfkit.core.log import set_verbose
 from bpfkit.core.records import reap
 from bpfkit.core.words import count_of
@@ -69,6 +76,13 @@ def main(cls: type[App], argv: Sequence[str] | None = None) -> int:
             if options.log:
                 _follow_programs(app)
             return _run(app, signals)
+        except VerifierError as error:
+            if not error.refused:
+                raise
+            # Newer kernels have what bpfkit's own programs call.
+            raise UnsupportedError(
+                error.what, why=f"this kernel has no {error.refused} for it", log=error.log
+            ) from None
         finally:
             tolerate_losses(None)
             signals.gentle = True  # a first signal does not interrupt the clean-up

@@ -105,7 +105,13 @@ class LoadError(BpfkitError):
 
 
 class VerifierError(LoadError):
-    """The verifier rejected a program; ``log`` is its whole log."""
+    """The verifier rejected a program; ``log`` is its whole log.
+
+    :ivar refused: ``bpf_get_current_comm()`` where it refused the call of that function, which the
+        kernel does not have or does not have for this type; else "".
+    """
+
+    refused = ""
 
 
 class AttachError(BpfkitError):

@@ -165,9 +165,11 @@ def _load_error(
     if found.c_line:
         lines.append(f"  {found.c_location or 'C'}: {found.c_line}")
     lines += [f"  verifier: {line}" for line in found.log_lines]
-    return VerifierError(
+    rejected = VerifierError(
         f"the verifier rejects '{name}' ({kind})",
         why="\n".join(lines),
         hint=found.hint,
         log=log,
     )
+    rejected.refused = found.function
+    return rejected

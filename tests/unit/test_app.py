@@ -66,6 +66,10 @@ class Fake(App):
             raise KeyError("lost")
         if WHAT == "log":
             raise VerifierError("rejected", why="because", log="line 1\\nline 2")
+        if WHAT == "refused":
+            error = VerifierError("rejected", why="because")
+            error.refused = "bpf_new()"
+            raise error
 
     def describe_target(self):
         return "nowhere"
@@ -284,6 +288,12 @@ def test_errors_of_the_family_are_told_without_a_traceback(program: Path) -> Non
         "fake: no such thing here: CONFIG_X is off",
         "switch it on",
     ]
+
+
+def test_a_function_that_the_kernel_does_not_have_is_77_and_named(program: Path) -> None:
+    done = run(program, what="refused")
+    assert done.returncode == 77
+    assert done.stderr.splitlines()[-1] == "fake: rejected: this kernel has no bpf_new() for it"
 
 
 def test_the_full_log_only_with_v(program: Path) -> None:

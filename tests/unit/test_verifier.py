@@ -220,6 +220,21 @@ def test_reference_points_at_where_it_was_taken() -> None:
 
 
 @pytest.mark.parametrize(
+    ("complaint", "function"),
+    [
+        ("unknown func bpf_skb_load_bytes#26", "bpf_skb_load_bytes()"),
+        ("program of this type cannot use helper bpf_get_netns_cookie#1", "bpf_get_netns_cookie()"),
+        ("calling kernel function tcp_slow_start is not allowed", "tcp_slow_start()"),
+        ("invalid func unknown#174", "bpf_get_attach_cookie()"),
+        ("invalid func unknown#4000", "a function"),
+        ("infinite loop detected at insn 3", ""),
+    ],
+)
+def test_the_refused_function_is_named(complaint: str, function: str) -> None:
+    assert explain(f"3: (bf) r1 = r2\n{complaint}\n{TRAILER}").function == function
+
+
+@pytest.mark.parametrize(
     ("complaint", "kind"),
     [
         ("unknown func bpf_skb_load_bytes#26", "helper-type"),  # before 6.9

@@ -7,6 +7,7 @@ To teach bpfkit a complaint, add a row to :data:`CAUSES`.
 from __future__ import annotations
 
 from bpfkit.core.kernel.constants import PROG_TYPES
+from bpfkit.core.kernel.helpers import helper_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -216,8 +217,10 @@ def _helper_type(case: Case) -> tuple[str, str]:
 
 
 def _no_function(case: Case) -> tuple[str, str]:
+    name = helper_name(int(case.match["id"]))
+    known = "" if name == "unknown" else f", {name}(),"
     return (
-        f"helper number {case.match['id']} does not exist on this kernel",
+        f"helper number {case.match['id']}{known} does not exist on this kernel",
         "It is newer than this kernel, or the program was built for another one; "
         "`python3 -m bpfkit doctor` shows what works here.",
     )

@@ -17,6 +17,7 @@ Sources: the messages of ``kernel/bpf/verifier.c``, 5.4 to 6.18, as produced by 
 
 from __future__ import annotations
 
+from bpfkit.core.kernel.helpers import helper_name
 from bpfkit.core.verifier.causes import CAUSES, HINT_COMPLEX, MAX_INSNS, Case, too_complex
 from bpfkit.core.verifier.trace import Trace
 
@@ -40,9 +41,10 @@ class Explanation:
     :ivar insn: the failing instruction as the verifier prints it, "" if the log has none.
     :ivar log_lines: the last relevant lines of the log, shortened.
     :ivar hint: what to do, one line; may be empty.
+    :ivar function: ``bpf_x()`` where a call of that helper or kfunc was refused, else "".
     """
 
-    __slots__ = ("c_line", "c_location", "cause", "hint", "insn", "kind", "log_lines")
+    __slots__ = ("c_line", "c_location", "cause", "function", "hint", "insn", "kind", "log_lines")
 
     def __init__(
         self,
@@ -62,6 +64,7 @@ class Explanation:
         self.c_location = c_location
         self.insn = insn
         self.log_lines = log_lines or []
+        self.function = ""
 
     def __repr__(self) -> str:
         return f"<Explanation {self.kind}: {self.cause}>"
@@ -97,6 +100,8 @@ def explain(
         if made is None:
             continue
         found = Explanation(name, made[0], made[1])
+        if name in ("helper-type", "unknown-function"):
+            found.function = _function(case)
         break
     else:
         found = _unknown(trace, insn_count, number)
@@ -118,6 +123,16 @@ def explain(
     if not found.hint:
         found.hint = trace.suggestion
     return found
+
+
+def _function(case: Case) -> str:
+    """The refused function's name with ``()``; "a function" where the log has only a number."""
+    groups = case.groups()
+    name = groups.get("name") or helper_name(int(groups.get("id") or "-1"))
+    if name == "unknown":
+        return "a function"
+    helper = "kernel function" not in case.match[0] and not name.startswith("bpf_")
+    return f"bpf_{name}()" if helper else f"{name}()"
 
 
 def _unknown(trace: Trace, insn_count: int, number: int) -> Explanation:
