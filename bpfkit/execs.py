@@ -157,11 +157,17 @@ class Execs(TraceApp):
         channel.wait(lambda: of(missing, -2) >= wanted)
         refused = sum("not found" in said for _, said in self.tried)
         failed = of(missing, -2)
-        yield failed == refused == wanted, f"{ABSENT}: ENOENT {failed} times, sh says {refused}"
+        yield (
+            failed == refused == wanted,
+            f"{ABSENT}: ENOENT {count_of(failed, 'time')}, sh says {refused}",
+        )
         if not self.options.failed:
             for word, _ in self.tried[:1]:
                 ran = of(["/usr/bin/env", word, "/bin/true"], 0)
-                yield ran == wanted, f"env with all {len(word)} bytes of its argument: {ran}"
+                yield (
+                    ran == wanted,
+                    f"env with all {len(word)} bytes of its argument: {ran}",
+                )
             ran = of(["/bin/true"], 0)
             yield ran == wanted, f"env ran true {count_of(ran, 'time')} of {wanted}"
         yield channel.lost == 0, f"{count_of(channel.lost, 'event')} lost"

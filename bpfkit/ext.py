@@ -148,12 +148,21 @@ class Ext(XdpApp):
         lost, answered = (sum(getattr(r, n) for r in self.during) for n in ("sent", "received"))
         yield lost > 0 == answered, f"replaced: {answered} of {count_of(lost, 'ping')} answered"
         dropped = rows["replacement", "drop"]
-        yield dropped == lost, f"replaced: {dropped} packets dropped, {lost} pings were sent"
+        yield (
+            dropped == lost,
+            f"replaced: {count_of(dropped, 'packet')} dropped, {count_of(lost, 'ping')} were sent",
+        )
         passed = rows["replacement", "pass"]
         wanted = sum(report.packets for report in self.udp)
-        yield passed == wanted > 0, f"replaced: {passed} packets passed, UDP had {wanted}"
+        yield (
+            passed == wanted > 0,
+            f"replaced: {count_of(passed, 'packet')} passed, UDP had {wanted}",
+        )
         passed = rows["original", "pass"]
-        yield passed == 2 * sent, f"original: {passed} packets passed, pings had {2 * sent}"
+        yield (
+            passed == 2 * sent,
+            f"original: {count_of(passed, 'packet')} passed, pings had {2 * sent}",
+        )
 
         reports: list[UdpReport] = []
         traffic = Thread(target=lambda: reports.append(udp(HOST, count=500, rate=500.0)))

@@ -119,7 +119,8 @@ class Fanout(TapApp):
                 ends = sorted([(src, sport or 0), (dst, dport or 0)])
                 where.setdefault((*ends, proto), set()).add(number)
         split = sum(len(sockets) > 1 for sockets in where.values())
-        yield not split, f"{len(where)} flows, both ways together: {split} of them on two sockets"
+        flows = count_of(len(where), "flow")
+        yield not split, f"{flows}, both ways together: {split} of them on two sockets"
         used = sum(bool(row["flows"]) for row in rows)
         yield used > 1 or len(rows) == 1, f"{used} of {count_of(len(rows), 'socket')} got flows"
 

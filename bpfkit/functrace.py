@@ -193,7 +193,11 @@ class FuncTrace(TraceApp):
 
     def notes(self, rows: list[Row]) -> list[str]:
         lost = self._lost()
-        return [f"{lost} calls not measured: a map was full, or a hook was busy"] if lost else []
+        return (
+            [f"{count_of(lost, 'call')} not measured: a map was full, or a hook was busy"]
+            if lost
+            else []
+        )
 
     def _lost(self) -> int:
         return int(self.object["lost"][0]) + self.missed()
@@ -209,7 +213,10 @@ class FuncTrace(TraceApp):
             wanted = sum(int(words[index]) for words in self.said)
             calls, still = rows[function]["calls"], rows[function]["open"]
             good = calls == wanted > 0 and not still
-            yield good, f"{function}: {calls} calls, {still} open; the child made {wanted}"
+            yield (
+                good,
+                f"{function}: {count_of(calls, 'call')}, {still} open; the child made {wanted}",
+            )
         mean = sum(float(words[3]) for words in self.said) / len(self.said) * 1e6
         took = rows[DEMO[0]]["mean_us"]
         good = took is not None and 0 < took < mean

@@ -187,11 +187,15 @@ class Netfilter(NamespaceApp):
         for family in FAMILIES:
             sent = sum(report.sent for report in self.made if report.family == family)
             row = seen[family, "prerouting"]
-            text = f"IPv{family}: {sent} sent, the prerouting hook saw {row['packets']} packets"
+            seen_there = count_of(row["packets"], "packet")
+            text = f"IPv{family}: {sent} sent, the prerouting hook saw {seen_there}"
             yield row["packets"] >= sent, text
         yield from self.verify_order()
         links = self.links()
-        yield links == 2 * len(HOOKS), f"the kernel lists {links} links of netfilter's kind"
+        yield (
+            links == 2 * len(HOOKS),
+            f"the kernel lists {count_of(links, 'link')} of netfilter's kind",
+        )
 
     def verify_order(self) -> Iterable[Verdict]:
         """The counters of the nftables chains before and after the program."""

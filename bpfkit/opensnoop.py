@@ -119,7 +119,10 @@ class OpenSnoop(TraceApp):
             yield opened == wanted, f"cat opened {PRESENT} {count_of(opened, 'time')} of {wanted}"
         refused = sum("No such file" in said for said in self.tried)
         missing = of(ABSENT).count(enoent)
-        yield missing == refused == wanted, f"{ABSENT}: ENOENT {missing} times, cat says {refused}"
+        yield (
+            missing == refused == wanted,
+            f"{ABSENT}: ENOENT {count_of(missing, 'time')}, cat says {refused}",
+        )
         yield channel.lost == 0, f"{count_of(channel.lost, 'event')} lost"
 
 

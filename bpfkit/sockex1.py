@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from bpfkit.app.lifecycle import main
-from bpfkit.app.tap import ProtocolApp
-from bpfkit.core.words import count_of
+from bpfkit.app.tap import ProtocolApp, sums_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ class Sockex1(ProtocolApp):
         other = self.object["nonip"].sum(0)
         if not other.packets:
             return []
-        return [f"not IP: {count_of(other.packets, 'packet')}, {count_of(other.bytes, 'byte')}"]
+        return [f"not IP: {sums_text(other.packets, other.bytes)}"]
 
 
 if __name__ == "__main__":

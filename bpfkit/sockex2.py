@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from bpfkit.app.lifecycle import main
-from bpfkit.app.tap import TapApp, amount
-from bpfkit.core.words import count_of
+from bpfkit.app.tap import TapApp, amount, sums_text
 from bpfkit.show.address import address_text
 
 TYPE_CHECKING = False
@@ -41,7 +40,7 @@ class Sockex2(TapApp):
     def notes(self, rows: list[Row]) -> list[str]:
         totals = self.object["totals"].sum(0)
         return [
-            f"{what}: {count_of(part.packets, 'packet')}, {count_of(part.bytes, 'byte')}"
+            f"{what}: {sums_text(part.packets, part.bytes)}"
             for what, part in (("not IP", totals.nonip), ("no room left", totals.unattributed))
             if part.packets
         ]

@@ -105,11 +105,10 @@ class SysCounts(TraceApp):
 
     def notes(self, rows: list[Row]) -> list[str]:
         lost = sum(self.object["lost"].values()) + self.missed()
-        return (
-            [f"{lost} calls not counted: a map was full, or the program was running already"]
-            if lost
-            else []
-        )
+        if not lost:
+            return []
+        why = "a map was full, or the program was running already"
+        return [f"{count_of(lost, 'call')} not counted: {why}"]
 
     def conclusion(self, rows: list[Row]) -> str:
         calls = sum(row["calls"] for row in rows)
@@ -132,7 +131,10 @@ class SysCounts(TraceApp):
             calls = rows.get(name, 0)
             # dd and the loader read and write a little more than the blocks.
             good = copied <= calls <= copied + 60 * len(self.copied)
-            yield good and copied > 0, f"dd copied {copied} blocks, {calls} calls of {name}"
+            yield (
+                good and copied > 0,
+                f"dd copied {copied} blocks, {count_of(calls, 'call')} of {name}",
+            )
         lost = sum(self.object["lost"].values()) + self.missed()
         yield lost == 0, f"{count_of(lost, 'call')} not counted"
 

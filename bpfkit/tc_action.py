@@ -96,7 +96,10 @@ class TcAction(NamespaceApp):
             text = f"IPv{report.family} {report.what}: {report.received} of {report.sent} arrived"
             yield report.received == wanted, text
         matched, dropped = (row["packets"] for row in self.rows())
-        yield matched == made, f"{made} datagrams sent, the filters gave the program {matched}"
+        yield (
+            matched == made,
+            f"{count_of(made, 'datagram')} sent, the filters gave the program {matched}",
+        )
         yield dropped == made // 2, f"the program dropped {dropped}"
 
 

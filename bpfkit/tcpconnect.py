@@ -187,7 +187,10 @@ class TcpConnect(TraceApp):
                 text = "refused" if refused else "established"
                 yield found == len(wanted) > 0, f"{host}: {found} of {len(wanted)} {text}"
         total = len(seen)
-        yield total == len(self.made), f"{total} events for {len(self.made)} connects"
+        yield (
+            total == len(self.made),
+            f"{count_of(total, 'event')} for {count_of(len(self.made), 'connect')}",
+        )
         yield channel.lost == 0, f"{count_of(channel.lost, 'event')} lost"
 
 

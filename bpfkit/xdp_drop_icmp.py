@@ -109,7 +109,10 @@ class XdpDropIcmp(XdpApp):
         for proto, request in (("icmp", 8), ("ipv6-icmp", 128)):
             pings = [r for r in self.lost if isinstance(r, PingReport) and r.proto == proto]
             sent, received = sum(r.sent for r in pings), sum(r.received for r in pings)
-            yield sent > 0 == received, f"{proto}: {sent} pings sent, {received} answered"
+            yield (
+                sent > 0 == received,
+                f"{proto}: {count_of(sent, 'ping')} sent, {received} answered",
+            )
             dropped = counted.get((proto, request), 0)
             yield dropped == sent, f"{proto}: {dropped} echo requests counted"
         for report in self.made:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 
 from bpfkit.app.signals import output
+from bpfkit.core.words import count_of, thousands
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,8 +86,12 @@ class Verdicts:
     def note_sums(self) -> None:
         """Say how many packets there were of each verdict."""
         if not self._app.options.json:
-            sums = ", ".join(f"{action} {count}" for action, count in sorted(self._sums.items()))
-            self._app.note(f"{self._app.packets_run} packets: {sums}" if sums else "no packets")
+            sums = ", ".join(
+                f"{action} {thousands(count)}" for action, count in sorted(self._sums.items())
+            )
+            self._app.note(
+                f"{count_of(self._app.packets_run, 'packet')}: {sums}" if sums else "no packets"
+            )
 
 
 class Progress:
@@ -101,7 +106,7 @@ class Progress:
         """Another packet was run."""
         count = self._app.packets_run
         if self._on and count and not count & 0xFFF:
-            sys.stderr.write(f"\r{self._app.name}: {count:,} packets".replace(",", " "))
+            sys.stderr.write(f"\r{self._app.name}: {count_of(count, 'packet')}")
             sys.stderr.flush()
             self._is_shown = True
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bpfkit.net.traffic.report import Report
     from bpfkit.show.rows import Row, Verdict
 
-__all__ = ["ProtocolApp", "TapApp", "amount", "read_error"]
+__all__ = ["ProtocolApp", "TapApp", "amount", "read_error", "sums_text"]
 
 #: LOAD_CONST direction: which packets the programs count.
 INCOMING, OUTGOING = 1, 2
@@ -191,7 +191,7 @@ class TapApp(App):
             for field in self.counters
         }
         size = human(sums["bytes"], "B") if "bytes" in sums else ""
-        packets = count_of(sums["packets"], "packet") if "packets" in sums else ""
+        packets = count_of(sums["packets"], "packet", form=human) if "packets" in sums else ""
         seen = ", ".join(filter(None, (packets, size)))
         return f"seen: {seen}; lo has each packet going out and coming in, counted once"
 
@@ -276,6 +276,13 @@ class TapApp(App):
 def amount(packets: int, size: int) -> str:
     """``3 packets 294 bytes``."""
     return f"{count_of(packets, 'packet')} {count_of(size, 'byte')}"
+
+
+def sums_text(packets: int, size: int) -> str:
+    """``1 packet, 98 B``, ``12.3 k packets, 1.50 MB``: in the units of a live view's table."""
+    from bpfkit.show.text import human
+
+    return f"{count_of(packets, 'packet', form=human)}, {human(size, 'B')}"
 
 
 def read_error(socket: PacketSocket) -> None:

@@ -304,13 +304,10 @@ class CgroupSockAddr(CgroupApp):
 
     def event_line(self, event: Event) -> str:
         """``12:00:00.123 connect tcp 192.0.2.1:80 -> 127.0.0.1:8080 by curl (17)``."""
-        from time import localtime, strftime
-
-        from bpfkit.show.text import cell
+        from bpfkit.show.text import cell, time_of_day
 
         fields = event.fields
-        ms = int(event.time * 1000)
-        when = f"{strftime('%H:%M:%S', localtime(ms // 1000))}.{ms % 1000:03}"
+        when = time_of_day(event.time)
         target = fields["errno"] if event.kind == "denied" else fields["to"]
         return (
             f"{when} {fields['what']} {fields['proto']} {cell(fields['from'])} -> {cell(target)} "

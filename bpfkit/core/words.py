@@ -3,16 +3,28 @@
 
 from __future__ import annotations
 
-__all__ = ["count_of"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["count_of", "thousands"]
 
 
-def count_of(number: int, noun: str, plural: str = "") -> str:
-    """``1 packet``, ``2 packets``, ``1 prefix``, ``0 prefixes``.
+def thousands(number: int) -> str:
+    """``12 345``: blanks between thousands."""
+    return f"{number:,}".replace(",", " ")
+
+
+def count_of(
+    number: int, noun: str, plural: str = "", *, form: Callable[[int], str] = thousands
+) -> str:
+    """``1 packet``, ``2 packets``, ``12 345 packets``, ``1 prefix``, ``0 prefixes``.
 
     :param plural: the noun's plural, where it is not the noun and an s (es behind ``s, x, ch``).
+    :param form: the number's text; :func:`bpfkit.show.text.human` under a table of such figures.
     """
     if number == 1:
-        return f"{number} {noun}"
+        return f"1 {noun}"
     if not plural:
         plural = noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
-    return f"{number} {plural}"
+    return f"{form(number)} {plural}"

@@ -180,7 +180,8 @@ class Iter(App):
         missing = stable - seen
         return (
             len(seen) > 1 and not missing,
-            f"task: {len(seen)} processes, {len(missing)} of /proc's {len(stable)} missing",
+            f"task: {count_of(len(seen), 'process')}, "
+            f"{len(missing)} of /proc's {len(stable)} missing",
         )
 
     def _verify_tcp(self) -> Verdict:
@@ -196,7 +197,10 @@ class Iter(App):
         with self.objects["link"].programs["link"].attach_iter() as link:
             number = link.id
             ids = {row["id"] for row in self.tables.links()}
-        return number in ids, f"link: {len(ids)} links, with {number}, which is one of ours"
+        return (
+            number in ids,
+            f"link: {count_of(len(ids), 'link')}, with {number}, which is one of ours",
+        )
 
     def _verify_elements(self) -> Verdict:
         values = {row["key"]: row["value"] for row in self.tables.elements(self.example.id)}
@@ -204,7 +208,10 @@ class Iter(App):
             key.to_bytes(4, "little").hex(): (key * 100).to_bytes(8, "little").hex()
             for key in range(3)
         }
-        return values == wanted, f"map: {len(values)} elements of 3, keys and values equal"
+        return (
+            values == wanted,
+            f"map: {len(values)} elements of 3, keys and values equal",
+        )
 
 
 class _Child:

@@ -313,7 +313,8 @@ class Profile(TraceApp):
         slack = max(3 * len(self.burned), wanted // 50)
         self.channel.wait(lambda: sum(self.stacks.values()) >= wanted - slack, 1.0)
         taken = sum(self.stacks.values())
-        text = f"{sum(self.burned):.2f} s of CPU time at {self.options.hz} Hz: {taken} samples"
+        burned = f"{sum(self.burned):.2f} s of CPU time at {self.options.hz} Hz"
+        text = f"{burned}: {count_of(taken, 'sample')}"
         # A virtual machine whose CPU is taken away counts that as CPU time and misses the ticks.
         yield wanted // 2 <= taken <= wanted + slack + wanted // 10, text
         inside = sum(n for s, n in self.stacks.items() if "vfs_read_[k]" in s)

@@ -9,7 +9,7 @@ from bpfkit.app.place import add_netns
 from bpfkit.app.signals import output, say
 from bpfkit.core.errors import UsageError
 from bpfkit.core.log import set_verbose
-from bpfkit.core.words import count_of
+from bpfkit.core.words import count_of, thousands
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def rule_notes(rows: Iterable[Row]) -> list[str]:
 
     notes = []
     for row in rows:
-        kinds = [f"{row[name]} {name.upper()}" for name in ERRORS if row[name]]
+        kinds = [f"{thousands(row[name])} {name.upper()}" for name in ERRORS if row[name]]
         if kinds:
             notes.append(f"{row['rule']}: {', '.join(kinds)}")
         if not row["listening"]:

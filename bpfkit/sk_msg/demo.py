@@ -178,8 +178,8 @@ class Scene:
         wanted = 0 if self.redirected else self.bytes
         yield (
             self.payload == wanted and syns == 2,
-            f"{self.where}: {len(self.packets)} packets on lo, {syns} of the handshake, "
-            f"{count_of(self.payload, 'byte')} of payload",
+            f"{self.where}: {count_of(len(self.packets), 'packet')} on lo, "
+            f"{syns} of the handshake, {count_of(self.payload, 'byte')} of payload",
         )
         yield self.tcp_bytes == wanted, f"{self.where}: TCP_INFO: TCP sent {self.tcp_bytes} bytes"
 

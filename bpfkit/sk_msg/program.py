@@ -11,7 +11,7 @@ from __future__ import annotations
 from bpfkit.app.cgroup import CgroupApp
 from bpfkit.app.lifecycle import main
 from bpfkit.core.errors import UnsupportedError, UsageError
-from bpfkit.core.words import count_of
+from bpfkit.core.words import count_of, thousands
 from bpfkit.sk_msg.options import ALL_PORTS, EPILOG, add_options
 
 TYPE_CHECKING = False
@@ -190,7 +190,7 @@ class SkMsg(CgroupApp):
             count = summary[f"plain_{name}"]
             if count:
                 what = "refused" if name == "ktls" else "not redirected"
-                texts.append(f"{what}, {count}: {meaning}")
+                texts.append(f"{what}, {thousands(count)}: {meaning}")
         return texts
 
     # ---------------------------------------------------------------- demo, end
@@ -232,8 +232,8 @@ class SkMsg(CgroupApp):
             why = f"their data was not read in {options.drain:g} s"
         if left:
             self.note(
-                f"{left} sockets stay in the map until they are closed, as {why}; nothing is lost, "
-                "new data goes by TCP"
+                f"{count_of(left, 'socket')} left in the map until they are closed, as {why}; "
+                "nothing is lost, new data goes by TCP"
             )
 
 

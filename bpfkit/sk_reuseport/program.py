@@ -248,7 +248,7 @@ class SkReuseport(SocketsApp):
         if not self._restarted and not self.options.check:
             self.note(
                 f"three workers share port {PORT}; each round one is replaced while "
-                f"{self.options.connections} connections wait to be accepted"
+                f"{count_of(self.options.connections, 'connection')} wait to be accepted"
             )
         self.pool.connect(30)
         for number in WORKERS:
@@ -259,7 +259,7 @@ class SkReuseport(SocketsApp):
         self._restarted += 1
         if not self.options.check:
             self.note(
-                f"worker {number} replaced: {restart.opened} connections waited, "
+                f"worker {number} replaced: {count_of(restart.opened, 'connection')} waited, "
                 f"{restart.answered} were answered, {restart.lost} lost"
             )
 
@@ -319,7 +319,8 @@ class SkReuseport(SocketsApp):
         yield from self._verify_content()
         opened = sum(restart.opened for restart in self.restarts)
         lost = sum(restart.lost for restart in self.restarts)
-        text = f"{len(self.restarts)} restarts: {opened} connections waited, {lost} lost"
+        restarts, waited = count_of(len(self.restarts), "restart"), count_of(opened, "connection")
+        text = f"{restarts}: {waited} waited, {lost} lost"
         yield (lost == 0 and opened > 0) == (self.options.how == "migrate"), text
         if self.options.how == "migrate":
             yield from self._verify_control()
@@ -357,4 +358,4 @@ class SkReuseport(SocketsApp):
             self.options.how = how
         lost = sum(restart.lost for restart in seen)
         opened = sum(restart.opened for restart in seen)
-        yield lost > 0, f"without migration: {opened} connections waited, {lost} lost"
+        yield lost > 0, f"without migration: {count_of(opened, 'connection')} waited, {lost} lost"

@@ -269,7 +269,8 @@ class _Trial:
             pair.backend.close()
             down = reader.result()
         good = up == down == (len(data), sum_, "EOF")
-        text = f"half-close: {up[0]} bytes, then {up[2]}; back {down[0]} bytes, then {down[2]}"
+        sent, back = count_of(up[0], "byte"), count_of(down[0], "byte")
+        text = f"half-close: {sent}, then {up[2]}; back {back}, then {down[2]}"
         self.say(good, f"{text}; SHA-256 {'equal' if up[1] == down[1] == sum_ else 'differ'}")
 
     def slow_reader(self) -> None:

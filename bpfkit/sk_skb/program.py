@@ -16,7 +16,6 @@ from __future__ import annotations
 from bpfkit.app.options import positive, seconds
 from bpfkit.app.sockets import SocketsApp
 from bpfkit.core.errors import InputError, UnsupportedError, UsageError
-from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -247,21 +246,25 @@ class SkSkb(SocketsApp):
             yield Event(event.kind, event.time, event.fields)
 
     def event_line(self, event: Event) -> str:
-        from time import localtime, strftime
+        from bpfkit.show.text import human, time_of_day
 
         row = event.fields
-        when = f"{strftime('%H:%M:%S', localtime(event.time))}.{int(event.time * 1000) % 1000:03}"
+        when = time_of_day(event.time)
         client = _end(row["src"], row["sport"])
         if event.kind == "forwarded":
             to = {"up": "backend", "down": "client"}[row["to"]]
-            text = f"the proxy forwards {row['bytes']} bytes to the {to}: {row['text']!r}"
+            text = f"the proxy forwards {human(row['bytes'], 'B')} to the {to}: {row['text']!r}"
         elif event.kind == "answer":
             text = f"{client} reads {row['text']!r}"
         elif event.kind == "spliced":
             text = f"{client} is in the map: the kernel forwards, the proxy is out of it"
         elif event.kind in ("closed", "reset", "drained"):
-            sums = f"{count_of(row['to_backend'], 'byte')} to the backend, {row['to_client']} back"
-            text = f"{client} {event.kind}: {sums}, {row['by_kernel']} by the kernel"
+            up, down, kernel = (
+                human(row[field], "B") for field in ("to_backend", "to_client", "by_kernel")
+            )
+            text = (
+                f"{client} {event.kind}: {up} to the backend, {down} back, {kernel} by the kernel"
+            )
         else:
             text = f"{client} {event.kind}"
         return f"{when} {text}" + (f" ({row['why']})" if "why" in row else "")
@@ -277,9 +280,9 @@ class SkSkb(SocketsApp):
 
     def conclusion(self, rows: list[Row]) -> str:
         by_kernel = sum(row["by_kernel"] for row in rows if "by_kernel" in row)
-        return (
-            f"seen: {count_of(by_kernel, 'byte')} forwarded by the kernel: the proxy took no part"
-        )
+        from bpfkit.show.text import human
+
+        return f"seen: {human(by_kernel, 'B')} forwarded by the kernel: the proxy took no part"
 
     def verify(self) -> Iterable[Verdict]:
         return self.scene.verdicts

@@ -8,8 +8,9 @@ from time import monotonic
 
 from bpfkit.app.options import port, positive, seconds
 from bpfkit.app.place import add_interface
-from bpfkit.app.tap import TapApp, amount, read_error
+from bpfkit.app.tap import TapApp, amount, read_error, sums_text
 from bpfkit.core.errors import UsageError
+from bpfkit.core.words import count_of
 from bpfkit.net.packets.flows import ENTRY, SOURCE, fill_jump, read_flows
 
 __all__ = ["Sockex3"]
@@ -435,11 +436,10 @@ class Sockex3(TapApp):
         now = rate_text(total["bytes_per_s"], self.options.bits)
 
         def amount(prefix: str) -> str:
-            size, packets = total[f"{prefix}bytes"], total[f"{prefix}packets"]
-            return f"{human(size, 'B')}, {human(packets)} packets"
+            return sums_text(total[f"{prefix}packets"], total[f"{prefix}bytes"])
 
         found = [
-            f"total {amount('')}, {human(total['flows'])} flows; now {now}, "
+            f"total {amount('')}, {count_of(total['flows'], 'flow', form=human)}; now {now}, "
             f"{human(total['packets_per_s'])} packets/s"
         ]
         parts = [
@@ -459,12 +459,15 @@ class Sockex3(TapApp):
 
     def _plain_notes(self, total: Row) -> list[str]:
         """The sums in plain digits."""
-        text = f"total {total['bytes']} bytes {total['packets']} packets in {total['flows']} flows"
+
+        def amount(prefix: str) -> str:
+            size, packets = total[f"{prefix}bytes"], total[f"{prefix}packets"]
+            return f"{size} bytes {count_of(packets, 'packet', form=str)}"
+
+        text = f"total {amount('')} in {count_of(total['flows'], 'flow', form=str)}"
         for part, word in self._parts():
             if total[f"{part}_packets"]:
-                text += (
-                    f", {word}: {total[f'{part}_bytes']} bytes {total[f'{part}_packets']} packets"
-                )
+                text += f", {word}: {amount(f'{part}_')}"
         if self._idle:
             text += f", {self._idle} idle rows not shown"
         return [text]
@@ -484,6 +487,6 @@ class Sockex3(TapApp):
             ports = "" if sport is None else f" port {sport} to port {dport}"
             text = f"{host}{ports} {proto}: {amount(*made)} made, {amount(*found)} counted"
             yield made == found, text
-        yield not counted, f"{len(counted)} flows counted that nobody made"
+        yield not counted, f"{count_of(len(counted), 'flow')} counted that nobody made"
         seen = self.object["totals"].sum(0).seen
         yield self.compare_total(seen.packets, seen.bytes)

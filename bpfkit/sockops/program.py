@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from bpfkit.app.cgroup import CgroupApp
 from bpfkit.core.errors import InputError, UnsupportedError, UsageError
-from bpfkit.core.words import count_of
+from bpfkit.core.words import count_of, thousands
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -217,8 +217,9 @@ class Sockops(CgroupApp):
         return cells(row)
 
     def notes(self, rows: list[Row]) -> list[str]:
-        opened, closed = self.opened(), self.closed()
-        return [f"{count_of(opened, 'connection')} since the start, {opened - closed} of them open"]
+        opened = self.opened()
+        still = thousands(opened - self.closed())
+        return [f"{count_of(opened, 'connection')} since the start, {still} of them open"]
 
     def opened(self) -> int:
         """Connections that were begun or accepted since the start."""
@@ -284,13 +285,15 @@ class Sockops(CgroupApp):
             pass
         closes = int(self.object["count"].sum(_LOST_CLOSES))
         if closes:
-            self.note(f"{closes} of the lost events are close events")
+            self.note(f"{thousands(closes)} of the lost events are close events")
         if self.command is not None and left > 0:
             which = count_of(left, "connection")
             self.note(f"{which} of {self.command.argv[0]} did not close: no close event")
 
     def conclusion(self, rows: list[Row]) -> str:
-        causes = [f"{n} {name.replace('_', '-')}" for name, n in self._causes.items() if n]
+        causes = [
+            f"{thousands(n)} {name.replace('_', '-')}" for name, n in self._causes.items() if n
+        ]
         return (
             f"seen: {count_of(self.closed(), 'connection')} ended; segments sent again: "
             f"{', '.join(causes) or 'none'}"

@@ -227,11 +227,9 @@ def process(row: Row) -> str:
 
 def event_line(event: Event) -> str:
     """An event as plain text."""
-    from time import localtime, strftime
+    from bpfkit.show.text import time_of_day
 
-    ms = int(event.time * 1000)
-    when = f"{strftime('%H:%M:%S', localtime(ms // 1000))}.{ms % 1000:03}"
-    words = [when, event.kind.replace("_", " "), connection(event.fields)]
+    words = [time_of_day(event.time), event.kind.replace("_", " "), connection(event.fields)]
     words += filter(None, _words(event.kind, event.fields))
     words.append(process(event.fields))
     return " ".join(filter(None, words))

@@ -359,8 +359,8 @@ class TcpCc(CgroupApp):
     def conclusion(self, rows: list[Row]) -> str:
         falls = sum(row["reductions"] for row in rows)
         return (
-            f"seen: {falls} times a loss made the window smaller; between them it grew by a "
-            "segment a round trip"
+            f"seen: {count_of(falls, 'time')} a loss made the window smaller; between them it grew "
+            "by a segment a round trip"
         )
 
     def verify(self) -> Iterable[Verdict]:

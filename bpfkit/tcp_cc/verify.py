@@ -49,7 +49,8 @@ def verify(app: TcpCc) -> Iterable[Verdict]:
         # An ACK of the handshake or of the end may be among those dropped; TCP may also send
         # again what was only late.
         again = transfer.retransmitted
-        text = f"{label}: the router dropped {drops} packets, TCP_INFO has {again} sent again"
+        dropped = count_of(drops, "packet")
+        text = f"{label}: the router dropped {dropped}, TCP_INFO has {again} sent again"
         yield 0 < drops <= again + 1, text
     for other in app.others:
         free = other.algorithm != name and other.port not in by_port

@@ -404,11 +404,17 @@ class Uprobe(TraceApp):
         half = rows["usleep"]["p50_us"]
         yield half >= 1000 * 7 / 8, f"half of the sleeps took {half} us or less"
         errors = rows["getsid"]["errors"]
-        yield errors == failed, f"getsid: {errors} errors; it failed {failed} times"
+        yield (
+            errors == failed,
+            f"getsid: {count_of(errors, 'error')}; it failed {count_of(failed, 'time')}",
+        )
         left = rows["_exit"]
         processes = 2 * len(said)  # the child, and the child of it whose status it got
         good = (left["calls"], left["open"]) == (processes, processes)
         good = good and all(words[5] == "True" for words in said)
-        yield good, f"_exit: {left['calls']} calls of {processes} processes, none returned"
+        yield (
+            good,
+            f"_exit: {count_of(left['calls'], 'call')} of {processes} processes, none returned",
+        )
         lost = self._lost()
         yield lost == 0, f"{count_of(lost, 'call')} not measured"

@@ -428,11 +428,13 @@ class Usdt(TraceApp):
         seen = [event.fields for event in channel.waiting]
         for probe in DEMO[:2]:
             good = rows[probe] == total > 0
-            yield good, f"{probe}: {rows[probe]} hits; gc counts {total} collections"
+            text = f"{probe}: {count_of(rows[probe], 'hit')}; gc counts {total}"
+            yield good, text
         for generation, wanted in enumerate(generations):
             args = [f["args"] for f in seen if f["probe"] == DEMO[0]]
             found = args.count([generation])
-            yield found == wanted, f"gc__start({generation}): {found} events; gc counts {wanted}"
+            text = f"gc__start({generation}): {count_of(found, 'event')}; gc counts {wanted}"
+            yield found == wanted, text
         names = [f["args"][0] for f in seen if f["probe"] == DEMO[2]]
         for name in MODULES:
             found = names.count(name)

@@ -186,7 +186,10 @@ class XdpAfxdp(XdpApp):
             with_arp.get(DEMO[0]) == here,
             f"ARP: the client has {DEMO[0]} at {with_arp.get(DEMO[0])}",
         )
-        yield self.answered["nd"] > 0, f"ND: {self.answered['nd']} solicitations answered"
+        yield (
+            self.answered["nd"] > 0,
+            f"ND: {count_of(self.answered['nd'], 'solicitation')} answered",
+        )
         for host in ("10.77.0.2", "fd77::2"):
             yield (
                 ping(host, ns=client).received == 1,

@@ -122,7 +122,10 @@ class CpumapDemo:
         for report in self.made:
             if isinstance(report, TcpReport):
                 fine = report.bytes_down == 3000
-                yield fine, f"TCP over IPv{report.family}: {report.bytes_down} bytes back"
+                yield (
+                    fine,
+                    f"TCP over IPv{report.family}: {count_of(report.bytes_down, 'byte')} back",
+                )
             elif isinstance(report, PingReport):
                 yield report.received == 1, f"IPv{report.family}: ping answered"
         yield from self.sent

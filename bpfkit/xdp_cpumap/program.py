@@ -168,10 +168,12 @@ class XdpCpumap(XdpApp):
         rows, total = self._settled()
         for cpu, count in self.traffic.counts(self.cpus).items():
             least, ran = count * DATAGRAMS, rows[cpu]["packets"]
-            yield ran >= least, f"CPU {cpu}: its program saw {ran} frames, its sockets {least}"
-        text = (
-            f"{total['queued']} frames queued, {total['packets']} taken out, {total['lost']} lost"
-        )
+            yield (
+                ran >= least,
+                f"CPU {cpu}: its program saw {count_of(ran, 'frame')}, its sockets {least}",
+            )
+        queued = count_of(total["queued"], "frame")
+        text = f"{queued} queued, {total['packets']} taken out, {total['lost']} lost"
         yield total["queued"] == total["packets"] + total["lost"] > 0, text
         self.detach()
         yield from self.traffic.answers()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 
 from bpfkit.core.errors import BpfkitError
+from bpfkit.core.words import count_of
 from bpfkit.net.links.lab import Lab, pair_lab
 from bpfkit.net.packets.capture import Capture
 from bpfkit.net.packets.frames import ethernet, ip_packet, send_frames, tag, udp_packet
@@ -156,7 +157,8 @@ class FirewallDemo:
             dropped = sum(packets for packets, _ in totals[5:10])
             lost = totals[-1][0]
             channel.wait(lambda: drops.seen + lost >= dropped)
-            text = f"{dropped} packets dropped: {drops.seen} events, {lost} lost"
+            packets, events = count_of(dropped, "packet"), count_of(drops.seen, "event")
+            text = f"{packets} dropped: {events}, {lost} lost"
             yield drops.seen + lost == dropped, text
         client = self.lab["client"]
         for command, rule, wanted in (

@@ -22,7 +22,7 @@ from bpfkit.app.lifecycle import main as run
 from bpfkit.app.options import positive
 from bpfkit.app.xdp import XdpApp
 from bpfkit.core.errors import UsageError
-from bpfkit.core.words import count_of
+from bpfkit.core.words import count_of, thousands
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class XdpFirewall(XdpApp):
     def notes(self, rows: list[Row]) -> list[str]:
         return [
             f"{count_of(row['prefixes'], 'prefix')}, {count_of(row['events'], 'event')}, "
-            f"{row['lost_events']} more lost"
+            f"{thousands(row['lost_events'])} more lost"
             for row in rows
             if "summary" in row
         ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 
 from bpfkit.core.errors import BpfkitError
+from bpfkit.core.words import count_of
 from bpfkit.net.packets.capture import Capture
 from bpfkit.net.packets.frames import syn_packet
 from bpfkit.xdp_lb.balancer import flow_hash
@@ -120,7 +121,8 @@ class BalancerDemo(BackendLab):
                     f"the table has for them ({words})",
                 )
             lost = self.lost[state]
-            text = f"{self.others} open connections to others continued, {lost} requests lost"
+            lost_text = count_of(lost, "request")
+            text = f"{self.others} open connections to others continued, {lost_text} lost"
             yield lost == 0 < self.others, f"{state}: {text}"
         who = Counter(who for _, who, _ in self.answers["all three"])
         share = len(self.answers["all three"]) / len(NAMES)
@@ -131,7 +133,10 @@ class BalancerDemo(BackendLab):
         )
         slots = sorted(Counter(balancer.table).values())
         even = len(slots) == len(NAMES) and slots[-1] - slots[0] <= 1
-        yield even, f"{len(balancer.table)} slots: {slots[0]} to {slots[-1]} for each backend"
+        yield (
+            even,
+            f"{len(balancer.table)} slots: {slots[0]} to {slots[-1]} for each backend",
+        )
         yield from self._direct_return()
         yield from self._path_mtu(too_big)
         yield from self._tags(balancer)
@@ -154,7 +159,8 @@ class BalancerDemo(BackendLab):
                 answered = sum(who != "" for v, _, _, who in asked if v == vip)
                 yield (
                     answered == 5 <= there and here == 0,
-                    f"{vip}: {there} packets of replies left the backends, {here} passed lb",
+                    f"{vip}: {count_of(there, 'packet')} of replies left the backends, "
+                    f"{here} passed lb",
                 )
         finally:
             for capture in captures.values():
@@ -170,7 +176,7 @@ class BalancerDemo(BackendLab):
             finally:
                 talk.close()
             count = too_big() - before
-            text = f"{vip}: 100 kB arrived ({count} packets were answered with 'too big')"
+            text = f"{vip}: 100 kB arrived ({count_of(count, 'packet')} answered with 'too big')"
             yield who != "" and (count > 0) == self.tunnel, text
 
     def _tags(self, balancer: Balancer) -> Iterator[Verdict]:

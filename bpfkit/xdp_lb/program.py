@@ -15,7 +15,7 @@ from bpfkit.app.options import port, positive
 from bpfkit.app.signals import output
 from bpfkit.app.xdp import XdpApp
 from bpfkit.core.errors import UsageError
-from bpfkit.core.words import count_of
+from bpfkit.core.words import count_of, thousands
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -248,7 +248,11 @@ class XdpLb(XdpApp):
     def notes(self, rows: list[Row]) -> list[str]:
         """The summary in a line; in the demo, the requests lost on connections that stay open."""
         sums = next((row for row in rows if "summary" in row), {})
-        words = [f"{word.replace('_', ' ')} {sums[word]}" for word in RESULTS if sums.get(word)]
+        words = [
+            f"{word.replace('_', ' ')} {thousands(sums[word])}"
+            for word in RESULTS
+            if sums.get(word)
+        ]
         notes = ["packets: " + (", ".join(words) or "none")] if sums else []
         if self.place.has_lab and self.traffic.lost:
             others, lost = self.traffic.others, max(self.traffic.lost.values())

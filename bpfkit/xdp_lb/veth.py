@@ -11,6 +11,7 @@ Source: veth_xdp_xmit() and veth_xdp_flush_bq() in drivers/net/veth.c (kernel 5.
 from __future__ import annotations
 
 from bpfkit.core.errors import BpfkitError
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,6 +59,6 @@ class VethCheck:
             self._started = None
             name = self._interface.name
             self._note(
-                f"{failed} packets sent, none arrived: the peer of veth {name} has no XDP program; "
-                "use --mode generic, or attach a program there that returns XDP_PASS"
+                f"{count_of(failed, 'packet')} sent, none arrived: the peer of veth {name} has no "
+                "XDP program; use --mode generic, or attach a program there that returns XDP_PASS"
             )

@@ -186,7 +186,10 @@ class RedirectDemo:
         for who, report in self.made:
             text = f"IPv{report.family} {who}"
             if isinstance(report, TcpReport):
-                yield report.bytes_down == 20000, f"{text}: TCP, {report.bytes_down} bytes back"
+                yield (
+                    report.bytes_down == 20000,
+                    f"{text}: TCP, {count_of(report.bytes_down, 'byte')} back",
+                )
             elif isinstance(report, (PingReport, UdpReport)):
                 fine = report.received == report.sent > 0
                 yield fine, f"{text}: {report.received} of {report.sent} {report.proto}"
@@ -221,7 +224,9 @@ class RedirectDemo:
         # Some kernels count a packet as forwarded before they find that it is too long.
         waited = known.get(("in", "BPF_FIB_LKUP_RET_NO_NEIGH"), 0)
         too_long = known.get(("in", "BPF_FIB_LKUP_RET_FRAG_NEEDED"), 0)
-        text = f"the kernel forwarded {in_kernel} packets: {waited} had no neighbour yet"
+        text = (
+            f"the kernel forwarded {count_of(in_kernel, 'packet')}: {waited} had no neighbour yet"
+        )
         yield in_kernel <= waited + too_long, f"{text}, {too_long} were too long"
         for name in ("SUCCESS", "FRAG_NEEDED"):
             seen = known.get(("in", f"BPF_FIB_LKUP_RET_{name}"), 0)

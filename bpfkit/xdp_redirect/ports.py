@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 
 from bpfkit.core.errors import InputError, UnsupportedError, UsageError, errno_text
-from bpfkit.core.words import count_of
+from bpfkit.core.words import count_of, thousands
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ class Losses:
             way = "from" if came_in else "to"
             whose = "the port they go to: " if came_in else ""
             name = self._ports.names[index]
-            self._note(f"frames {way} {name} are lost ({frames}): {whose}{why}")
+            self._note(f"frames {way} {name} are lost ({thousands(frames)}): {whose}{why}")
         self._flooded = self._count_flooded()
 
 

@@ -202,7 +202,7 @@ def test_sockex3_plain_lines(ns: NetNS) -> None:
     rates = re.fullmatch(rf"{start}(\d+) (\d+\.\d) udp", flow)
     assert rates, flow
     assert int(rates[1]) > 0
-    assert total == "total 994 bytes 7 packets in 1 flows"
+    assert total == "total 994 bytes 7 packets in 1 flow"
 
 
 @pytest.mark.parametrize(

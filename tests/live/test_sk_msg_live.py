@@ -609,7 +609,7 @@ def test_unread_bytes_survive_the_end_of_the_program(place: Place) -> None:
         with client, server:
             client.sendall(b"redirected;")
             status, _, said = program.end(signal.SIGTERM)
-            assert (status, "2 sockets stay in the map" in said) == (0, True), said
+            assert (status, "2 sockets left in the map" in said) == (0, True), said
             client.sendall(b"by TCP;")
             time.sleep(0.05)
             client.sendall(b"by TCP, too")
@@ -624,7 +624,7 @@ def test_a_drained_socket_is_an_ordinary_one(place: Place) -> None:
             client.sendall(b"hello")
             assert server.recv(100) == b"hello"
             status, _, said = program.end(signal.SIGINT)
-            assert (status, "stay in the map" in said) == (0, False), said
+            assert (status, "left in the map" in said) == (0, False), said
             client.sendall(b"x" * 777)
             time.sleep(0.05)
             assert unread(server) == 777
@@ -644,7 +644,7 @@ def test_bytes_under_way_are_not_lost_at_the_end(place: Place, option: str) -> N
         with client, server:
             client.sendall(b"x" * 600)
             status, _, said = program.end(signal.SIGTERM)
-            assert (status, "2 sockets stay in the map" in said) == (0, True), said
+            assert (status, "2 sockets left in the map" in said) == (0, True), said
             client.sendall(b"y" * 400)
             client.sendall(b"z" * 1000)
             client.shutdown(socket.SHUT_WR)

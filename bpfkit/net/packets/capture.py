@@ -190,7 +190,9 @@ class Capture(Closing):
         return len(self.packets)
 
     def __repr__(self) -> str:
-        return f"<Capture {len(self._taken)} packets>"
+        from bpfkit.core.words import count_of
+
+        return f"<Capture {count_of(len(self._taken), 'packet')}>"
 
 
 def _linktype(packet: Packet) -> int:

@@ -150,9 +150,12 @@ class TcpReport(Report):
         return self.packets * link + sum(sum(c.header_and_payload) for c in self.connections)
 
     def __repr__(self) -> str:
+        from bpfkit.core.words import count_of
+
+        connections = count_of(len(self.connections), "connection")
         return (
-            f"<tcp IPv{self.family}: {len(self.connections)} connections, {self.requests} requests,"
-            f" {self.bytes_up} bytes up, {self.bytes_down} down>"
+            f"<tcp IPv{self.family}: {connections}, {count_of(self.requests, 'request')}, "
+            f"{count_of(self.bytes_up, 'byte')} up, {self.bytes_down} down>"
         )
 
 
