@@ -229,7 +229,7 @@ static __always_inline u32 action_of(const struct remote *to)
 /* Room for an event in the ring buffer, NULL if this second had its share or the buffer is full. */
 static __always_inline struct refusal *event_room(void)
 {
-	u64 second = bpf_ktime_get_coarse_ns() / NSEC_PER_SEC;
+	u64 second = bpf_ktime_get_ns() / NSEC_PER_SEC;
 	struct refusal *r = NULL;
 	struct pace *p;
 	u32 zero = 0;

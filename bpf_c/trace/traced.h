@@ -10,14 +10,17 @@
 
 LOAD_CONST(0, only_pid, 0); /* process id in the initial PID namespace; 0: all */
 LOAD_CONST(1, only_cgroup, 0); /* cgroup id; 0: all */
-LOAD_CONST(2, cgroup_level, 0); /* its depth below the root of the hierarchy */
+LOAD_CONST(2, cgroup_level, 0); /* its depth below the root; 0: without the cgroups below it */
 
 static __always_inline bool is_traced(void)
 {
 	if (only_pid() && bpf_get_current_pid_tgid() >> 32 != only_pid())
 		return false;
-	return !only_cgroup() ||
-	       bpf_get_current_ancestor_cgroup_id(cgroup_level()) == only_cgroup();
+	if (!only_cgroup())
+		return true;
+	if (!cgroup_level()) /* for kernels whose tracing programs may not ask for ancestors: 5.10 */
+		return bpf_get_current_cgroup_id() == only_cgroup();
+	return bpf_get_current_ancestor_cgroup_id(cgroup_level()) == only_cgroup();
 }
 
 #endif /* __BPFKIT_TRACED_H */

@@ -22,7 +22,7 @@ import os
 
 from bpfkit.app.base import App
 from bpfkit.app.command import set_interval
-from bpfkit.core.errors import InputError, UnsupportedError, UsageError
+from bpfkit.core.errors import InputError, UnsupportedError, UsageError, VerifierError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -143,7 +143,12 @@ class TraceApp(App):
         return bool(self.options.json)
 
     def load_traced(self, **consts: int) -> Object:
-        """The program's object, which is also ``self.object``; traces whom the options name."""
+        """The program's object, which is also ``self.object``; traces whom the options name.
+
+        Where the kernel does not tell a tracing program a cgroup's ancestors (5.10), processes in
+        cgroups below the traced one are left out, which is said; a program that protects needs
+        them.
+        """
         whom = {"only_pid": self.options.pid or 0}
         if self.group is not None:
             from bpfkit.core.cgroups import cgroup_root
@@ -151,7 +156,13 @@ class TraceApp(App):
             below = self.group.path.removeprefix(cgroup_root()).strip("/")
             whom["only_cgroup"] = self.group.id
             whom["cgroup_level"] = below.count("/") + 1
-        self.object = self.load(**whom, **consts)
+        try:
+            self.object = self.load(**whom, **consts)
+        except VerifierError as error:
+            if self.protects or error.refused != "bpf_get_current_ancestor_cgroup_id()":
+                raise
+            self.note(f"this kernel has no {error.refused} here: cgroups below are not traced")
+            self.object = self.load(**{**whom, "cgroup_level": 0}, **consts)
         return self.object
 
     def run_traced(self, argv: Sequence[str], **options: Any) -> CompletedProcess[str]:

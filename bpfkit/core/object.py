@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from bpfkit.core.maps.base import Map
     from bpfkit.core.maps.events import Events
     from bpfkit.core.types.btf import Btf
-__all__ = ["Object", "compiled", "frozen_map", "load", "raise_memlock"]
+__all__ = ["Object", "compiled", "frozen_map", "load"]
 
 _RDONLY_PROG = 1 << 7  # BPF_F_RDONLY_PROG
 
@@ -482,27 +482,7 @@ def _create_map(definition: MapDef, btf_fd: int, inner_fd: int) -> int:
                 raise
             return create(False)
     except OSError as error:
-        if error.errno == errno.EPERM and raise_memlock():
-            try:
-                return create(typed)
-            except OSError as again:
-                error = again
         raise _map_error(definition, error) from None
-
-
-def raise_memlock() -> bool:
-    """Before 5.11 maps count against RLIMIT_MEMLOCK; True if raising it was possible."""
-    import resource
-
-    try:
-        if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
-            return False
-        resource.setrlimit(
-            resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-        )
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _map_error(definition: MapDef, error: OSError) -> BpfkitError:

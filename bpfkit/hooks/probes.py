@@ -70,10 +70,11 @@ _SECOND = {4: "10.77.2.3", 6: "fd77:2::3"}
 
 _NETFILTER = ("prerouting", "input", "forward", "output", "postrouting")
 _TCX = ("tcx_ingress", "tcx_egress")
+_SK_LOOKUP = ("sk_lookup",)
 _LWT = ("lwt_in", "lwt_out", "lwt_xmit")
 _OTHERS = (
     *("xdp_native", "xdp_generic", "tap", "tc_ingress", "tc_egress", "push_tag", *_LWT),
-    *("cgroup_ingress", "cgroup_egress", "socket_filter", "sk_lookup"),
+    *("cgroup_ingress", "cgroup_egress", "socket_filter"),
 )
 _NF_HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}
 _UNDECIDED_S = 2.0  # without a sighting and without an end of the journey
@@ -145,6 +146,11 @@ class PacketPath(Closing):
         else:
             consts |= _offsets(btf)
             groups.append(_NETFILTER)
+        if btf is not None and not _has_member(btf, "bpf_sk_lookup", "ingress_ifindex"):
+            why = "the kernel's struct bpf_sk_lookup has no ingress_ifindex (Linux 5.17)"
+            self.missing.update(dict.fromkeys(_SK_LOOKUP, why))
+        else:
+            groups.append(_SK_LOOKUP)
         for group in groups:
             try:
                 loaded = load(
@@ -180,7 +186,8 @@ class PacketPath(Closing):
         for hook, number in _NF_HOOKS.items():
             for family in (2, 10) if hook in probes else ():
                 keep(ns.run(probes[hook].attach_netfilter, family, number, 0))
-        keep(probes["sk_lookup"].attach_netns(ns.fd))
+        if "sk_lookup" in probes:
+            keep(probes["sk_lookup"].attach_netns(ns.fd))
         if place == PLACES[0]:  # once for all namespaces: the sockets belong to one cgroup
             cgroup = own_cgroup()
             keep(probes["cgroup_ingress"].attach_cgroup(cgroup))
@@ -421,6 +428,14 @@ def _is_ours(frame: bytes, dst: bytes, proto: int, port: int) -> bool:
     if proto in (1, 58):
         return head[0] in (8, 128) and head[4:6] == pack("!H", port)
     return head[2:4] == pack("!H", port) and (proto == 17 or head[13] & 0x12 == 2)
+
+
+def _has_member(btf: Btf, struct: str, member: str) -> bool:
+    try:
+        btf.offset(struct, member)
+    except KeyError:
+        return False
+    return True
 
 
 def _offsets(btf: Btf) -> dict[str, int]:

@@ -66,9 +66,6 @@ class Maps(App):
         self.enter_namespace(self.place.new_namespace("maps"))
 
     def setup(self) -> None:
-        from bpfkit.core.object import raise_memlock
-
-        raise_memlock()  # before 5.11 maps count against it
         self.results: list[Result] = []
         self.tour = self.keep(Tour(cache=not self.options.no_cache))
         if self.options.json or self.options.check:

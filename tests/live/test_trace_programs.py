@@ -11,11 +11,15 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running import ROOT, Row, command, run
 
+from bpfkit.app.lifecycle import main
 from bpfkit.core.cgroups import Cgroup
+from bpfkit.core.errors import VerifierError
+from bpfkit.opensnoop import OpenSnoop
 
 STRACE = shutil.which("strace")
 needs_strace = pytest.mark.skipif(STRACE is None, reason="strace is not installed")
@@ -381,3 +385,28 @@ def test_a_check_is_about_its_own_settings(words: tuple[str, ...]) -> None:
     done = run(*words)
     assert done.returncode == 2 and "do not go together" in done.stderr
     assert len(done.stderr.splitlines()) <= 2
+
+
+def test_where_the_kernel_tells_no_ancestors_the_cgroup_itself_is_traced(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As on 5.10; the processes of other cgroups stay out."""
+    load = OpenSnoop.load
+
+    def refuse(self: OpenSnoop, **consts: int) -> Any:
+        if consts.get("cgroup_level"):
+            error = VerifierError("rejected")
+            error.refused = "bpf_get_current_ancestor_cgroup_id()"
+            raise error
+        return load(self, **consts)
+
+    monkeypatch.setattr(OpenSnoop, "load", refuse)
+    with open("/proc/self/comm") as file:
+        mine = file.read().strip()
+    assert main(OpenSnoop, ["--json", "--", "cat", "/etc/hostname"]) == 0
+    said = capfd.readouterr()
+    assert "cgroups below are not traced" in said.err
+    lines = [line for line in said.out.splitlines() if line.startswith("{")]
+    rows = [row for row in map(json.loads, lines) if row.get("event")]
+    assert ("cat", "/etc/hostname") in {(row["comm"], row["path"]) for row in rows}
+    assert {row["comm"] for row in rows} <= {"cat", mine}  # the command's, before its exec

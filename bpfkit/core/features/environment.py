@@ -110,7 +110,7 @@ def _env_memlock() -> Feature:
         )
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, hard))
     try:
-        os.close(syscall.map_create(map_type("ARRAY"), 4, 4, 1))
+        os.close(syscall.map_create(map_type("ARRAY"), 4, 4, 1, keep_limit=True))
     except OSError:
         limit = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft} bytes"
         state = WORKS if soft == resource.RLIM_INFINITY or soft >= 1 << 26 else NOT_SUPPORTED

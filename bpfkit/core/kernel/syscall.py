@@ -121,6 +121,34 @@ def bpf(cmd: int, attr: Any) -> int:
         raise OSError(number, os.strerror(number))
 
 
+def raise_memlock() -> bool:
+    """Lift RLIMIT_MEMLOCK, against which maps and programs count before 5.11.
+
+    Returns False if there was no limit, or it cannot be lifted.
+    """
+    import resource
+
+    try:
+        if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
+            return False
+        resource.setrlimit(
+            resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        )
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _bpf_charged(cmd: int, attr: bytes) -> int:
+    """:func:`bpf` for what takes kernel memory: EPERM may be the limit, so once more without it."""
+    try:
+        return bpf(cmd, attr)
+    except OSError as error:
+        if error.errno != 1 or not raise_memlock():
+            raise
+    return bpf(cmd, attr)
+
+
 # --- maps -----------------------------------------------------------------------------------
 
 
@@ -138,9 +166,13 @@ def map_create(
     btf_vmlinux_value_type_id: int = 0,
     inner_map_fd: int = 0,
     map_extra: int = 0,
+    keep_limit: bool = False,
 ) -> int:
-    """BPF_MAP_CREATE; returns the map's fd.  ``name`` is cut to the kernel's 15 bytes."""
-    return bpf(
+    """BPF_MAP_CREATE; returns the map's fd.  ``name`` is cut to the kernel's 15 bytes.
+
+    ``keep_limit`` leaves RLIMIT_MEMLOCK as it is.
+    """
+    return (bpf if keep_limit else _bpf_charged)(
         MAP_CREATE,
         _MAP_CREATE.pack(
             map_type,
@@ -410,7 +442,7 @@ def prog_load(
     )
     if fds is not None:
         attr += Struct("<4xQ").pack(addressof(fds))
-    return bpf(PROG_LOAD, attr)
+    return _bpf_charged(PROG_LOAD, attr)
 
 
 _TEST_RUN = Struct("<IIIIQQIIIIQQIII4x")
