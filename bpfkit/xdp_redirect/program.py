@@ -13,7 +13,7 @@ forward by itself reach each other.
 from __future__ import annotations
 
 from bpfkit.app.xdp import XdpApp
-from bpfkit.core.errors import BpfkitError, UsageError, errno_text
+from bpfkit.core.errors import BpfkitError, UnsupportedError, UsageError, errno_text
 from bpfkit.core.words import count_of
 from bpfkit.xdp_redirect.ports import SKIPPED, Losses, Ports, check_ports, tracepoint_consts
 
@@ -41,6 +41,8 @@ _FIB = (
     "NO_SRC_ADDR"
 ).split()
 _FLOODED = 17
+_BROADCAST = 1 << 3  # BPF_F_BROADCAST
+_XDP_REDIRECT = 4
 _LO = 1  # ifindex of lo, in every namespace
 #: enum result -> what became of the frame, and why.
 _RESULTS = {number: ("XDP_PASS", f"BPF_FIB_LKUP_RET_{name}") for number, name in enumerate(_FIB)}
@@ -61,6 +63,32 @@ _RESULTS |= {
 }
 _LOST = {0: "no room", SKIPPED: "left out of broadcasts"}
 _DEMO_VLANS = {"switch": ["p3=untagged,20"]}
+
+
+def check_broadcast() -> None:
+    """Try whether bpf_redirect_map() can send a frame to all ports (5.13).
+
+    :raises UnsupportedError: it cannot: such frames would be dropped (XDP_ABORTED).
+    """
+    from bpfkit.core.kernel.asm import assemble, call, exit_, ld_map_fd, mov, r1, r2, r3
+    from bpfkit.core.maps import Map
+    from bpfkit.core.program import Program
+
+    with Map.create("DEVMAP_HASH", 4, 4, 1) as ports:
+        insns = assemble(
+            ld_map_fd(r1, ports.fd),
+            mov(r2, 0),
+            mov(r3, _BROADCAST),
+            call("redirect_map"),
+            exit_(),
+        )
+        with Program.from_insns("XDP", insns, name="broadcast") as program:
+            if program.run(bytes(64)).retval != _XDP_REDIRECT:
+                raise UnsupportedError(
+                    "frames cannot be sent to all ports",
+                    why="this kernel's bpf_redirect_map() has no BPF_F_BROADCAST (Linux 5.13)",
+                    hint="--how router and --how patch do without",
+                )
 
 
 class XdpRedirect(XdpApp):
@@ -176,6 +204,8 @@ class XdpRedirect(XdpApp):
         from bpfkit import load
         from bpfkit.xdp_redirect.vlans import vlan_bits
 
+        if self.options.how in ("switch", "hub"):
+            check_broadcast()
         cache = not self.options.no_cache
         self.egress = self.keep(load("xdp/xdp_redirect_egress.bpf.c", cache=cache))
         behind = self.egress.programs["xdp_redirect_egress"]
