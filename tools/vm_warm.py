@@ -36,7 +36,7 @@ SHIM = TOP / "tools/vm_guest/uname.c"
 _CLONE_NEWNS = 0x20000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 #: A program whose compile depends on more than its text: (end of its path, flags it may get).
-VARIANTS = {"sockops.bpf.c": ("-DHAS_MPTCP",)}
+VARIANTS = {"sockops.bpf.c": ("-DHAS_MPTCP",), "iter.bpf.c": ("-DNO_LINK_ITER",)}
 
 
 def elf_sections(data: bytes) -> dict[str, bytes]:

@@ -130,6 +130,7 @@ int map(struct bpf_iter__bpf_map_elem *ctx)
 	return 0;
 }
 
+#ifndef NO_LINK_ITER /* before 5.19 */
 SEC("iter/bpf_link")
 int link(struct bpf_iter__bpf_link *ctx)
 {
@@ -149,3 +150,4 @@ int link(struct bpf_iter__bpf_link *ctx)
 	bpf_seq_write(ctx->meta->seq, &row, sizeof(row));
 	return 0;
 }
+#endif

@@ -72,6 +72,12 @@ class Iter(App):
         return super().wants_demo() and self.options.table is None
 
     def setup(self) -> None:
+        from bpfkit.core.types.btf import vmlinux
+
+        btf = vmlinux()
+        self._flags: list[str] = []
+        if btf is not None and btf.find("bpf_iter__bpf_link", "struct") is None:
+            self._flags = ["-DNO_LINK_ITER"]
         self.objects: dict[str, Object] = {}
         self._only = ""
         asked = self.options.table
@@ -88,6 +94,10 @@ class Iter(App):
         """
         self._only = kind
         try:
+            if kind == "link" and self._flags:
+                raise UnsupportedError(
+                    "cannot list BPF links", why="this kernel has no iterator bpf_link (5.19)"
+                )
             self.objects[kind] = self.load()
         except UnsupportedError as error:
             if self.options.table is not None or (kind == KINDS[-1] and not self.objects):
@@ -95,7 +105,7 @@ class Iter(App):
             self.note(f"no table {kind}: {error}")
 
     def load_options(self) -> dict[str, Any]:
-        return {"programs": [self._only]}
+        return {"programs": [self._only], "cflags": self._flags}
 
     def _make_example(self) -> None:
         """A map with three elements, and a namespace with a listening socket."""
