@@ -153,6 +153,17 @@ def markdown(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[Cel
     return lines
 
 
+def overview_rows(
+    title: str, columns: Sequence[str], rows: Mapping[str, Sequence[Cell]]
+) -> list[str]:
+    """The same table without reasons."""
+    lines = [f"| {title} | " + " | ".join(columns) + " |", "|---|" + ":-:|" * len(columns)]
+    for name, cells in rows.items():
+        marks = " | ".join(_ICON[cell.state] for cell in cells)
+        lines.append(f"| `{name}` | {marks} |")
+    return lines
+
+
 def text_table(columns: Sequence[str], rows: Mapping[str, Sequence[Cell]]) -> list[str]:
     """The same for a terminal."""
     width = max([len(name) for name in rows], default=0)

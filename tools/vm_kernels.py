@@ -330,8 +330,8 @@ def main() -> int:
     if wrong:
         parser.error(f"{wrong[0]} is no version such as 6.12")
     status = 0
-    full, backports = Archive(), Archive(UNPACKED / "apt-newest", BACKPORTS)
     try:
+        full, backports = Archive(), Archive(UNPACKED / "apt-newest", BACKPORTS)
         for wanted in options.versions or VERSIONS:
             archive = backports if wanted == "newest" else full
             try:

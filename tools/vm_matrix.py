@@ -4,10 +4,12 @@
 
     tools/vm_matrix.py [OPTION ...] [VERSION ...]     5.10 6.1 6.12 … by default: all eleven
 
-Each kernel is one VM in which all programs run, two VMs side by side.  Results are printed as they
-come; .vm/matrix.json has them all, .vm/logs what each program said, and --page writes
-tools/matrix.md.  A kernel that dies is booted again for what is left.  --what-is-missing-here asks
-this machine first, and runs only the programs that its kernel answers 77 to.
+Each kernel is one VM in which all programs run, two VMs side by side; on the small kernel (make
+vm-kernel), where there is one, only those that no stock kernel can run.  Results are printed as
+they come; .vm/matrix.json has them all, .vm/logs what each program said, and --page writes
+tools/matrix.md, README's table and what `bpfkit info` says of kernels.  A kernel that dies is
+booted again for what is left.  --what-is-missing-here asks this machine first, and runs only the
+programs that its kernel answers 77 to.
 
 exit status: 0 every cell is green or names what the kernel lacks; 1 a cell failed, or no kernel
 could be run; 77 there can be no VM here
@@ -39,6 +41,7 @@ from vm_cells import (
     Cell,
     map_cells,
     markdown,
+    overview_rows,
     parse_config,
     program_cell,
     reason,
@@ -55,6 +58,10 @@ CELLS = "tools/vm_guest/cells.py"
 #: What of the checkout a guest runs.
 PARTS = ("bpfkit", "bpf_c", "tools")
 PAGE = TOP / "tools/matrix.md"
+README, BEGIN, END = TOP / "README.md", "<!-- matrix -->\n", "<!-- end of matrix -->\n"
+FOUND = TOP / "bpfkit/commands/matrix.json"
+#: The kernel that make vm-kernel builds, and the program type that only it can have.
+SMALL, SMALL_TYPE = "small", "LIRC_MODE2"
 PYTHON = "/usr/bin/python3"
 #: Seconds that a guest may say nothing beyond a program's own limit before it is given up.
 SILENCE_S = 120.0
@@ -134,6 +141,8 @@ class Matrix:
         entry = self.kernels[version]
         entry |= {"release": kernel.release, "boots": 0, "seconds": 0, "programs": {}, "maps": {}}
         left = [name for name in self.programs if self._wanted(name)]
+        if version == SMALL:
+            left = [name for name in left if SMALL_TYPE in self.programs[name]]
         while left:
             before = len(left)
             entry["boots"] += 1
@@ -309,6 +318,10 @@ class Matrix:
                 self.say(f"{version:>5}  not run: {why}")
                 continue
             jobs.put((version, folder))
+        small = UNPACKED / SMALL
+        if small.exists() and len(versions) == len(VERSIONS):
+            self.kernels[SMALL] = {}
+            jobs.put((SMALL, small))
         for _ in threads:
             jobs.put(("", Path()))
         for thread in threads:
@@ -354,8 +367,8 @@ def tables(data: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]]]:
 def page(data: Mapping[str, Any]) -> str:
     """tools/matrix.md."""
     kernels = data["kernels"]
-    ran = {version: entry for version, entry in kernels.items() if entry.get("programs")}
-    shown = {**data, "kernels": ran}
+    shown = with_programs(data)
+    ran = shown["kernels"]
     lines = [
         "# What works on which kernel",
         "",
@@ -375,6 +388,59 @@ def page(data: Mapping[str, Any]) -> str:
     for title, rows in tables(shown).items():
         lines += ["", f"## By {title}", "", *markdown(title, list(ran), rows)]
     return "\n".join(lines) + "\n"
+
+
+def with_programs(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The matrix without the kernels that could not be run."""
+    kernels = {
+        version: entry for version, entry in data["kernels"].items() if entry.get("programs")
+    }
+    return {**data, "kernels": kernels}
+
+
+def overview(data: Mapping[str, Any]) -> str:
+    """README's table: program types and map types, without the reasons."""
+    shown = with_programs(data)
+    rows = tables(shown)
+    columns = list(shown["kernels"])
+    types, maps = rows["program type"], rows["map type"]
+    lines = [
+        "<details><summary>"
+        f"{len(types)} program types and {len(maps)} map types on {len(columns)} kernels"
+        "</summary>",
+        "",
+        *overview_rows("program type", columns, types),
+        "",
+        *overview_rows("map type", columns, maps),
+        "",
+        "</details>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def found(data: Mapping[str, Any]) -> dict[str, Any]:
+    """For ``bpfkit info``: the kernels, and on which of them a type was verified."""
+    shown = with_programs(data)
+    columns = list(shown["kernels"])
+    rows = tables(shown)
+    verified = {
+        title: {
+            name: [c for c, cell in zip(columns, cells, strict=True) if cell.state == VERIFIED]
+            for name, cells in rows[title].items()
+        }
+        for title in ("program type", "map type")
+    }
+    releases = {version: entry["release"] for version, entry in shown["kernels"].items()}
+    return {"kernels": releases, **verified}
+
+
+def write_pages(data: Mapping[str, Any]) -> None:
+    """tools/matrix.md, README's table and the file of ``bpfkit info``."""
+    PAGE.write_text(page(data))
+    before, _, rest = README.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    README.write_text(before + BEGIN + overview(data) + END + after)
+    FOUND.write_text(json.dumps(found(data), indent=1) + "\n")
 
 
 def check_machine() -> None:
@@ -404,7 +470,7 @@ def merged(path: Path, new: Mapping[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError, KeyError):
         old = {}
     kernels: dict[str, dict[str, Any]] = {}
-    for version in sorted({*old, *new["kernels"]}, key=version_of):
+    for version in sorted({*old, *new["kernels"]}, key=lambda v: (v == SMALL, version_of(v))):
         before, now = old.get(version, {}), new["kernels"].get(version)
         if now is None:
             kernels[version] = before
@@ -428,7 +494,7 @@ def main() -> int:
     add("--timeout", type=float, default=300, metavar="S", help="limit for a program (300)")
     add("--json", type=Path, default=UNPACKED / "matrix.json", metavar="FILE", help="the results")
     add("--kernel-dir", default="", metavar="DIR", help="an unpacked kernel instead of VERSION's")
-    add("--page", action="store_true", help="write tools/matrix.md from the results")
+    add("--page", action="store_true", help="write the pages from the results")
     add("--what-is-missing-here", action="store_true", help="only what answers 77 on this kernel")
     add("--live", action="store_true", help="then tests/live in the VM of the first kernel")
     add("--no-run", action="store_true", help="run nothing: tables of the results that there are")
@@ -474,7 +540,7 @@ def main() -> int:
     for rows in tables(data).values():
         print("\n".join(["", *text_table(list(data["kernels"]), rows)]))
     if options.page:
-        PAGE.write_text(page(data))
+        write_pages(data)
     cells = [
         cell["state"]
         for version in matrix.kernels

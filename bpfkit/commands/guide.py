@@ -12,9 +12,24 @@ functions that are named (``net/core/filter.c`` says which program types may wri
 
 from __future__ import annotations
 
+import json
+import os
 from typing import NamedTuple
 
-__all__ = ["CHECKS", "MAPS", "PROGRAMS", "STOCK", "MapGuide", "ProgramGuide", "first_stock"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = [
+    "CHECKS",
+    "MAPS",
+    "PROGRAMS",
+    "STOCK",
+    "MapGuide",
+    "ProgramGuide",
+    "first_stock",
+    "verified_on",
+]
 
 #: Stock kernels: Linux version and the distribution's release that has it.
 STOCK = (
@@ -46,6 +61,21 @@ def first_stock(since: str) -> str:
             return f"{version} ({release})"
     return ""
 
+
+def verified_on(what: str, name: str) -> list[str]:
+    """The stock kernels on which ``make vm-matrix`` verified a type: ``["5.10", "6.1"]``.
+
+    :param what: ``program type`` or ``map type``.
+    :param name: of the type, in lower case.
+    """
+    global _matrix
+    if _matrix is None:
+        with open(os.path.join(os.path.dirname(__file__), "matrix.json")) as file:
+            _matrix = json.load(file)
+    return list(_matrix[what].get(name, ()))
+
+
+_matrix: dict[str, Any] | None = None
 
 _PROGS = "tools/testing/selftests/bpf/progs/"
 

@@ -201,7 +201,7 @@ def _types_named(name: str) -> list[tuple[int, str, str]]:
 
 def _type_row(number: int, every: Sequence[type[App]]) -> dict[str, Any]:
     """The five answers for a program type."""
-    from bpfkit.commands.guide import CHECKS, PROGRAMS, first_stock
+    from bpfkit.commands.guide import CHECKS, PROGRAMS, first_stock, verified_on
     from bpfkit.core.kernel.constants import PROG_TYPES, attach_type_name, prog_type_name
     from bpfkit.core.kernel.sections import SECTIONS, resolve
 
@@ -233,6 +233,7 @@ def _type_row(number: int, every: Sequence[type[App]]) -> dict[str, Any]:
         "number": number,
         "since": guide["since"],
         "stock_kernel": first_stock(guide["since"]),
+        "verified_on": verified_on("program type", PROG_TYPES[number].lower()),
         "purpose": guide["purpose"],
         "sections": sections,
         "context": guide["context"],
@@ -324,7 +325,7 @@ def _overview() -> list[dict[str, Any]]:
 
 
 def _map_row(number: int) -> dict[str, Any]:
-    from bpfkit.commands.guide import MAPS, first_stock
+    from bpfkit.commands.guide import MAPS, first_stock, verified_on
     from bpfkit.core.features.maps import probe_map_type
     from bpfkit.core.kernel.constants import MAP_TYPES, map_type_name
 
@@ -336,6 +337,7 @@ def _map_row(number: int) -> dict[str, Any]:
         "number": number,
         **MAPS[MAP_TYPES[number]]._asdict(),
         "stock_kernel": first_stock(MAPS[MAP_TYPES[number]].since),
+        "verified_on": verified_on("map type", MAP_TYPES[number].lower()),
         "here": here.state,
         "why": here.why,
     }
@@ -388,8 +390,12 @@ def _labelled(pairs: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _since(row: dict[str, Any]) -> str:
-    stock = row["stock_kernel"]
-    return f"Linux {row['since']}" + (f"; the first stock kernel: {stock}" if stock else "")
+    parts = [f"Linux {row['since']}"]
+    if row["stock_kernel"]:
+        parts.append(f"the first stock kernel: {row['stock_kernel']}")
+    if row["verified_on"]:
+        parts.append(f"verified on {', '.join(row['verified_on'])} (tools/matrix.md)")
+    return "; ".join(parts)
 
 
 def _wrapped(text: str, indent: str = "  ") -> list[str]:

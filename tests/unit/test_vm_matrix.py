@@ -252,6 +252,35 @@ def test_the_page_has_each_table_and_each_reason_once() -> None:
     assert "| `tc` |   |" in text
 
 
+def test_the_pages_are_written_from_one_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """README keeps its other text; `info` gets the kernels on which a type was verified."""
+    for name in ("PAGE", "README", "FOUND"):
+        monkeypatch.setattr(vm_matrix, name, tmp_path / name)
+    text = f"before\n{vm_matrix.BEGIN}old\n{vm_matrix.END}after\n"
+    (tmp_path / "README").write_text(text)
+    for _ in range(2):
+        vm_matrix.write_pages(DATA)
+    text = (tmp_path / "README").read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.count("| `hash` | ✔ |") == 1 and "| `xdp` | ✔ |" in text
+    found = json.loads((tmp_path / "FOUND").read_text())
+    assert found["kernels"] == {"6.1": "6.1.0-50-amd64"}
+    assert found["map type"] == {"hash": ["6.1"]}
+    assert found["program type"]["xdp"] == ["6.1"] and found["program type"]["netfilter"] == []
+
+
+def test_the_small_kernel_runs_what_no_stock_kernel_can_and_comes_last(tmp_path: Path) -> None:
+    file = tmp_path / "m.json"
+    file.write_text(json.dumps(DATA))
+    small = {"release": "6.1.192", "programs": {"lirc": Cell(VERIFIED)._asdict()}, "maps": {}}
+    new = {"programs": PROGRAMS | {"lirc": ["LIRC_MODE2"]}, "kernels": {"small": small}}
+    data = vm_matrix.merged(file, new)
+    assert list(data["kernels"]) == ["6.1", "7.0", "small"]
+    assert "| `lirc_mode2` |   | ✔ |" in vm_matrix.overview(data)
+
+
 def test_text_table() -> None:
     lines = vm_cells.text_table(["6.1", "7.0"], {"xdp": [Cell(VERIFIED), Cell(FAILED, "x")]})
     assert lines[1].split() == ["xdp", "ok", "FAILED"]
