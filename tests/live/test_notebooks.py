@@ -18,6 +18,9 @@ SERIES = [
     "04-tracing",
     "05-maps",
     "06-your-own-program",
+    "07-writing-c",
+    "08-cookbook",
+    "09-troubleshooting",
 ]
 
 for module in ("nbformat", "nbclient", "ipykernel", "matplotlib", "pandas"):

@@ -22,10 +22,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "bpfkit/README.md",
     "tools/bench/README.md",
-    "tools/docs/cookbook.md",
     "tools/docs/operations.md",
-    "tools/docs/troubleshooting.md",
-    "tools/docs/writing-c.md",
     "tools/vm.md",
 ]
 #: Commands that install packages or run the tests themselves: CI runs the one, which runs this.

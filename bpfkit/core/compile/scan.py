@@ -146,7 +146,8 @@ def scan(source: Source) -> Scan:
                 index,
                 _line(text, match.start()),
                 "pinned maps outlive the process, which bpfkit never leaves behind",
-                "Use the macro without a path; pin with Map.pin() if it has to stay.",
+                "Use the macro without a path; "
+                "bpfkit.core.kernel.syscall.obj_pin(map.fd, path) pins it if it has to stay.",
             )
             result.problems.append((PINNED, error))
         _bcc_probes(result, text, code)
