@@ -186,10 +186,9 @@ class TapApp(App):
     def conclusion(self, rows: list[Row]) -> str:
         from bpfkit.show.text import human
 
-        sums = {
-            field: sum(row.get(field, 0) for row in rows if "summary" not in row)
-            for field in self.counters
-        }
+        # A summary knows the rows, too, that --top and the like leave out.
+        counted = [row for row in rows if "summary" in row] or rows
+        sums = {field: sum(row.get(field, 0) for row in counted) for field in self.counters}
         size = human(sums["bytes"], "B") if "bytes" in sums else ""
         packets = count_of(sums["packets"], "packet", form=human) if "packets" in sums else ""
         seen = ", ".join(filter(None, (packets, size)))

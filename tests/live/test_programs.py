@@ -230,6 +230,14 @@ def test_sockex3_shows_a_choice_and_sums_up_all(
     assert (summary["flows"], summary["packets"]) == (2, 10)
 
 
+def test_what_the_demo_says_at_its_end_is_of_all_flows() -> None:
+    done = run("sockex3", "--top", "1", "-c", "1")
+    total = re.search(r"^total \d+ bytes (\d+) packets in \d+ flows", done.stdout, re.M)
+    said = re.search(r"seen: (\d+) packets, ", done.stderr)
+    assert total and said, (done.stdout, done.stderr)
+    assert said[1] == total[1]
+
+
 def test_sockex3_never_loses_silently(ns: NetNS) -> None:
     arguments = ["--netns", path_of(ns), "--no-demo", "-t", "30", "--json", "--max-flows", "4"]
     with running("sockex3", *arguments) as program:
