@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Short names for what tools/bootstrap.sh does; nothing is built.
-.PHONY: run test test-browser check format bench clean docs vm-test vm-matrix vm-kernel
+.PHONY: run test test-browser check format bench clean docs pictures vm-test vm-matrix vm-kernel
 
 run:
 	tools/bootstrap.sh run
@@ -44,6 +44,12 @@ bench:
 docs:
 	/usr/bin/python3 -m sphinx -q -E -a -W --keep-going -b html tools/docs build/docs
 	@echo build/docs/index.html
+
+# README's animations, recorded in a terminal (as root; tmux).
+pictures:
+	/usr/bin/python3 tools/picture.py tools/sockex3.svg 'sudo python3 -m bpfkit.sockex3 --top 15 -c 6'
+	/usr/bin/python3 tools/picture.py --size 100x26 tools/hooks.svg \
+		'sudo python3 -m bpfkit.hooks --path forward --drop-at tc_egress'
 
 # On stock kernels in VMs (tools/vm.md).
 vm-matrix:

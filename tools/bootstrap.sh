@@ -32,7 +32,7 @@ TEST_PACKAGES="$RUN_PACKAGES python3-pytest python3-pytest-xdist python3-hypothe
 	gcc libc6-dev libbpf-dev clang llvm make
 	tshark wireshark-common tcpdump iperf3 nginx-light curl openssl redis-server redis-tools
 	iproute2 iputils-ping
-	ethtool procps util-linux bpftool nftables nmap
+	ethtool procps util-linux bpftool nftables nmap tmux
 	redis-server dnsmasq-base bind9-dnsutils strace sslsplit openssl
 	qemu-system-x86 busybox-static kmod cpio"
 BROWSER_PACKAGES="chromium chromium-driver python3-selenium"

@@ -16,12 +16,14 @@ live view lay out for windows of several sizes; a program that this kernel refus
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,27 +31,40 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 120.0
 
 
-def screen(command: str, tree: Path, columns: int, lines: int) -> str:
-    """What is on the terminal when ``command``, started in ``tree``, has ended."""
+@contextlib.contextmanager
+def terminal(
+    argv: Sequence[str], tree: Path, columns: int, lines: int
+) -> Iterator[Callable[..., str]]:
+    """A tmux of its own that runs ``argv`` in ``tree``; yields what asks it, like tmux(1)."""
     with tempfile.TemporaryDirectory() as work:
-        tmux = ["tmux", "-u", "-S", f"{work}/socket"]
-        # The shell stays: what is printed at a pane's end would scroll its screen.
-        script = f"{command}; {shlex.join([*tmux, 'wait', '-S', 'ended'])}; exec sleep 600"
-        size = ["-x", str(columns), "-y", str(lines)]
         config = Path(work, "conf")
         config.write_text("set -g status off\n")
-        start = [*tmux, "-f", str(config), "new", "-d", *size, "-c", str(tree), "sh", "-c", script]
-        subprocess.run(start, check=True)
+
+        def tmux(*words: str, timeout: float | None = None) -> str:
+            whole = ["tmux", "-u", "-S", f"{work}/socket", "-f", str(config), *words]
+            done = subprocess.run(
+                whole, stdout=subprocess.PIPE, text=True, check=True, timeout=timeout
+            )
+            return done.stdout
+
+        size = ["-x", str(columns), "-y", str(lines)]
+        tmux("new", "-d", *size, "-c", str(tree), *argv)
         try:
-            subprocess.run([*tmux, "wait", "ended"], timeout=PATIENCE, check=False)
+            yield tmux
+        finally:
+            tmux("kill-server")
+
+
+def screen(command: str, tree: Path, columns: int, lines: int) -> str:
+    """What is on the terminal when ``command``, started in ``tree``, has ended."""
+    # The shell stays: what is printed at a pane's end would scroll its screen.
+    script = f"{command}; tmux wait -S ended; exec sleep 600"
+    with terminal(["sh", "-c", script], tree, columns, lines) as tmux:
+        try:
+            tmux("wait", "ended", timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             pass  # its screen tells
-        try:
-            shown = subprocess.run(
-                [*tmux, "capture-pane", "-p"], stdout=subprocess.PIPE, text=True, check=True
-            ).stdout
-        finally:
-            subprocess.run([*tmux, "kill-server"], check=False)
+        shown = tmux("capture-pane", "-p")
     return "\n".join(line.rstrip() for line in shown.splitlines()).strip("\n") + "\n"
 
 
