@@ -363,9 +363,10 @@ class Program(Held, Shown):
         """Attach to what ``SEC()`` says, as libbpf's ``bpf_program__attach()``.
 
         A section that names its target (``tp/sched/sched_switch``, ``kprobe/tcp_connect``,
-        ``uprobe/bash:readline``, ``fentry/…``, ``iter/…``, ``lsm/…``) needs nothing else; the
-        others need one: an interface (xdp, tc, netkit), a cgroup (cgroup/…, sockops), a socket, a
-        sockmap (sk_msg, sk_skb), a network namespace (sk_lookup, flow_dissector).
+        ``uprobe/bash:readline``, ``usdt/python3:python:gc__start``, ``fentry/…``, ``iter/…``,
+        ``lsm/…``) needs nothing else; the others need one: an interface (xdp, tc, netkit), a cgroup
+        (cgroup/…, sockops), a socket, a sockmap (sk_msg, sk_skb), a network namespace (sk_lookup,
+        flow_dissector).
 
         :param target: what the section does not say.
         :param options: those of the ``attach_…`` method for this kind.
@@ -597,6 +598,19 @@ class Program(Held, Shown):
         return attach_multi(
             self, path, offsets, cookies=cookies, ref_ctr_offsets=ref_ctr_offsets, pid=pid
         )
+
+    def attach_usdt(self, path: str, probe: str, *, pid: int = -1, nop5: bool = False) -> Link:
+        """Attach to a probe that a program or library has built in (USDT), at all of its places.
+
+        :param path: a path, a program in $PATH, or a library's name without lib and .so.
+        :param probe: ``PROVIDER:NAME`` or ``NAME``; patterns of the shell match several.
+        :param pid: only in this process; -1: in all.
+        :param nop5: probe nops of 5 bytes, too, which kernels 6.18 to 7.1 do not do safely.
+        :raises InputError: no such file or probe, or no instruction there.
+        """
+        from bpfkit.core.attach.usdt import attach
+
+        return attach(self, path, probe, pid=pid, nop5=nop5)
 
     # --- end --------------------------------------------------------------------------------
 

@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The notes in which an ELF file lists its USDT probes, and the places of their arguments.
-
-A note of the owner ``stapsdt``, type 3, in section ``.note.stapsdt``: the addresses of the probe's
-nop, of the section ``.stapsdt.base`` at link time, and of the probe's semaphore (0: none); then
-provider, name and arguments as strings.  If a tool has moved the file (prelink), the base's address
-tells how far.
+"""The arguments of USDT probes: from their text in the notes to what the BPF program reads.
 
 Source: https://sourceware.org/systemtap/wiki/UserSpaceProbeImplementation; sys/sdt.h.
 """
@@ -12,22 +7,16 @@ Source: https://sourceware.org/systemtap/wiki/UserSpaceProbeImplementation; sys/
 from __future__ import annotations
 
 import re
-from struct import error as StructError
-from struct import pack, unpack_from
+from struct import pack
 
-from bpfkit.core.attach.symbols import NOP5, Elf
-from bpfkit.core.errors import InputError
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from bpfkit.core.attach import usdt
+from bpfkit.core.attach.symbols import Elf
 
 __all__ = ["ARGUMENTS", "Argument", "Place", "places_of"]
 
 #: Arguments of a probe, as sys/sdt.h limits them.
 ARGUMENTS = 12
 _ARGUMENT_SIZE = 24
-_TYPE = 3  # NT_STAPSDT
 _NONE, _CONSTANT, _REGISTER, _MEMORY = range(4)
 _NO_REGISTER = 0xFFFF
 
@@ -126,43 +115,16 @@ def _place(text: str) -> tuple[int, int, int, int, int] | None:
     return offset, numbers[0], numbers[1], shift, _MEMORY
 
 
-class Place:
-    """A place of a probe.
+class Place(usdt.Place):
+    """A place of a probe, with its :attr:`arguments`."""
 
-    :ivar file: path.
-    :ivar provider: with :attr:`name` the probe's name.
-    :ivar address: virtual address of the nop; :attr:`offset` is that in the file.
-    :ivar semaphore: offset in the file of the counter that says whether anybody watches; 0: none.
-    :ivar is_nop5: whether the instruction is a nop of five bytes.
-    """
-
-    __slots__ = (
-        "address",
-        "arguments",
-        "file",
-        "is_nop5",
-        "name",
-        "offset",
-        "provider",
-        "semaphore",
-    )
+    __slots__ = ("arguments",)
 
     def __init__(
-        self, elf: Elf, provider: str, name: str, address: int, semaphore: int, arguments: str
+        self, elf: Elf, provider: str, name: str, address: int, semaphore: int, text: str
     ) -> None:
-        self.file = elf.path
-        self.provider = provider
-        self.name = name
-        self.address = address
-        self.offset = elf.offset_of(address)
-        self.semaphore = _offset_of_data(elf, semaphore) if semaphore else 0
-        self.arguments = [Argument(text) for text in _split(arguments)][:ARGUMENTS]
-        self.is_nop5 = elf.bytes_at(self.offset, 5) == NOP5
-
-    @property
-    def probe(self) -> str:
-        """``provider:name``."""
-        return f"{self.provider}:{self.name}"
+        super().__init__(elf, provider, name, address, semaphore, text)
+        self.arguments = [Argument(one) for one in _split(text)][:ARGUMENTS]
 
     def pack(self, texts: frozenset[int]) -> bytes:
         """``struct place``; ``texts`` are the numbers of the arguments that are strings, from 1."""
@@ -175,45 +137,6 @@ def _split(text: str) -> list[str]:
     return re.findall(r"(?:[^\s(\[]|\([^)]*\)|\[[^\]]*\])+", text)
 
 
-def _offset_of_data(elf: Elf, address: int) -> int:
-    for _, _, start, offset, size, _, _ in elf.sections:
-        if start and start <= address < start + size:
-            return address - start + offset
-    raise InputError(f"{elf.path}: a probe's semaphore at {address:#x} is in no section")
-
-
 def places_of(path: str) -> list[Place]:
-    """The probes of a file, in the order of the notes.
-
-    :raises InputError: it is no ELF file, or its notes are damaged.
-    """
-    elf = Elf(path)
-    try:
-        return list(_places(elf))
-    except (StructError, IndexError, ValueError) as error:
-        raise InputError(f"{path} has damaged notes of probes", why=str(error)) from None
-
-
-def _places(elf: Elf) -> Iterator[Place]:
-    data = elf.section(".note.stapsdt")
-    base_now = next((s[2] for s in elf.sections if s[0] == ".stapsdt.base"), 0)
-    at = 0
-    while at + 12 <= len(data):
-        name_size, size, kind = unpack_from("<III", data, at)
-        start = at + 12 + (name_size + 3 & ~3)
-        owner = data[at + 12 : at + 12 + name_size]
-        at = start + (size + 3 & ~3)
-        if owner != b"stapsdt\0" or kind != _TYPE:
-            continue
-        address, base, semaphore = unpack_from("<QQQ", data, start)
-        provider, name, arguments = data[start + 24 : start + size].split(b"\0")[:3]
-        moved = base_now - base if base_now and base else 0
-        words = [part.decode(errors="backslashreplace") for part in (provider, name, arguments)]
-        yield Place(
-            elf,
-            words[0],
-            words[1],
-            address + moved,
-            semaphore + moved if semaphore else 0,
-            words[2],
-        )
+    """The places of a file's probes; see :func:`bpfkit.core.attach.usdt.places_of`."""
+    return usdt.places_of(path, Place)

@@ -124,6 +124,7 @@ class Usdt(TraceApp):
     def setup(self) -> None:
         if self.options.list:
             return
+        from bpfkit.core.attach.usdt import refuse_nop5
         from bpfkit.core.log import say
 
         self.python = ""
@@ -142,12 +143,8 @@ class Usdt(TraceApp):
                 f"{place.offset:#x}, semaphore {place.semaphore:#x}, "
                 f"arguments {' '.join(a.text for a in place.arguments) or '-'}"
             )
-            if place.is_nop5 and not self.options.nop5:
-                raise InputError(
-                    f"{place.probe} of {place.file} is a nop of 5 bytes",
-                    why="kernels 6.18 to 7.1 overwrite data of a leaf function that has one",
-                    hint="--nop5 probes it all the same",
-                )
+            if not self.options.nop5:
+                refuse_nop5(place, "--nop5 probes it all the same")
         self._warn_of_unknown()
         self.way = self._attach()
         if self.options.pid is None or self.way == "uprobe.multi":
@@ -171,10 +168,8 @@ class Usdt(TraceApp):
 
     def _find(self, words: Iterable[str]) -> list[Place]:
         """The places of the probes that the words name, each once."""
-        from fnmatch import fnmatchcase
-
-        from bpfkit.core.attach.symbols import nearest
         from bpfkit.core.attach.uprobe import find_file
+        from bpfkit.core.attach.usdt import matching
         from bpfkit.usdt.notes import places_of
 
         known: dict[str, list[Place]] = {}
@@ -187,19 +182,7 @@ class Usdt(TraceApp):
             places = known.get(path)
             if places is None:
                 places = known[path] = places_of(path)
-            if not places:
-                raise InputError(f"{path} has no USDT probes")
-            wanted = probe if ":" in probe else f"*:{probe}"
-            matching = [place for place in places if fnmatchcase(place.probe, wanted)]
-            if not matching:
-                names = dict.fromkeys(place.probe for place in places)
-                raise InputError(
-                    f"{path} has no probe {probe}",
-                    hint=nearest(probe.strip("*?"), names)
-                    or nearest(probe, {p.name: 0 for p in places})
-                    or f"--list {name} shows its {count_of(len(names), 'probe')}",
-                )
-            for place in matching:
+            for place in matching(places, path, probe):
                 found.setdefault((path, place.offset, place.probe), place)
         if len(found) > MOST:
             raise InputError(f"{len(found)} places are too many", why=f"{MOST} at most")

@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 from running import ROOT, Row, command, run
 
+import bpfkit
+from bpfkit.core.errors import InputError
+
 CC = shutil.which("gcc") or shutil.which("cc")
 pytestmark = pytest.mark.skipif(CC is None, reason="no C compiler is installed")
 
@@ -296,6 +299,55 @@ def test_bad_probes_are_said_in_two_lines(probes: str, words: list[str], text: s
     assert done.returncode == 2
     assert text in done.stderr
     assert len(done.stderr.splitlines()) <= 2
+
+
+USDT = """
+#include <bpfkit/bpfkit.h>
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/ptrace.h>
+
+BPF_ARRAY(hits, u64, 1);
+
+SEC("SECTION")
+int hit(struct pt_regs *ctx)
+{
+	u32 zero = 0;
+
+	count_one(hits.lookup(&zero));
+	return 0;
+}
+"""
+
+
+def test_attach_finds_the_probe_that_the_section_names(probes: str) -> None:
+    """The command says how many rounds had the semaphore up: only those of ``guarded``'s probe."""
+    for probe, guarded in (("demo:inlined", "0"), ("demo:guarded", "50")):
+        with bpfkit.load(USDT.replace("SECTION", f"usdt/{probes}:{probe}")) as obj:
+            link = obj.programs["hit"].attach()
+            assert obj.programs["hit"].links == (link,), "one link, however many places"
+            done = subprocess.run([probes, "50"], capture_output=True, text=True, check=True)
+            assert (obj["hits"][0], done.stdout.split()[0]) == (50, guarded)
+            link.close()
+            again = subprocess.run([probes, "50"], capture_output=True, text=True, check=True)
+            assert (obj["hits"][0], again.stdout.split()[0]) == (50, "0")
+
+
+@pytest.mark.parametrize(
+    ("section", "target", "text"),
+    [
+        ("usdt", None, "attach_usdt("),
+        ("usdt", "{probes}", "FILE:PROVIDER:NAME"),
+        ("usdt", "{probes}:demo:rounf", "nearest: demo:round"),
+        ("usdt//bin/true:a:b", None, "has no USDT probes"),
+    ],
+)
+def test_attach_says_which_probe_it_needs(
+    probes: str, section: str, target: str | None, text: str
+) -> None:
+    with bpfkit.load(USDT.replace("SECTION", section)) as obj:
+        with pytest.raises(InputError) as caught:
+            obj.programs["hit"].attach(target and target.format(probes=probes))
+        assert text in str(caught.value)
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="nops of x86")

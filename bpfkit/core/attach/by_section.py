@@ -40,6 +40,7 @@ _NAMED = {
     "uprobe.multi": ("attach_uprobe_multi", '"FILE:PATTERN"'),
     "uretprobe.multi": ("attach_uprobe_multi", '"FILE:PATTERN"'),
     "uprobe.session": ("attach_uprobe_multi", '"FILE:PATTERN"'),
+    "usdt": ("attach_usdt", '"FILE", "PROVIDER:NAME"'),
     "tp": ("attach_tracepoint", '"CATEGORY/NAME"'),
     "tracepoint": ("attach_tracepoint", '"CATEGORY/NAME"'),
     "raw_tp": ("attach_raw_tracepoint", '"NAME"'),
@@ -82,7 +83,6 @@ _OTHERWISE = {
     "lwt_out": "a route runs it: bpfkit.net.attach.route.attach_route(program, …)",
     "lwt_xmit": "a route runs it: bpfkit.net.attach.route.attach_route(program, …)",
     "lwt_seg6local": "a route runs it: bpfkit.net.attach.route.attach_route(program, …)",
-    "usdt": "attach_uprobe(FILE, OFFSET, ref_ctr_offset=…) at each place that the ELF notes name",
 }
 #: What the kernel puts before the name of a system call's function.
 _SYSCALLS = {
@@ -146,15 +146,18 @@ def _to_place(
         from bpfkit.core.attach.symbols import matching_functions
 
         return attach_to(matching_functions([place]), **options)
-    if not method.startswith("attach_uprobe"):
+    if not method.startswith(("attach_uprobe", "attach_usdt")):
         return attach_to(place, **options)
-    path, colon, where = place.rpartition(":")
-    if not colon:
+    is_usdt = method == "attach_usdt"
+    path, colon, where = place.partition(":") if is_usdt else place.rpartition(":")
+    if not colon or not path or not where:
         raise InputError(
             f"cannot attach '{program.name}' to {place}",
-            why="FILE:FUNCTION names the place of a uprobe",
+            why="FILE:PROVIDER:NAME names a USDT probe"
+            if is_usdt
+            else "FILE:FUNCTION names the place of a uprobe",
         )
-    if method == "attach_uprobe":
+    if method in ("attach_uprobe", "attach_usdt"):
         return attach_to(path, where, **options)
     from fnmatch import fnmatchcase
 
