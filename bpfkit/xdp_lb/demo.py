@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from bpfkit.xdp_lb.lab import Conversation
 
 
-__all__ = ["BalancerDemo"]
+__all__ = ["STATES", "BalancerDemo"]
 
 VIPS = (VIP4, VIP6)
 _CONNECTIONS = 30  # new ones to each VIP, in each state
 _PERSISTENT = 6  # connections to each VIP that stay open
 _VICTIM = "b2"
+#: What follows each other, again and again.
+STATES = ("all three", "without b2", "b2 is back")
 
 
 class BalancerDemo(BackendLab):
@@ -47,6 +49,7 @@ class BalancerDemo(BackendLab):
         self.talks: list[tuple[Conversation, str]] = []
         #: State -> failed or misdirected requests by the persistent connections to others than b2.
         self.lost: dict[str, int] = {}
+        self._steps = 0
         super().__init__(decapsulate=tunnel)
 
     @property
@@ -54,11 +57,14 @@ class BalancerDemo(BackendLab):
         """Number of persistent connections to other backends than b2."""
         return sum(first != _VICTIM for _, first in self.talks)
 
-    def perform(self, balancer: Balancer, lock: Lock, pause: Callable[[], None]) -> None:
-        """Requests with all backends, with b2 down, and with b2 back, by new and by persistent
-        connections.
+    @property
+    def is_down(self) -> bool:
+        """Whether b2 is down, which :meth:`step` is to bring back."""
+        return self._steps % len(STATES) == 2
 
-        :param pause: called between the states.
+    def step(self, balancer: Balancer, lock: Lock) -> None:
+        """Requests by new and by persistent connections in the next of the three states.
+
         :raises BpfkitError: the balancer did not notice a change.
         """
         if not self.talks:
@@ -68,15 +74,12 @@ class BalancerDemo(BackendLab):
                 for _ in range(_PERSISTENT):
                     talk = self.connect(vip)
                     self.talks.append((talk, talk.request()))
-        self._requests("all three", balancer)
-        pause()
-        self.stop(_VICTIM)
-        self._until(balancer, lock, _VICTIM, False)
-        self._requests("without b2", balancer)
-        pause()
-        self.start(_VICTIM)
-        self._until(balancer, lock, _VICTIM, True)
-        self._requests("b2 is back", balancer)
+        number = self._steps % len(STATES)
+        if number:
+            (self.stop if number == 1 else self.start)(_VICTIM)
+            self._until(balancer, lock, _VICTIM, number == 2)
+        self._steps += 1
+        self._requests(STATES[number], balancer)
 
     @staticmethod
     def _until(balancer: Balancer, lock: Lock, name: str, up: bool) -> None:

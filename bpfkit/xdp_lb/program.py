@@ -9,8 +9,6 @@ to the others stay open.
 
 from __future__ import annotations
 
-import time
-
 from bpfkit.app.options import port, positive
 from bpfkit.app.signals import output
 from bpfkit.app.xdp import XdpApp
@@ -53,6 +51,7 @@ class XdpLb(XdpApp):
     )
     source = "xdp/xdp_lb.bpf.c"
     counters = ("flows", "packets", "bytes")
+    demo_in_background = False  # a state for each round
     details = ("state", "weight", "slots", "healthy")
     importance = ("packets", "state", "flows", "bytes")
     lab_device = "lb:eth0"
@@ -263,17 +262,18 @@ class XdpLb(XdpApp):
     # -- demo
 
     def demo(self) -> None:
-        """A backend fails and comes back; without ``--check``, with a pause in each state."""
-        check, interval = self.options.check, self.options.interval
-        self.traffic.perform(
-            self.balancer, self.lock, lambda: None if check else time.sleep(interval)
-        )
+        """A backend fails and comes back: a state for each round; for ``--check``, all of them."""
+        from bpfkit.xdp_lb.demo import STATES
+
+        for _ in STATES if self.options.check else STATES[:1]:
+            self.traffic.step(self.balancer, self.lock)
 
     def conclusion(self, rows: list[Row]) -> str:
         flows = sum(row["flows"] for row in rows if "summary" not in row)
+        end = "; b2 is down at the end" if self.traffic.is_down else ""
         return (
             f"seen: {count_of(flows, 'flow')}; Maglev moves little more than the failed "
-            "backend's share"
+            f"backend's share{end}"
         )
 
     def verify(self) -> Iterable[Verdict]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import select
 import socket
 import time
@@ -49,6 +50,13 @@ def change(program: Running, words: str) -> Row:
 def who(play: BackendLab, count: int = 20) -> Counter[str]:
     """Who answers new connections to both VIPs."""
     return Counter(answer for *_, answer in play.burst((VIP4, VIP6), count))
+
+
+def test_each_round_of_the_demo_is_a_state_of_its_story() -> None:
+    """However short they are, b2, the backend with an IPv6 address, is down in the second only."""
+    rows = [json.loads(line) for line in run("xdp_lb", "--json", "-t", "0.1").stdout.splitlines()]
+    b2 = [row["healthy"] for row in rows if row.get("backend") == "fd77:2::12"]
+    assert b2 == [True, False, True]
 
 
 @pytest.mark.parametrize("name", ["xdp_lb", "xdp_lb --forward l2", "xdp_lb --mode generic"])
