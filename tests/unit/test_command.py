@@ -9,12 +9,15 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from bpfkit import __version__
+from bpfkit.__main__ import commands, main
+from bpfkit.app.lifecycle import main as run_program
 from bpfkit.app.options import parser_of
 from bpfkit.commands import doctor
 from bpfkit.commands.catalog import TAGLINE, program, program_names, programs
@@ -233,3 +236,32 @@ def test_no_answer_works_and_says_that_it_cannot_attach() -> None:
 
 def test_every_program_can_be_named() -> None:
     assert program("sockex3").name == "sockex3"
+
+
+#: A word each of what `bpfkit info` explains: a program type, a map type, a hook's section.
+_SHORT = ["list", "info", "info xdp", "info ringbuf", "info sk_msg", "completion bash"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], *([name, "--help"] for name in [*commands(), *program_names()])]
+    + [text.split() for text in _SHORT],
+    ids=" ".join,
+)
+def test_a_terminal_that_has_only_ascii_shows_it(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The output refuses every other character; what stands for one is no escape."""
+    monkeypatch.setattr(sys, "argv", ["bpfkit", *words])
+    with ExitStack() as files:
+        for name in ("stdout", "stderr"):
+            file = files.enter_context(open(tmp_path / name, "w", encoding="ascii"))
+            monkeypatch.setattr(sys, name, file)
+        if words[0] in program_names():
+            status = run_program(program(words[0]), words[1:])
+        else:
+            status = main(words)
+    text, said = ((tmp_path / name).read_text() for name in ("stdout", "stderr"))
+    assert (status, said) == (0, "")
+    assert len(text.splitlines()) > 3
+    assert re.findall(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4})", text) == []

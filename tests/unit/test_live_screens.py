@@ -21,6 +21,7 @@ from bpfkit.app.base import App
 from bpfkit.app.live import LiveSink
 from bpfkit.app.options import parser_of
 from bpfkit.commands.catalog import programs
+from bpfkit.show.encoding import encodable
 from bpfkit.show.layout import lay_out
 from bpfkit.show.live import Frame, LiveView, render
 from bpfkit.show.text import width_of
@@ -70,28 +71,30 @@ def frame_of(cls: type[App], rows: list[dict[str, Any]], monkeypatch: pytest.Mon
     return frames[-1]
 
 
-def screen(frame: Frame, size: tuple[int, int]) -> list[str]:
+def screen(frame: Frame, size: tuple[int, int], encoding: str = "utf-8") -> list[str]:
     """The lines on a terminal."""
     width, height = size
-    lines = render(frame, width, height - 1)
+    lines = render(frame, width, height - 1, encoding)
     return ["".join(piece.text for piece in line).rstrip() for line in lines]
 
 
-def check_rule(frame: Frame, size: tuple[int, int]) -> None:
+def check_rule(frame: Frame, size: tuple[int, int], encoding: str = "utf-8") -> None:
     """No cell of an identity is cut while there is a figure; nothing leaves the window."""
     width, height = size
-    lines = screen(frame, size)
+    lines = screen(frame, size, encoding)
     assert len(lines) < height
     assert max(map(width_of, lines)) <= width
     names = [column for column in frame.columns if column.rank < 0]
     figures = [column for column in frame.columns if column.rank >= 0]
     assert names, "a row says what it is about"
     text = "\n".join(lines)
-    more = re.search(r"^… and (\d+) more$", text, re.M)
+    text.encode(encoding)
+    more = re.search(r"^(?:…|\.\.\.) and (\d+) more$", text, re.M)
     shown = len(names[0].cells) - (int(more[1]) if more else 0)
     assert shown >= 1
     for column in names:
         for cell in column.cells[:shown]:
+            cell = encodable(cell, encoding)
             if width_of(cell) <= width - 2:
                 assert cell in text, f"{column.title}: {cell!r} was cut"
     assert any(column.title in text for column in figures), "no figure is left"
@@ -114,6 +117,23 @@ def test_identities_are_whole_in_every_window(
         for row in rows
     ]
     check_rule(frame_of(cls, wide, monkeypatch), size)
+
+
+@each
+@pytest.mark.parametrize("size", SIZES[:2], ids=["40x12", "80x24"])
+def test_a_terminal_that_has_only_ascii_shows_whole_identities(
+    name: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with names that people write: the forms of their characters are wider than they."""
+    rows = [
+        {
+            k: f"é→{v}" if isinstance(v, str) and k in ("comm", "process", "cgroup", "name") else v
+            for k, v in row.items()
+        }
+        for row in recorded(name)
+    ]
+    for some in (recorded(name), rows):
+        check_rule(frame_of(LIVE[name], some, monkeypatch), size, "ascii")
 
 
 @each
