@@ -12,7 +12,7 @@ import errno
 import os
 import select
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 from bpfkit.core.features.answer import NOT_SUPPORTED, WORKS, Feature
 from bpfkit.core.features.sockmap import probe_fionread, probe_splice, unknown
@@ -59,89 +59,87 @@ def _answer(name: str, works: bool, why: str, value: object = None) -> Feature:
     return Feature(name, WORKS if works else NOT_SUPPORTED, "" if works else why, value=value)
 
 
-class _Redirected:
-    """A connection whose sent data an sk_msg program puts into the other end's receive queue."""
-
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-        keep = self._stack.enter_context
-        try:
-            self.sender, self.receiver = map(keep, pair("tcp"))
-            self.table = keep(Table())
-            self.table.attach(SK_MSG, INGRESS)
-            self.table.enter(self.receiver, target=True)
-            self.table.enter(self.sender)
-        except BaseException:
-            self._stack.close()
-            raise
-
-    def __enter__(self) -> _Redirected:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+@contextmanager
+def _redirected() -> Iterator[tuple[socket.socket, socket.socket, Table]]:
+    """(sender, receiver, table) of a connection whose sent data an sk_msg program puts into the
+    receiver's queue."""
+    with ExitStack() as stack:
+        sender, receiver = map(stack.enter_context, pair("tcp"))
+        table = stack.enter_context(Table())
+        table.attach(SK_MSG, INGRESS)
+        table.enter(receiver, target=True)
+        table.enter(sender)
+        yield sender, receiver, table
 
 
-# ---------------------------------------------------------------- reading
-
-
-def _readiness(name: str) -> Feature:
-    with _Redirected() as flow:
-        if readable(flow.receiver, 0):
-            return _answer(name, False, "readable before anything was sent")
-        flow.sender.sendall(bytes(_SIZE))
-        seen = [readable(flow.receiver, _PATIENCE)]
-        seen.append(bool(select.select([flow.receiver], [], [], 0)[0]))
-        receive(flow.receiver, _SIZE, _PATIENCE)
-        after = readable(flow.receiver, 0)
-        if not all(seen):
-            return _answer(name, False, "redirected data does not make the socket readable")
-        return _answer(name, not after, "readable although everything was read")
-
-
-def _edge(name: str) -> Feature:
-    with _Redirected() as flow, select.epoll() as epoll:
-        epoll.register(flow.receiver, select.EPOLLIN | select.EPOLLET)
-        epoll.poll(0)
-        wakeups = []
-        for _ in range(3):
-            flow.sender.sendall(bytes(_SIZE))
-            wakeups.append(bool(epoll.poll(_PATIENCE)))  # nothing is read between the messages
-        count = sum(wakeups)
-        return _answer(name, count == 3, f"{count} wake-ups for 3 messages", value=count)
-
-
-def _peek(name: str) -> Feature:
-    with _Redirected() as flow:
-        data = os.urandom(_SIZE)
-        flow.sender.sendall(data)
-        readable(flow.receiver, _PATIENCE)
-        flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
-        peeked = [flow.receiver.recv(2 * _SIZE, flags) for _ in range(2)]
-        read = receive(flow.receiver, _SIZE, _PATIENCE)
-        if peeked != [data, data]:
-            return _answer(name, False, "MSG_PEEK does not return the data that is waiting")
-        return _answer(name, read == data, "MSG_PEEK changes what recv() returns")
-
-
-def _low_water(name: str) -> Feature:
-    with _Redirected() as flow:
-        flow.receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 2 * _SIZE)
-        flow.sender.sendall(bytes(_SIZE))
-        if readable(flow.receiver, _NEVER):
-            return _answer(name, False, "readable below the mark")
-        flow.sender.sendall(bytes(_SIZE))
-        return _answer(name, readable(flow.receiver, _PATIENCE), "not readable at the mark")
-
-
-def _queued_at_entry(name: str) -> Feature:
-    """Data that waits when the socket enters: judged at once, with the next segment, or never?"""
+@contextmanager
+def _proxied() -> Iterator[tuple[socket.socket, socket.socket, socket.socket, Table]]:
+    """(client, front, backend, table): what the client sends, an sk_skb program passes on to the
+    backend as soon as the proxy's socket ``front`` has entered."""
     with ExitStack() as stack:
         client, front = map(stack.enter_context, pair("tcp"))
         back, backend = map(stack.enter_context, pair("tcp"))
         table = stack.enter_context(Table())
         table.attach(SK_SKB, EGRESS)
         table.enter(back, target=True)
+        yield client, front, backend, table
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _readiness(name: str) -> Feature:
+    with _redirected() as (sender, receiver, _):
+        if readable(receiver, 0):
+            return _answer(name, False, "readable before anything was sent")
+        sender.sendall(bytes(_SIZE))
+        seen = [readable(receiver, _PATIENCE)]
+        seen.append(bool(select.select([receiver], [], [], 0)[0]))
+        receive(receiver, _SIZE, _PATIENCE)
+        after = readable(receiver, 0)
+        if not all(seen):
+            return _answer(name, False, "redirected data does not make the socket readable")
+        return _answer(name, not after, "readable although everything was read")
+
+
+def _edge(name: str) -> Feature:
+    with _redirected() as (sender, receiver, _), select.epoll() as epoll:
+        epoll.register(receiver, select.EPOLLIN | select.EPOLLET)
+        epoll.poll(0)
+        wakeups = []
+        for _ in range(3):
+            sender.sendall(bytes(_SIZE))
+            wakeups.append(bool(epoll.poll(_PATIENCE)))  # nothing is read between the messages
+        count = sum(wakeups)
+        return _answer(name, count == 3, f"{count} wake-ups for 3 messages", value=count)
+
+
+def _peek(name: str) -> Feature:
+    with _redirected() as (sender, receiver, _):
+        data = os.urandom(_SIZE)
+        sender.sendall(data)
+        readable(receiver, _PATIENCE)
+        flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
+        peeked = [receiver.recv(2 * _SIZE, flags) for _ in range(2)]
+        read = receive(receiver, _SIZE, _PATIENCE)
+        if peeked != [data, data]:
+            return _answer(name, False, "MSG_PEEK does not return the data that is waiting")
+        return _answer(name, read == data, "MSG_PEEK changes what recv() returns")
+
+
+def _low_water(name: str) -> Feature:
+    with _redirected() as (sender, receiver, _):
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 2 * _SIZE)
+        sender.sendall(bytes(_SIZE))
+        if readable(receiver, _NEVER):
+            return _answer(name, False, "readable below the mark")
+        sender.sendall(bytes(_SIZE))
+        return _answer(name, readable(receiver, _PATIENCE), "not readable at the mark")
+
+
+def _queued_at_entry(name: str) -> Feature:
+    """Data that waits when the socket enters: judged at once, with the next segment, or never?"""
+    with _proxied() as (client, front, backend, table):
         client.sendall(b"1" * _SIZE)
         readable(front, _PATIENCE)
         table.enter(front)
@@ -162,53 +160,51 @@ def _queued_at_entry(name: str) -> Feature:
 
 
 def _eof(name: str) -> Feature:
-    with _Redirected() as flow:
-        flow.sender.sendall(bytes(_SIZE))
-        flow.sender.shutdown(socket.SHUT_WR)
-        got = receive(flow.receiver, _SIZE, _PATIENCE)
-        if len(got) < _SIZE:
-            return _answer(name, False, f"{_SIZE - len(got)} of {_SIZE} bytes lost before the end")
-        ended = readable(flow.receiver, _PATIENCE) and not flow.receiver.recv(1)
-        return _answer(name, ended, "the end of the stream is not seen")
+    with _redirected() as (sender, receiver, _):
+        why = _end_fails(sender, receiver, receiver)
+        return _answer(name, not why, why)
 
 
 def _eof_verdict(name: str) -> Feature:
-    with ExitStack() as stack:
-        client, front = map(stack.enter_context, pair("tcp"))
-        back, backend = map(stack.enter_context, pair("tcp"))
-        table = stack.enter_context(Table())
-        table.attach(SK_SKB, EGRESS)
-        table.enter(back, target=True)
+    with _proxied() as (client, front, backend, table):
         table.enter(front)
-        client.sendall(bytes(_SIZE))
-        client.shutdown(socket.SHUT_WR)
-        got = receive(backend, _SIZE, _PATIENCE)
-        if len(got) < _SIZE:
-            return _answer(name, False, f"{_SIZE - len(got)} of {_SIZE} bytes lost before the end")
-        ended = readable(front, _PATIENCE) and not front.recv(1)
-        return _answer(name, ended, "the proxy's socket does not see the end of the stream")
+        why = _end_fails(client, backend, front)
+        return _answer(name, not why, why)
+
+
+def _end_fails(sender: socket.socket, reader: socket.socket, ends: socket.socket) -> str:
+    """What is wrong with the end of a stream; "": ``reader`` gets all, ``ends`` sees the end."""
+    sender.sendall(bytes(_SIZE))
+    sender.shutdown(socket.SHUT_WR)
+    lost = _SIZE - len(receive(reader, _SIZE, _PATIENCE))
+    if lost:
+        return f"{lost} of {_SIZE} bytes lost before the end"
+    if readable(ends, _PATIENCE) and not ends.recv(1):
+        return ""
+    whose = "" if ends is reader else " by the proxy's socket"
+    return f"the end of the stream is not seen{whose}"
 
 
 def _drain(name: str) -> Feature:
-    with _Redirected() as flow:
-        flow.sender.sendall(bytes(_SIZE))
-        readable(flow.receiver, _PATIENCE)
-        flow.table.leave(target=True)
-        got = receive(flow.receiver, _SIZE, _NEVER)
+    with _redirected() as (sender, receiver, table):
+        sender.sendall(bytes(_SIZE))
+        readable(receiver, _PATIENCE)
+        table.leave(target=True)
+        got = receive(receiver, _SIZE, _NEVER)
         lost = _SIZE - len(got)
         return _answer(name, not lost, f"{lost} of {_SIZE} unread bytes are gone", value=lost)
 
 
 def _drain_ends(name: str) -> Feature:
     """Does the reader learn of the loss?  The next bytes must not follow as if nothing happened."""
-    with _Redirected() as flow:
-        flow.sender.sendall(b"1" * _SIZE)
-        readable(flow.receiver, _PATIENCE)
-        flow.table.leave(target=True)
-        flow.table.leave()
-        flow.sender.sendall(b"2" * _SIZE)
+    with _redirected() as (sender, receiver, table):
+        sender.sendall(b"1" * _SIZE)
+        readable(receiver, _PATIENCE)
+        table.leave(target=True)
+        table.leave()
+        sender.sendall(b"2" * _SIZE)
         try:
-            got = receive(flow.receiver, 2 * _SIZE, _NEVER)
+            got = receive(receiver, 2 * _SIZE, _NEVER)
         except ConnectionError:
             return _answer(name, True, "")
         complete = got == b"1" * _SIZE + b"2" * _SIZE
