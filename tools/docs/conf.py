@@ -31,7 +31,8 @@ html_theme = "alabaster"
 html_theme_options = {
     "description": "the eBPF workbench",
     "fixed_sidebar": True,
-    "page_width": "1100px",
+    "page_width": "1200px",
+    "body_max_width": "960px",
 }
 html_static_path = ["static"]
 html_css_files = ["notebooks.css"]
