@@ -37,6 +37,7 @@ bench:
 	/usr/bin/python3 tools/bench/cgroup_hooks.py
 	/usr/bin/python3 tools/bench/trace_cost.py
 	/usr/bin/python3 tools/bench/trace_events.py
+	/usr/bin/python3 tools/bench/trace_start.py
 	/usr/bin/python3 tools/bench/profile_samples.py
 	-/usr/bin/python3 tools/bench/lsm.py
 
