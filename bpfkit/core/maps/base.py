@@ -41,6 +41,7 @@ from bpfkit.core.maps import kind_modules
 from bpfkit.core.maps.batch import MISSING, NO_OPERATION, NoGc, Walk
 from bpfkit.core.shown import Shown, notebook
 from bpfkit.core.types.layout import bytes_layout, int_layout
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -213,8 +214,8 @@ class Map(Walk, Shown):
             raise MapError(
                 what,
                 why=errno_text(error.errno or 0),
-                hint=f"key {key_size} bytes, value {value_size}, max_entries {max_entries}, "
-                f"flags {flags:#x}",
+                hint=f"key {count_of(key_size, 'byte')}, value {value_size}, "
+                f"max_entries {max_entries}, flags {flags:#x}",
             ) from None
         finally:
             if btf_fd:
@@ -296,7 +297,7 @@ class Map(Walk, Shown):
     def __repr__(self) -> str:
         return (
             f"<Map {self.name or '(unnamed)'}: {self.type}, key {self.key_size}, "
-            f"value {self.value_size} bytes, max_entries {self.max_entries}>"
+            f"value {count_of(self.value_size, 'byte')}, max_entries {self.max_entries}>"
         )
 
     # --- facts ------------------------------------------------------------------------------
@@ -339,7 +340,9 @@ class Map(Walk, Shown):
 
     def _check_layout(self, layout: Layout, size: int) -> None:
         if layout.size != size:
-            raise ValueError(f"{layout.name} is {layout.size} bytes, map '{self.name}' has {size}")
+            raise ValueError(
+                f"{layout.name} is {count_of(layout.size, 'byte')}, map '{self.name}' has {size}"
+            )
 
     def _typed(self, type_id: int, size: int, chars: str) -> Layout | None:
         if not type_id:

@@ -28,6 +28,7 @@ from bpfkit.core.closing import Held
 from bpfkit.core.errors import BpfkitError, MapError, PrivilegeError, errno_text
 from bpfkit.core.kernel import syscall as sc
 from bpfkit.core.shown import notebook
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -133,7 +134,8 @@ def _decoder(layout: Layout | None) -> Callable[[Any, int, int], Any]:
     def decode(memory: Any, at: int, length: int) -> Any:
         if length < size:
             raise MapError(
-                f"cannot decode an event as {name}", why=f"it has {length} bytes, the type {size}"
+                f"cannot decode an event as {name}",
+                why=f"it has {count_of(length, 'byte')}, the type {size}",
             )
         # Longer records: the type ends in a flexible array, or the rest is padding.
         return fixed(memory, at) if length == size else flexible(memory[at : at + length])

@@ -18,6 +18,7 @@ from bpfkit.core.closing import Held
 from bpfkit.core.errors import InputError
 from bpfkit.core.types.forms import FORMS, family_of, fits, form_of, shown
 from bpfkit.core.types.layout import StructValue
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _form(where: str, field: Field, given: Form) -> Form:
     if not callable(name) and name and not fits(name, field.layout):
         raise InputError(
             f"field '{field.name}' of map '{where}' cannot be shown as {name!r}",
-            why=f"it is a {field.layout.name} of {field.layout.size} bytes"
+            why=f"it is a {field.layout.name} of {count_of(field.layout.size, 'byte')}"
             if name in FORMS
             else f"the forms are {', '.join(FORMS)}",
         )

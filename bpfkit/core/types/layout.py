@@ -34,6 +34,8 @@ import sys
 from struct import Struct
 from struct import error as struct_error
 
+from bpfkit.core.words import count_of
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -144,7 +146,9 @@ class StructValue(tuple):  # type: ignore[type-arg]
         layout = cls._layout
         if args:
             if len(args) > len(cls._fields):
-                raise TypeError(f"{cls.__name__} has {len(cls._fields)} fields, got {len(args)}")
+                raise TypeError(
+                    f"{cls.__name__} has {count_of(len(cls._fields), 'field')}, got {len(args)}"
+                )
             for name, value in zip(cls._fields, args, strict=False):
                 if name in kwargs:
                     raise TypeError(f"{cls.__name__}.{name} is given twice")
@@ -252,7 +256,7 @@ class Layout:
         self._make_row_: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = None
 
     def __repr__(self) -> str:
-        return f"<Layout {self.name}, {self.size} bytes>"
+        return f"<Layout {self.name}, {count_of(self.size, 'byte')}>"
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -319,7 +323,7 @@ class Layout:
             cells = form.unpack_from(data, offset)
         except struct_error:
             raise ValueError(
-                f"{self.name} is {self.size} bytes, there are {len(data) - offset}"
+                f"{self.name} is {count_of(self.size, 'byte')}, there are {len(data) - offset}"
             ) from None
         return (self._make_ or self._maker())(cells)
 
@@ -438,7 +442,7 @@ class IntLayout(Layout):
             value = 0
         elif _is_bytes(value):
             if len(value) != self.size:
-                raise ValueError(f"{self.name} is {self.size} bytes, got {len(value)}")
+                raise ValueError(f"{self.name} is {count_of(self.size, 'byte')}, got {len(value)}")
             order = "big" if self._swaps else sys.byteorder
             value = int.from_bytes(value, order, signed=self.signed)
         if not self._code:
@@ -482,7 +486,7 @@ class EnumLayout(Layout):
         for label, value in reversed(values):  # of two names for one value the first wins
             self._know(value, label)
         if size not in _INT_CODES:
-            raise BtfError(f"{name} has {size} bytes, which no enum has")
+            raise BtfError(f"{name} has {count_of(size, 'byte')}, which no enum has")
         super().__init__(name, size, _INT_CODES[size][not self.signed], 1, int(size > 1))
 
     def _know(self, value: int, label: str | None) -> EnumValue:
@@ -553,9 +557,9 @@ class BytesLayout(Layout):
         elif isinstance(value, (tuple, list)):
             value = bytes(value)
         elif not _is_bytes(value):
-            raise TypeError(f"{self.name} takes {self.size} bytes, got {value!r}")
+            raise TypeError(f"{self.name} takes {count_of(self.size, 'byte')}, got {value!r}")
         if len(value) != self.size:
-            raise ValueError(f"{self.name} is {self.size} bytes, got {len(value)}")
+            raise ValueError(f"{self.name} is {count_of(self.size, 'byte')}, got {len(value)}")
         out.append(bytes(value))
 
     def _dtype(self) -> Any:
@@ -653,9 +657,9 @@ class ArrayLayout(Layout):
         elif _is_bytes(value) and len(value) == self.size:
             value = element.decode_many(value)
         elif isinstance(value, (str, int)) or not hasattr(value, "__len__"):
-            raise TypeError(f"{self.name} takes {self.count} values, got {value!r}")
+            raise TypeError(f"{self.name} takes {count_of(self.count, 'value')}, got {value!r}")
         if len(value) != self.count:
-            raise ValueError(f"{self.name} takes {self.count} values, got {len(value)}")
+            raise ValueError(f"{self.name} takes {count_of(self.count, 'value')}, got {len(value)}")
         for item in value:
             element._cells(item, out)
 
@@ -843,7 +847,8 @@ class StructLayout(Layout):
             if len(value) != len(self._fields):
                 names = ", ".join(self._index)
                 raise ValueError(
-                    f"{self.name} has {len(self._fields)} fields ({names}), got {len(value)}"
+                    f"{self.name} has {count_of(len(self._fields), 'field')} ({names}), "
+                    f"got {len(value)}"
                 )
             return value
         if hasattr(value, "keys"):
@@ -859,7 +864,7 @@ class StructLayout(Layout):
     def _cells(self, value: Any, out: list[Any]) -> None:
         if _is_bytes(value):
             if len(value) != self.size:
-                raise ValueError(f"{self.name} is {self.size} bytes, got {len(value)}")
+                raise ValueError(f"{self.name} is {count_of(self.size, 'byte')}, got {len(value)}")
             value = self.decode(value)
         values = self._values(value)
         for start, end, members, integer in self._groups:
