@@ -31,8 +31,8 @@ html_theme = "alabaster"
 html_theme_options = {
     "description": "the eBPF workbench",
     "fixed_sidebar": True,
-    "page_width": "1200px",
-    "body_max_width": "960px",
+    "page_width": "1240px",
+    "body_max_width": "1000px",
 }
 html_static_path = ["static"]
 html_css_files = ["notebooks.css"]
