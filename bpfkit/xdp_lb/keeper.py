@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 
 from bpfkit.core.errors import BpfkitError, InputError
-from bpfkit.core.words import count_of, thousands
+from bpfkit.core.words import count_of
 from bpfkit.xdp_lb.balancer import read_backends
 from bpfkit.xdp_lb.health import Health, connect_all
 from bpfkit.xdp_lb.neighbours import neighbours, resolve, route, solicit
@@ -266,12 +266,9 @@ def change_words(row: dict[str, Any]) -> str:
     """A change as one line of text."""
     if row["change"] == "start":
         return f"backends up: {row['backends']}"
-    moved, ideal, flows, spared = (
-        thousands(row[name])
-        for name in ("moved_slots", "ideal_slots", "moved_flows", "spared_flows")
-    )
-    return (
-        f"{row['change']}: {row['backends']} up; {moved} of {thousands(row['slots'])} slots "
-        f"moved ({ideal} had to); {flows} of {count_of(row['flows'], 'flow')} moved, "
-        f"{spared} kept by the flow table only"
+    return (  # slots in plain digits, as the table has them
+        f"{row['change']}: {row['backends']} up; {row['moved_slots']} of {row['slots']} slots "
+        f"moved ({row['ideal_slots']} had to); {row['moved_flows']} of "
+        f"{count_of(row['flows'], 'flow')} moved, "
+        f"{row['spared_flows']} kept by the flow table only"
     )

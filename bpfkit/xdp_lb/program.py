@@ -13,12 +13,12 @@ from bpfkit.app.options import port, positive
 from bpfkit.app.signals import output
 from bpfkit.app.xdp import XdpApp
 from bpfkit.core.errors import UsageError
-from bpfkit.core.words import count_of, thousands
+from bpfkit.core.words import count_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from bpfkit.core.object import Object
@@ -242,15 +242,19 @@ class XdpLb(XdpApp):
         return {word: sums[i].packets for i, word in enumerate(RESULTS)}
 
     def lines(self, rows: list[Row]) -> Iterable[str]:
-        return [*super().lines([row for row in rows if "summary" not in row]), *self.notes(rows)]
+        table = super().lines([row for row in rows if "summary" not in row])
+        return [*table, *self._sums(rows, str)]
 
     def notes(self, rows: list[Row]) -> list[str]:
+        from bpfkit.show.text import human
+
+        return self._sums(rows, human)
+
+    def _sums(self, rows: list[Row], form: Callable[[int], str]) -> list[str]:
         """The summary in a line; in the demo, the requests lost on connections that stay open."""
         sums = next((row for row in rows if "summary" in row), {})
         words = [
-            f"{word.replace('_', ' ')} {thousands(sums[word])}"
-            for word in RESULTS
-            if sums.get(word)
+            f"{word.replace('_', ' ')} {form(sums[word])}" for word in RESULTS if sums.get(word)
         ]
         notes = ["packets: " + (", ".join(words) or "none")] if sums else []
         if self.place.has_lab and self.traffic.lost:
