@@ -40,10 +40,11 @@ static __always_inline void add_hit(struct count *count, u32 what)
 		__sync_fetch_and_add(&count->hits[what], 1); /* the process may be preempted */
 }
 
-/* What the hook returns so that the system call fails with `error`. */
+/* What the hook returns so that the system call fails with `error`. From 7.2 the verifier wants to see
+ * that it is an errno. */
 static __always_inline int refuse(u32 error)
 {
-	bpf_set_retval(-(int)error);
+	bpf_set_retval(-(int)(error & 0xfff));
 	return 0;
 }
 

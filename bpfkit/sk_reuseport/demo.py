@@ -45,11 +45,14 @@ class Pool(Closing):
     """Worker processes on one port, and their sockets in the groups.
 
     :param groups: protocol -> group.
+    :param look_ms: how often workers look for connections that the kernel does not wake them for;
+        0: never.
     """
 
-    def __init__(self, groups: dict[str, Group], port: int) -> None:
+    def __init__(self, groups: dict[str, Group], port: int, look_ms: int = 0) -> None:
         self.groups = groups
         self.port = port
+        self.look_ms = look_ms
         self.generation: dict[int, int] = {}
         self._processes: dict[tuple[int, int], Popen[str]] = {}
 
@@ -58,7 +61,7 @@ class Pool(Closing):
         import subprocess
 
         generation = self.generation.get(number, 0) + 1
-        words = map(str, (self.port, number, generation))
+        words = map(str, (self.port, number, generation, self.look_ms))
         process = subprocess.Popen(
             command("bpfkit.sk_reuseport.worker", *words),
             stdin=subprocess.DEVNULL,

@@ -28,6 +28,44 @@ if TYPE_CHECKING:
 PORT = 5201
 WORKERS = (1, 2, 3)
 _SO_REUSEPORT, _SOL_SOCKET = 15, 1
+#: How often the demo's workers look for connections, where the kernel does not wake them.
+_LOOK_MS = 50
+_MIGRATION_S = 0.2
+
+
+def wakes_on_migration() -> bool:
+    """Whether the kernel wakes a server for a connection that moves to its socket, by trying.
+
+    Linux 6.18.15, for one, does not, 6.18.44 does.  The kernel's own migration
+    (net.ipv4.tcp_migrate_req) goes the same way as that by a program.
+    """
+    import select
+    import socket
+
+    from bpfkit.net.links.netns import NetNS
+
+    def listen(port: int) -> socket.socket:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(("127.0.0.1", port))
+        sock.listen()
+        return sock
+
+    with NetNS.new("migration") as ns:
+        try:
+            ns.sysctl("net.ipv4.tcp_migrate_req", 1)
+        except InputError:
+            return True  # before 5.14 nothing moves
+        with ns.entered(), listen(0) as old:
+            address = old.getsockname()
+            with (
+                socket.create_connection(address),
+                listen(address[1]) as new,
+                select.epoll() as poll,
+            ):
+                poll.register(new, select.EPOLLIN)
+                old.close()
+                return bool(poll.poll(_MIGRATION_S))
 
 
 class SkReuseport(SocketsApp):
@@ -125,6 +163,17 @@ class SkReuseport(SocketsApp):
             return self._group(label)
 
     def setup(self) -> None:
+        self._look_ms = 0
+        if self.options.how == "migrate" and not wakes_on_migration():
+            self._look_ms = _LOOK_MS
+            self.note(
+                "this kernel moves a waiting connection and does not wake the worker that gets it: "
+                + (
+                    "a server must look for connections by itself, or they wait for the next one"
+                    if self.has_target()
+                    else f"the demo's workers look every {_LOOK_MS} ms"
+                )
+            )
         self.groups: dict[str, Group] = {}
         self.restarts: list[Restart] = self.for_check([])
         self._restarted = 0
@@ -136,7 +185,7 @@ class SkReuseport(SocketsApp):
     def _build_pool(self) -> None:
         for proto in ("tcp", "udp"):
             self.groups[proto] = self._load_first(f"{proto} port {PORT}")
-        self.pool = self.keep(Pool(self.groups, PORT))
+        self.pool = self.keep(Pool(self.groups, PORT, self._look_ms))
         for number in WORKERS:
             self.pool.start(number)
         self._attach_pool(self.pool)

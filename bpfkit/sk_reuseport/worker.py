@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker of the demo: a process that listens on a port which other workers share.
 
-``python3 -m bpfkit.sk_reuseport.worker PORT NUMBER GENERATION`` listens on TCP and UDP, IPv4 and
-IPv6, prints ``ready``, and answers each connection and each datagram with its number and
-generation.  SIGTERM closes the listening sockets; what was accepted is still answered.
+``python3 -m bpfkit.sk_reuseport.worker PORT NUMBER GENERATION LOOK_MS`` listens on TCP and UDP,
+IPv4 and IPv6, prints ``ready``, and answers each connection and each datagram with its number and
+generation.  It looks for them every LOOK_MS milliseconds even if the kernel does not wake it; 0: it
+does not.  SIGTERM closes the listening sockets; what was accepted is still answered.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def answer(connection: socket.socket, text: bytes) -> None:
         connection.close()
 
 
-def main(port: int, number: int, generation: int) -> None:
+def main(port: int, number: int, generation: int, look_ms: int) -> None:
     """Serve until SIGTERM."""
     text = b"%d %d\n" % (number, generation)
     stream = listening(socket.SOCK_STREAM, port)
@@ -61,7 +62,7 @@ def main(port: int, number: int, generation: int) -> None:
     print("ready", flush=True)
     try:
         while True:
-            ready, _, _ = select([stream, datagrams], [], [])
+            ready, _, _ = select([stream, datagrams], [], [], look_ms / 1000 if look_ms else None)
             if stream in ready:
                 answer(stream.accept()[0], text)
             if datagrams in ready:
@@ -72,4 +73,4 @@ def main(port: int, number: int, generation: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]))
+    main(*map(int, sys.argv[1:5]))

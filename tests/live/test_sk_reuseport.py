@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -16,7 +17,9 @@ from pathlib import Path
 import pytest
 from running import Running, path_of, run
 
+from bpfkit.app.lifecycle import main
 from bpfkit.net.links.netns import NetNS
+from bpfkit.sk_reuseport import program
 
 SERVER = """
 import os, socket, sys
@@ -224,3 +227,14 @@ def test_bad_input_is_named(ns: NetNS, servers: Servers) -> None:
         assert text in done.stderr
         assert len(done.stderr.splitlines()) <= 3
     assert run("sk_reuseport", "--pid", "1").returncode == 2
+
+
+def test_where_the_kernel_wakes_nobody_for_a_moved_connection_the_workers_look(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Linux 6.18.15, for one."""
+    monkeypatch.setattr(program, "wakes_on_migration", lambda: False)
+    assert main(program.SkReuseport, ["--check"]) == 0
+    said = capsys.readouterr()
+    assert "the demo's workers look every 50 ms" in said.err
+    assert re.search(r"2 restarts: \d+ connections waited, 0 lost", said.out)
