@@ -51,6 +51,12 @@ from vm_guest.image import (
 
 GUEST = Path(__file__).resolve().parent / "vm_guest"
 TIMED_OUT, FAILED = 124, 125
+#: --accel -> QEMU's accelerator and CPU.
+ACCELERATORS = {
+    "kvm": ("kvm", "host"),
+    "tcg": ("tcg,thread=multi", "max,-la57"),
+    "tcg-single": ("tcg,thread=single", "max,-la57"),
+}
 KVM_BOOT_S, TCG_BOOT_S, POWEROFF_S = 10.0, 180.0, 10.0
 COMPLAINT = re.compile(
     r"BUG:|WARNING:|Oops|Kernel panic|general protection|unable to handle|Internal error|"
@@ -169,7 +175,7 @@ def qemu_command(
         return ["-fsdev", f"{local},multidevs=remap{more}", "-device", device]
 
     kernel = "console=ttyS0 panic=-1 quiet rdinit=/init audit=0 no_timer_check tsc=reliable"
-    cpu = {"kvm": ("kvm", "host"), "tcg": ("tcg,thread=multi", "max,-la57")}[accel]
+    cpu = ACCELERATORS[accel]
     command = [options.qemu, "-accel", cpu[0], "-cpu", cpu[1], "-M", "q35", "-m", options.mem]
     command += ["-smp", str(options.smp), "-nodefaults", "-no-user-config", "-display", "none"]
     command += ["-no-reboot", "-kernel", image.replace(",", ",,"), "-initrd", initrd]
@@ -354,7 +360,12 @@ def main() -> int:
         default="",
         help="a release, a folder with an unpacked package or a built kernel",
     )
-    add("--accel", default="auto", choices=["auto", "kvm", "tcg"], help="auto: KVM if it boots")
+    add(
+        "--accel",
+        default="auto",
+        choices=["auto", *ACCELERATORS],
+        help="auto: KVM if it boots, else tcg; tcg-single emulates all CPUs in one thread",
+    )
     add("--mem", default="1536M", help="the guest's memory (default 1536M)")
     add("--smp", type=int, default=2, help="CPUs (default 2)")
     add(

@@ -8,7 +8,8 @@ Each kernel is one VM in which all programs run, two VMs side by side; on the sm
 vm-kernel), where there is one, only those that no stock kernel can run.  Results are printed as
 they come; .vm/matrix.json has them all, .vm/logs what each program said, and --page writes
 tools/matrix.md, README's table and what `bpfkit info` says of kernels.  A kernel that dies is
-booted again for what is left.  --what-is-missing-here asks this machine first, and runs only the
+booted again for what is left; the program of which it died has a second chance, and the page says
+so.  --what-is-missing-here asks this machine first, and runs only the
 programs that its kernel answers 77 to.
 
 exit status: 0 every cell is green or names what the kernel lacks; 1 a cell failed, or no kernel
@@ -149,15 +150,35 @@ class Matrix:
             last, tail = self._boot(kernel, folder, config, cache, left, version, answers)
             left = [name for name in left if name not in answers]
             if last and last in left:
-                why = "the kernel died: " + tail
-                answer = {"status": 125, "seconds": 0, "out": "", "err": why}
-                answers[last] = answer
-                self._take(version, last, answer, config)
-                left.remove(last)
+                self._died(version, last, tail, answers, config)
+                if last in answers:
+                    left.remove(last)
+                continue
             if len(left) == before:
                 self.say(f"{version:>5}  the VM does not run: {tail}")
                 break
         entry["seconds"] = round(time.monotonic() - started)
+
+    def _died(
+        self,
+        version: str,
+        name: str,
+        tail: str,
+        answers: dict[str, dict[str, Any]],
+        config: Mapping[str, str],
+    ) -> None:
+        """Note that the kernel died of a program, which has failed if that is the second time.
+
+        Emulated CPUs that patch each other's code die of that now and then.
+        """
+        deaths = self.kernels[version].setdefault("deaths", [])
+        deaths.append([name, tail])
+        if [one[0] for one in deaths].count(name) == 1:
+            self.say(f"{version:>5}  {name:24} the kernel died, once more: {tail}")
+            return
+        why = "the kernel died twice: " + tail
+        answers[name] = {"status": 125, "seconds": 0, "out": "", "err": why}
+        self._take(version, name, answers[name], config)
 
     def _take(
         self, version: str, name: str, answer: Mapping[str, Any], config: Mapping[str, str]
@@ -267,6 +288,8 @@ class Matrix:
             self.guests.discard(process)
             err.seek(0)
             lines = [line.strip() for line in err if line.strip()]
+        if running:
+            (logs / f"{running}.console.txt").write_text("\n".join(lines) + "\n")
         for line in lines:
             if "complained" in line:
                 self.kernels[version].setdefault("complaints", []).extend(
@@ -383,6 +406,14 @@ def page(data: Mapping[str, Any]) -> str:
         "Kernels: " + ", ".join(entry["release"] for entry in ran.values()) + ".",
     ]
     missing = [f"{version}: {entry['why']}" for version, entry in kernels.items() if "why" in entry]
+    died = [
+        f"{version}: {name}: {why}"
+        for version, entry in ran.items()
+        for name, why in entry.get("deaths", ())
+    ]
+    if died:
+        lines += ["", "The emulated kernel died during these programs, and was booted again:", ""]
+        lines += [f"- {text}" for text in died]
     if missing:
         lines += ["", "Not run:", ""] + [f"- {text}" for text in missing]
     for title, rows in tables(shown).items():
