@@ -122,8 +122,10 @@ struct dropped {
 	u8 prefix; /* length of the rule's prefix, for DROP_ADDRESS */
 	u16 zero;
 	u32 zeros;
-	__be64 saddr[2]; /* IPv4: the first four bytes */
+	u8 saddr[16]; /* IPv4: the first four bytes */
 };
+
+EVENT_TYPE(dropped, struct dropped); /* the head of what ring and perf carry */
 
 /*
  * What is known of the current packet. In a map instead of on the stack: otherwise the verifier
@@ -269,6 +271,7 @@ static __always_inline u32 search6(const struct search *s, const __be64 *addr, u
 static __always_inline u32 address(struct packet *p, u64 active, u32 bytes)
 {
 	struct search s = { .bytes = bytes, .slot = active & 1, .edit = active >> 2 };
+	__be64 *saddr = (__be64 *)p->head.saddr;
 	u32 zero = 0;
 	void *map;
 
@@ -281,8 +284,8 @@ static __always_inline u32 address(struct packet *p, u64 active, u32 bytes)
 	if (front_kind() == FRONT_BLOOM)
 		s.bloom = bpf_map_lookup_elem(BPFKIT_MAP_REF(blooms), &s.slot);
 	if (p->head.family == 4)
-		return search4(&s, p->head.saddr[0], &p->head.prefix);
-	return search6(&s, p->head.saddr, &p->head.prefix);
+		return search4(&s, saddr[0], &p->head.prefix);
+	return search6(&s, saddr, &p->head.prefix);
 }
 
 /* The rule of a cell: its action, and its number in *number; 0: none. */
@@ -323,6 +326,7 @@ static __always_inline void read_packet(struct window *w, const struct headers *
 					enum outcome outcome, struct packet *p)
 {
 	struct window at = { .data = w->data, .end = w->end, .off = h->network, .limit = -1ULL };
+	__be64 *saddr = (__be64 *)p->head.saddr;
 	struct ipv6_header *ip6;
 	struct iphdr *ip4;
 	__be16 *ports;
@@ -334,15 +338,15 @@ static __always_inline void read_packet(struct window *w, const struct headers *
 	p->cell = 0;
 	p->head.family = h->family;
 	p->head.number = p->head.prefix = 0;
-	p->head.saddr[0] = p->head.saddr[1] = 0;
+	saddr[0] = saddr[1] = 0;
 	if (h->family == 4) {
 		ip4 = window_peek(&at, sizeof(*ip4));
 		if (ip4)
-			p->head.saddr[0] = ip4->saddr;
+			saddr[0] = ip4->saddr;
 	} else if (h->family == 6) {
 		ip6 = window_peek(&at, sizeof(*ip6));
 		if (ip6)
-			__builtin_memcpy(p->head.saddr, ip6->saddr, sizeof(p->head.saddr));
+			__builtin_memcpy(saddr, ip6->saddr, sizeof(p->head.saddr));
 	}
 	if (outcome != FOUND || h->later_fragment || !has_ports(h->proto))
 		return;

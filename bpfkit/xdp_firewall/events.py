@@ -10,24 +10,24 @@ are counted by the program in the kernel (``totals``).
 from __future__ import annotations
 
 import time
-from _socket import AF_INET, AF_INET6, inet_ntop
 from io import BytesIO
-from struct import Struct
 
 from bpfkit.app.events import EventQueue
 from bpfkit.core.errors import BpfkitError, InputError
+from bpfkit.show.address import address_text
 from bpfkit.xdp_firewall.control import REASONS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import Any
 
     from bpfkit.core.maps.buffers import PerfBuffer, RingBuffer
+    from bpfkit.core.types.layout import Layout
     from bpfkit.show.rows import Event
 
 __all__ = ["DropReader", "Dropped"]
 
-_HEAD = Struct("<QIIHHHBBBB6x16s")
 _BATCH = 1000  # packets that are written at once
 _KEPT = 1000  # packets that wait to be shown
 _TICK = 0.2  # seconds that the thread may take to notice the end
@@ -36,71 +36,48 @@ _TICK = 0.2  # seconds that the thread may take to notice the end
 class Dropped:
     """A packet that was dropped.
 
+    :param data: what follows the head in the record: the frame's first bytes, and padding.
+    :ivar head: ``struct dropped`` of the C side.
     :ivar ts_ns: UNIX time in nanoseconds.
-    :ivar length: bytes of the frame; :ivar frame: as many of them as were captured.
-    :ivar number: of the rule, where it is one of ports or of a protocol; else 0.
-    :ivar reason: index of :data:`bpfkit.xdp_firewall.control.REASONS`.
-    :ivar prefix: length of the prefix, where an address was the reason.
+    :ivar frame: as many bytes of the frame as were captured.
+    :ivar address: the source, 4 or 16 bytes; empty: not IP.
     """
 
-    __slots__ = (
-        "address",
-        "frame",
-        "ifindex",
-        "length",
-        "number",
-        "payload_at",
-        "prefix",
-        "proto",
-        "reason",
-        "ts_ns",
-    )
+    __slots__ = ("address", "frame", "head", "ts_ns")
 
-    def __init__(self, data: bytes, offset_ns: int) -> None:
-        (
-            time_ns,
-            self.ifindex,
-            self.length,
-            captured,
-            self.payload_at,
-            self.number,
-            self.reason,
-            family,
-            self.proto,
-            self.prefix,
-            address,
-        ) = _HEAD.unpack_from(data)
-        self.ts_ns = time_ns + offset_ns
-        self.address: bytes = address[: {4: 4, 6: 16}.get(family, 0)]
-        self.frame = bytes(data[_HEAD.size : _HEAD.size + captured])
+    def __init__(self, head: Any, data: bytes | memoryview, offset_ns: int) -> None:
+        self.head = head
+        self.ts_ns = head.time_ns + offset_ns
+        self.address: bytes = head.saddr[: {4: 4, 6: 16}.get(head.family, 0)]
+        self.frame = bytes(data[: head.captured])
 
     @property
     def source(self) -> str | None:
         """The source address; None: not IP."""
-        if not self.address:
-            return None
-        return inet_ntop(AF_INET if len(self.address) == 4 else AF_INET6, self.address)
+        return address_text(self.address) if self.address else None
 
     @property
     def why(self) -> str:
         """The kind of rule."""
-        return REASONS[self.reason][1]
+        return REASONS[self.head.reason][1]
 
     @property
     def payload(self) -> bytes:
         """What TCP or UDP carries, as far as it was captured (and anything else's content)."""
-        if not self.payload_at:
+        head = self.head
+        if not head.payload:
             return b""
-        data = self.frame[self.payload_at :]
-        if self.proto == 6:
+        data = self.frame[head.payload :]
+        if head.proto == 6:
             return data[(data[12] >> 4) * 4 :] if len(data) > 12 else b""
-        return data[8:] if self.proto in (17, 136) else data
+        return data[8:] if head.proto in (17, 136) else data
 
 
 class DropReader:
     """Reads dropped packets in a thread, until it is closed.
 
     :param buffer: a consumer without a layout; closed at the end.
+    :param head: the layout of the records' heads, ``struct dropped``.
     :param decode: makes an event of a dropped packet, in the main thread.
     :param write: path of a pcapng file to write the packets to, "" for none.
     :param linktype: LINKTYPE of the frames.
@@ -114,6 +91,7 @@ class DropReader:
     def __init__(
         self,
         buffer: RingBuffer | PerfBuffer,
+        head: Layout,
         decode: Callable[[Dropped], Event],
         *,
         write: str = "",
@@ -127,6 +105,7 @@ class DropReader:
         self.unwritten = 0
         self.error: BpfkitError | None = None
         self._buffer = buffer
+        self._head_layout = head
         self._file = None
         if write:
             from bpfkit.net.packets.pcap import PcapngWriter
@@ -194,15 +173,16 @@ class DropReader:
         except (OSError, ValueError):
             pass  # a pipe, or a device
 
-    def _batch(self, records: Iterable[bytes]) -> None:
+    def _batch(self, records: Iterable[memoryview]) -> None:
         offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        decode, size = self._head_layout.decode, self._head_layout.size
         fresh = 0
         for record in records:
-            packet = Dropped(record, offset)
+            packet = Dropped(decode(record), record[size:], offset)
             self.seen += 1
             fresh += 1
             if self._file is not None:
-                self._writer.write(packet.frame, packet.ts_ns, packet.length, outgoing=False)
+                self._writer.write(packet.frame, packet.ts_ns, packet.head.length, outgoing=False)
             self.queue.put(packet)
             if fresh == _BATCH:
                 self._flush(fresh)

@@ -184,9 +184,13 @@ class XdpFirewall(XdpApp):
         options = self.options
         if options.events != "none" and self.drops is None:
             buffer = self.object["ring" if options.events == "ringbuf" else "perf"].open()
+            types = self.object.btf
+            head = types.record_layout("dropped") if types is not None else None
+            assert head is not None
             self.drops = self.keep(
                 DropReader(
                     buffer,
+                    head,
                     self._event,
                     write=options.write or "",
                     interface=self.interface.name,
@@ -246,8 +250,8 @@ class XdpFirewall(XdpApp):
         fields = {
             "interface": self.interface.name,
             "src": packet.source,
-            "proto": protocol_name(packet.proto) if packet.address else None,
-            "length": packet.length,
+            "proto": protocol_name(packet.head.proto) if packet.address else None,
+            "length": packet.head.length,
             "rule": self._rule_of(packet),
             "payload": packet.payload[:64].decode("latin-1"),
         }
@@ -275,11 +279,11 @@ class XdpFirewall(XdpApp):
 
         if event.why == "address":
             bits = 8 * len(event.address)
-            mask = (1 << bits) - (1 << bits - event.prefix)
+            mask = (1 << bits) - (1 << bits - event.head.prefix)
             cleared = int.from_bytes(event.address, "big") & mask
-            return str(Rule(2, cleared.to_bytes(bits // 8, "big"), event.prefix))
-        if event.number:
-            rule = self.firewall.numbered(event.number)
+            return str(Rule(2, cleared.to_bytes(bits // 8, "big"), event.head.prefix))
+        if event.head.number:
+            rule = self.firewall.numbered(event.head.number)
             if rule is not None:
                 return str(rule)
         return event.why

@@ -410,17 +410,19 @@ def test_events(kind: str, snap: int) -> None:
         v6("2001:db8::7", UDP(dport=9) / Raw(b"GET me" * 100)),
         v4("9.9.9.9", TCP(dport=80, options=[("MSS", 9)]) / Raw(b"GET me")),
     ]
+    head = wall.object.btf.record_layout("dropped")
     with wall.object[kind].open() as buffer:
         for frame in sent:
             assert wall.drops(frame)
         assert not wall.drops(v4("9.9.9.9"))
-        got = sorted((Dropped(bytes(d), 0) for d in buffer.drain()), key=lambda event: event.ts_ns)
+        got = [Dropped(head.decode(d), bytes(d[head.size :]), 0) for d in buffer.drain()]
+    got.sort(key=lambda event: event.ts_ns)
     assert [event.frame for event in got] == [frame[:snap] for frame in sent]
-    assert [event.length for event in got] == [len(frame) for frame in sent]
+    assert [event.head.length for event in got] == [len(frame) for frame in sent]
     assert [event.source for event in got] == ["192.0.2.7", "2001:db8::7", "9.9.9.9"]
     assert [event.why for event in got] == ["address", "address", "port"]
-    assert [event.prefix for event in got] == [24, 32, 0]
-    rule = wall.firewall.numbered(got[2].number)
+    assert [event.head.prefix for event in got] == [24, 32, 0]
+    rule = wall.firewall.numbered(got[2].head.number)
     assert str(rule) == "deny tcp/80"
     if snap == 2048:
         assert [event.payload for event in got] == [b"GET me", b"GET me" * 100, b"GET me"]
@@ -452,7 +454,6 @@ def test_every_event_is_there_or_counted_as_lost(kind: str) -> None:
 def test_maps_are_byte_for_byte_what_python_thinks() -> None:
     """The layouts are written down twice; here the maps are made as the C side says."""
     from bpfkit.xdp_firewall import control as f
-    from bpfkit.xdp_firewall.events import _HEAD
 
     with bpfkit.load(XdpFirewall.source) as plain:
         made = templates()
@@ -465,4 +466,5 @@ def test_maps_are_byte_for_byte_what_python_thinks() -> None:
         assert plain["state"].value_size == f._STATE.size
         assert plain["cells"].max_entries == f._CELLS
         assert plain["specs"].max_entries == plain["hits"].max_entries == f._NUMBERS
-        assert plain["scratch"].value_size == 8 + _HEAD.size + 2048
+        head = plain.btf.record_layout("dropped")
+        assert plain["scratch"].value_size == 8 + head.size + 2048
