@@ -81,9 +81,12 @@ def render(frame: Frame, width: int, height: int, encoding: str = "utf-8") -> li
     columns = cut(columns, width, ellipsis)
     lines = lay_out(columns, width) if columns else []
     total = len(columns[0].cells) if columns else 0
-    # A few rows come before notes, and the last of the notes before the others.
-    least = len(lines) * (1 + min(total, 3)) + 1
-    notes = _last_notes(frame.notes, width, max(1, height - len(head) - least), text)
+    # Where not all fits, notes get a third of the window, after a few rows, and the last one first.
+    space = height - len(head)
+    some, every = (len(lines) * (1 + rows) + 1 for rows in (min(total, 3), total))
+    notes = _last_notes(
+        frame.notes, width, max(1, min(space - some, max(space - every, height // 3))), text
+    )
     room = height - len(head) - len(notes)
     shown = total
     if lines and (1 + total) * len(lines) + (frame.hidden > 0) > room:

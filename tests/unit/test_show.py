@@ -246,6 +246,23 @@ def test_a_frame_is_cut_to_the_rows_there_is_room_for() -> None:
     assert shown(1) == ["t"]
 
 
+@pytest.mark.parametrize(("height", "rows", "notes"), [(24, 13, 4), (18, 9, 3), (60, 13, 8)])
+def test_long_notes_take_a_third_of_the_window_before_rows_go(
+    height: int, rows: int, notes: int
+) -> None:
+    """Events that fold onto two lines leave the table its rows; the latest ones are shown."""
+    frame = Frame(
+        "t",
+        [Column("a", [f"row {n}" for n in range(13)])],
+        notes=[f"event {n} " + "x " * 45 for n in range(8)],
+    )
+    lines = ["".join(p.text for p in line).strip() for line in render(frame, 80, height)]
+    assert len(lines) <= height
+    assert sum(line.startswith("row") for line in lines) == rows
+    shown = [line.split()[1] for line in lines if line.startswith("event")]
+    assert shown == [str(n) for n in range(8)][-notes:]
+
+
 class _Screen(io.StringIO):
     """Standard output of a terminal of a given size."""
 

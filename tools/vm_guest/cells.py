@@ -65,8 +65,11 @@ def adopt(folder: str) -> int:
     cache, changed = Cache(folder), 0
     known: dict[str, os.stat_result | None] = {}
     for key in os.listdir(cache.path) if os.path.isdir(cache.path) else []:
-        with open(os.path.join(cache.path, key), "rb") as file:
-            data = file.read()
+        try:
+            with open(os.path.join(cache.path, key), "rb") as file:
+                data = file.read()
+        except OSError:  # 9p of 5.10 lists a file that was just replaced, and does not find it
+            continue
         if key.startswith(".") or len(data) < _HEAD or _problem(data, key):
             continue
         artifact = marshal.loads(memoryview(data)[_HEAD:])

@@ -310,6 +310,10 @@ _REASONS: dict[int, tuple[str, str]] = {
     ),
     errno.EEXIST: ("another program is attached there", "`bpftool net show` shows which one"),
     errno.EOPNOTSUPP: ("the driver or the kernel does not support this attachment", ""),
+    errno.ERANGE: (
+        "the MTU is too large for XDP in this driver",
+        'attach_xdp(mode="generic") takes frames of any size',
+    ),
     errno.EINVAL: ("the kernel does not support this kind of attachment for this program type", ""),
     errno.EPERM: ("not permitted", "run as root"),
     errno.ENOENT: ("the target does not exist in this kernel", ""),
