@@ -70,12 +70,12 @@ def short(text: str) -> str:
     """The line of a program's output that says why: what failed, else the last one."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     telling = [line for line in lines if "FAILED" in line or "internal error" in line]
-    return (telling or lines[-1:] or ["said nothing"])[0][:300]
+    return re.sub(r"\S*/(?=bpf_c/)", "", (telling or lines[-1:] or ["said nothing"])[0])[:300]
 
 
 def reason(err: str) -> str:
-    """A 77's words: all that it wrote on standard error, in one line."""
-    return " ".join(err.split())[-400:] or "said nothing"
+    """A 77's words: all that it wrote on standard error, in one line, without the tree's place."""
+    return re.sub(r"\S*/(?=bpf_c/)", "", " ".join(err.split()))[-400:] or "said nothing"
 
 
 def program_cell(answer: Mapping[str, Any], release: str, config: Mapping[str, str]) -> Cell:

@@ -213,6 +213,12 @@ def test_map_rows_become_cells() -> None:
 PROGRAMS = {"xdp_lb": ["XDP"], "hooks": ["XDP", "LSM", "SCHED_CLS"], "tc": ["SCHED_CLS"]}
 
 
+def test_reasons_name_no_place_of_this_machine() -> None:
+    said = "kprobe: refused\n  /srv/me/tree-7/bpf_c/trace/x.bpf.c:3: f();\n"
+    assert vm_cells.reason(said) == "kprobe: refused bpf_c/trace/x.bpf.c:3: f();"
+    assert vm_cells.short(said) == "bpf_c/trace/x.bpf.c:3: f();"
+
+
 def test_a_type_is_what_its_most_specific_program_says() -> None:
     cells = {
         "xdp_lb": Cell(VERIFIED),
