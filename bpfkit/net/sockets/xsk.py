@@ -27,6 +27,7 @@ from threading import Lock
 
 from bpfkit.core.closing import Held
 from bpfkit.core.errors import BpfkitError, InputError, UnsupportedError, errno_text
+from bpfkit.core.features.system import release
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ _STATISTICS, _OPTIONS = 7, 8
 _PGOFF = {"rx": 0, "tx": 0x80000000, "fill": 0x100000000, "completion": 0x180000000}
 _MODES = {"copy": 2, "zerocopy": 4}
 _OPTION_ZEROCOPY = 1
+#: A fault that cannot be tried: a frame in copy mode, sent into a veth pair, stops the machine.
+_DIES_OF_SENDING = (6, 16)
 _MSG_DONTWAIT = 0x40
 #: The kernel is busy or has sent its batch: the remaining frames stay queued.
 _LATER = (errno.EAGAIN, errno.EBUSY, errno.ENOBUFS)
@@ -157,7 +160,8 @@ class XskSocket(Held):
 
     :param mode: ``copy``, ``zerocopy`` or ``auto`` (zero-copy if the driver supports it).
     :ivar mode: ``copy`` or ``zerocopy``, as the kernel reports (XDP_OPTIONS).
-    :raises UnsupportedError: no CONFIG_XDP_SOCKETS, or ``zerocopy`` is not supported.
+    :raises UnsupportedError: no CONFIG_XDP_SOCKETS, ``zerocopy`` is not supported, or the kernel
+        (6.16) would die of a frame that is sent in copy mode.
     :raises InputError: no such queue.
     :raises BpfkitError: the queue already has a socket, or another error.
     """
@@ -186,6 +190,13 @@ class XskSocket(Held):
             raise
         flags = int.from_bytes(options, "little" if sys.byteorder == "little" else "big")
         self.mode = "zerocopy" if flags & _OPTION_ZEROCOPY else "copy"
+        if self.mode == "copy" and release() == _DIES_OF_SENDING:
+            self.close()
+            raise UnsupportedError(
+                what,
+                why="this kernel cannot send from it without dying: xsk_destruct_skb() takes what "
+                "others wrote into a sent packet for its own (seen on 6.16.12, not on 6.17.13)",
+            )
 
     def _open(self) -> None:
         sock = self.sock
