@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run every program's --check and the map tour on stock kernels, and print what each kernel does.
 
-    tools/vm_matrix.py [OPTION ...] [VERSION ...]     5.10 6.1 6.12 … by default: all eleven
+    tools/vm_matrix.py [OPTION ...] [VERSION ...]     5.10 6.1 6.12 … small; by default: all
 
 Each kernel is one VM in which all programs run, two VMs side by side; on the small kernel (make
 vm-kernel), where there is one, only those that no stock kernel can run.  Results are printed as
@@ -330,8 +330,8 @@ class Matrix:
         for version in order:
             self.kernels[version] = {}
             try:
-                if self.options.kernel_dir:
-                    folder = Path(self.options.kernel_dir)
+                if self.options.kernel_dir or version == SMALL:
+                    folder = Path(self.options.kernel_dir or UNPACKED / SMALL)
                     find_kernel(str(folder))
                 else:
                     folder = fetch(version, archive)
@@ -341,10 +341,6 @@ class Matrix:
                 self.say(f"{version:>5}  not run: {why}")
                 continue
             jobs.put((version, folder))
-        small = UNPACKED / SMALL
-        if small.exists() and len(versions) == len(VERSIONS):
-            self.kernels[SMALL] = {}
-            jobs.put((SMALL, small))
         for _ in threads:
             jobs.put(("", Path()))
         for thread in threads:
@@ -486,7 +482,7 @@ def check_machine() -> None:
 
 def run_live(options: argparse.Namespace) -> int:
     """tests/live on the first kernel; pytest's status."""
-    version = (options.versions or VERSIONS)[0]
+    version = options.versions[0]
     folder = options.kernel_dir or str(fetch(version, Archive()))
     print(f"{version:>5}  tests/live", flush=True)
     words = [PYTHON, str(VM), "--kernel", folder, "--mem", "3072M", "--"]
@@ -530,9 +526,12 @@ def main() -> int:
     add("--live", action="store_true", help="then tests/live in the VM of the first kernel")
     add("--no-run", action="store_true", help="run nothing: tables of the results that there are")
     options = parser.parse_args()
-    wrong = [v for v in options.versions if v not in VERSIONS and not options.kernel_dir]
+    known = [*VERSIONS, SMALL]
+    wrong = [v for v in options.versions if v not in known and not options.kernel_dir]
     if wrong:
-        parser.error(f"no version {wrong[0]} in the matrix: {' '.join(VERSIONS)}")
+        parser.error(f"no version {wrong[0]} in the matrix: {' '.join(known)}")
+    if not options.versions:
+        options.versions = known if (UNPACKED / SMALL).exists() else VERSIONS
     matrix = Matrix(options)
     unknown = [name for name in options.program if name not in matrix.programs]
     if unknown:
@@ -551,7 +550,7 @@ def main() -> int:
                 options.program = matrix.missing_here()
             if options.program or not options.what_is_missing_here:
                 matrix.freeze()
-                matrix.run(options.versions or VERSIONS)
+                matrix.run(options.versions)
             live = run_live(options) if options.live else 0
     except VmError as error:
         print(f"vm_matrix: {error}", file=sys.stderr)
