@@ -129,7 +129,8 @@ def type_cell(programs: Mapping[str, Sequence[str]], cells: Mapping[str, Cell], 
     for state in (FAILED, VERIFIED, UNSUPPORTED):
         for name, cell in found:
             if cell.state == state:
-                return Cell(state, f"{name}: {cell.why}" if cell.why else name)
+                why = cell.why.removeprefix(f"{name}: ")
+                return Cell(state, f"{name}: {why}" if why else name)
     return found[0][1]
 
 

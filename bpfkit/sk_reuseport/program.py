@@ -152,7 +152,10 @@ class SkReuseport(SocketsApp):
         """A group with the program that migrates, if that is wanted and the kernel has it."""
         self._entry = "migrating" if self.options.how == "migrate" else "selecting"
         try:
-            return self._group(label)
+            group = self._group(label)
+            if self._entry == "migrating" and self._look_ms is None:
+                self._look_ms = self._try_wakes()
+            return group
         except UnsupportedError:
             if self._entry == "selecting":
                 raise
@@ -162,18 +165,22 @@ class SkReuseport(SocketsApp):
             self._entry = "selecting"
             return self._group(label)
 
-    def setup(self) -> None:
-        self._look_ms = 0
-        if self.options.how == "migrate" and not wakes_on_migration():
-            self._look_ms = _LOOK_MS
-            self.note(
-                "this kernel moves a waiting connection and does not wake the worker that gets it: "
-                + (
-                    "a server must look for connections by itself, or they wait for the next one"
-                    if self.has_target()
-                    else f"the demo's workers look every {_LOOK_MS} ms"
-                )
+    def _try_wakes(self) -> int:
+        """How often the demo's workers must look for connections, in milliseconds; 0: never."""
+        if wakes_on_migration():
+            return 0
+        self.note(
+            "this kernel moves a waiting connection and does not wake the worker that gets it: "
+            + (
+                "a server must look for connections by itself, or they wait for the next one"
+                if self.has_target()
+                else f"the demo's workers look every {_LOOK_MS} ms"
             )
+        )
+        return _LOOK_MS
+
+    def setup(self) -> None:
+        self._look_ms: int | None = None
         self.groups: dict[str, Group] = {}
         self.restarts: list[Restart] = self.for_check([])
         self._restarted = 0
@@ -185,7 +192,7 @@ class SkReuseport(SocketsApp):
     def _build_pool(self) -> None:
         for proto in ("tcp", "udp"):
             self.groups[proto] = self._load_first(f"{proto} port {PORT}")
-        self.pool = self.keep(Pool(self.groups, PORT, self._look_ms))
+        self.pool = self.keep(Pool(self.groups, PORT, self._look_ms or 0))
         for number in WORKERS:
             self.pool.start(number)
         self._attach_pool(self.pool)
