@@ -288,9 +288,9 @@ class Interfaces:
             elif there[index].name != interface.name:
                 interface.name = there[index].name
                 self._add(interface)
+        joined: list[str] = []
         if self.any:
-            for link in found:
-                self._join(link, first)
+            joined = [link.name for link in found if self._join(link)]
         elif not self._known:
             raise BpfkitError("all interfaces were removed; stopping")
         made = plan(found, self._known, self._wanted)
@@ -310,17 +310,18 @@ class Interfaces:
                 "directions": directions if known else 0,
                 "flags": flags,
             }
+        for name in () if first else joined:  # only now it is true
+            self._note(f"interface {name} appeared and is counted from now on")
 
-    def _join(self, link: Link, first: bool) -> None:
-        """``-i any``: watch a new interface."""
+    def _join(self, link: Link) -> bool:
+        """``-i any``: take in a new interface; whether it is one."""
         if link.index in self._known or link.index in self._unread:
-            return
+            return False
         try:
             interface = Interface.find(link.name)
         except (InputError, UnsupportedError) as error:
             self._unread.add(link.index)
             self._note(f"interface {link.name} is not counted: {error}")
-            return
+            return False
         self._add(interface)
-        if not first:
-            self._note(f"interface {link.name} appeared and is counted from now on")
+        return True
