@@ -40,7 +40,7 @@ def test_every_program_and_map_type_on_a_common_and_on_the_newest_kernel(tmp_pat
     data = json.loads(file.read_text())
     for version in versions:
         kernel = data["kernels"][version]
-        # An emulated CPU may die of code that another one patches; the program then had a second run.
+        # An emulated CPU may die of code that another one patches; the program then ran again.
         deaths = kernel.get("deaths", [])
         assert len(deaths) <= 2, said
         assert deaths or "complaints" not in kernel, kernel["complaints"]
