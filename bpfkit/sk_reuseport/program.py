@@ -75,6 +75,7 @@ class SkReuseport(SocketsApp):
     expects = "clients connect while workers are replaced one by one: no connection may be lost"
     source = "sock/sk_reuseport.bpf.c"
     counters = ("selected", "migrated")
+    _look_ms: int | None = None  # None: not tried
     details = ("pid", "generation", "errors")
     needs = (*SocketsApp.needs, "SYS_PTRACE")  # pidfd_getfd(2)
     protects = True
@@ -180,7 +181,7 @@ class SkReuseport(SocketsApp):
         return _LOOK_MS
 
     def setup(self) -> None:
-        self._look_ms: int | None = None
+        self._look_ms = None
         self.groups: dict[str, Group] = {}
         self.restarts: list[Restart] = self.for_check([])
         self._restarted = 0
