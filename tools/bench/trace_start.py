@@ -2,16 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start-up of opensnoop, execs and tcpconnect beside BCC's tools of that kind.
 
-    sudo python3 tools/bench/trace_start.py [--runs N] [--bcc DIR] [--headers DIR]
+    sudo python3 tools/bench/trace_start.py [--runs N] [--bcc DIR]
 
 The time from the start of a tool's process until it has printed an event: while it starts, files
 are opened, programs executed and connections made, 100 of each a second.  bpfkit starts with a
 filled cache, as from the second run on; its first run is a row of its own.  BCC's tools (Debian's
-bpfcc-tools; DIR, where they are unpacked only) need kprobes and the kernel's headers; --headers is
-BCC_KERNEL_SOURCE, a folder with build/ and source/.  Where they do not start, that is said.  On a
-stock kernel in a VM:
-
-    tools/vm.py --kernel .vm/kernels/6.1 -- python3 tools/bench/trace_start.py --headers DIR
+bpfcc-tools; DIR, where they are unpacked only) need kprobes, and the kernel's headers where their
+package puts them (/lib/modules/RELEASE/build and source).  Where they do not start, that is said.
 
 exit status: 0; 1 a tool of bpfkit printed no event
 """
@@ -91,9 +88,7 @@ def main() -> int:
     )
     parser.add_argument("--runs", type=int, default=5, help="the median of so many (default 5)")
     parser.add_argument("--bcc", default="/usr/sbin", metavar="DIR", help="of opensnoop-bpfcc")
-    parser.add_argument("--headers", default="", metavar="DIR", help="BCC_KERNEL_SOURCE")
     options = parser.parse_args()
-    headers = {"BCC_KERNEL_SOURCE": options.headers} if options.headers else {}
     rows, status = [], 0
     stop = threading.Event()
     with tempfile.TemporaryDirectory(prefix="bpfkit-bench-") as folder:
@@ -111,7 +106,7 @@ def main() -> int:
                 continue
             refused = ""
             for _ in range(options.runs):
-                for name, argv, env in (("warm", mine, cache), ("bcc", peer, headers)):
+                for name, argv, env in (("warm", mine, cache), ("bcc", peer, {})):
                     if refused and name == "bcc":
                         continue
                     seconds, why = start(argv, env)
