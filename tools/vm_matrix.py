@@ -169,7 +169,7 @@ class Matrix:
     ) -> None:
         """Note that the kernel died of a program, which has failed if that is the second time.
 
-        Emulated CPUs that patch each other's code die of that now and then.
+        Emulated CPUs that patch each other's code may die of that (see tools/vm.py).
         """
         deaths = self.kernels[version].setdefault("deaths", [])
         deaths.append([name, tail])
@@ -230,6 +230,7 @@ class Matrix:
         """One VM; returns (the program that was running when it ended, why it ended)."""
         limit = self.options.timeout
         words = [PYTHON, str(VM), "--kernel", str(folder), "--mem", self.options.mem]
+        words += ["--one-thread"]  # side by side, each has about one CPU in any case
         words += [
             "--boot-timeout",
             str(BOOT_S),
