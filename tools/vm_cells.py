@@ -66,16 +66,21 @@ def contradiction(why: str, release: str, config: Mapping[str, str]) -> str:
     return "names neither a config nor a version nor what the kernel lacks"
 
 
+def _without_place(text: str) -> str:
+    """Paths of C sources as they are in the tree, wherever that is."""
+    return re.sub(r"\S*/(?=bpf_c/)", "", text)
+
+
 def short(text: str) -> str:
     """The line of a program's output that says why: what failed, else the last one."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     telling = [line for line in lines if "FAILED" in line or "internal error" in line]
-    return re.sub(r"\S*/(?=bpf_c/)", "", (telling or lines[-1:] or ["said nothing"])[0])[:300]
+    return _without_place((telling or lines[-1:] or ["said nothing"])[0])[:300]
 
 
 def reason(err: str) -> str:
     """A 77's words: all that it wrote on standard error, in one line, without the tree's place."""
-    return re.sub(r"\S*/(?=bpf_c/)", "", " ".join(err.split()))[-400:] or "said nothing"
+    return _without_place(" ".join(err.split()))[-400:] or "said nothing"
 
 
 def program_cell(answer: Mapping[str, Any], release: str, config: Mapping[str, str]) -> Cell:
@@ -138,7 +143,13 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
-def markdown(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[Cell]]) -> list[str]:
+def markdown(
+    title: str,
+    columns: Sequence[str],
+    rows: Mapping[str, Sequence[Cell]],
+    *,
+    with_reasons: bool = True,
+) -> list[str]:
     """A table of cells; a cell that is not green has a number, and the reasons follow."""
     reasons: dict[str, int] = {}
     lines = [f"| {title} | " + " | ".join(columns) + " |", "|---|" + ":-:|" * len(columns)]
@@ -146,22 +157,12 @@ def markdown(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[Cel
         marks = []
         for cell in cells:
             mark = _ICON[cell.state]
-            if cell.state in (UNSUPPORTED, FAILED):
+            if with_reasons and cell.state in (UNSUPPORTED, FAILED):
                 mark += f" {reasons.setdefault(cell.why, len(reasons) + 1)}"
             marks.append(mark)
         lines.append(f"| `{name}` | " + " | ".join(marks) + " |")
-    lines += [""] + [f"{number}. {_escape(why)}" for why, number in reasons.items()]
-    return lines
-
-
-def overview_rows(
-    title: str, columns: Sequence[str], rows: Mapping[str, Sequence[Cell]]
-) -> list[str]:
-    """The same table without reasons."""
-    lines = [f"| {title} | " + " | ".join(columns) + " |", "|---|" + ":-:|" * len(columns)]
-    for name, cells in rows.items():
-        marks = " | ".join(_ICON[cell.state] for cell in cells)
-        lines.append(f"| `{name}` | {marks} |")
+    if with_reasons:
+        lines += [""] + [f"{number}. {_escape(why)}" for why, number in reasons.items()]
     return lines
 
 

@@ -42,7 +42,6 @@ from vm_cells import (
     Cell,
     map_cells,
     markdown,
-    overview_rows,
     parse_config,
     program_cell,
     reason,
@@ -437,9 +436,9 @@ def overview(data: Mapping[str, Any]) -> str:
         f"{len(types)} program types and {len(maps)} map types on {len(columns)} kernels"
         "</summary>",
         "",
-        *overview_rows("program type", columns, types),
+        *markdown("program type", columns, types, with_reasons=False),
         "",
-        *overview_rows("map type", columns, maps),
+        *markdown("map type", columns, maps, with_reasons=False),
         "",
         "</details>",
     ]

@@ -7,16 +7,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = [
-    "cell",
-    "clip",
-    "human",
-    "shorten",
-    "table",
-    "time_of_day",
-    "unit_of",
-    "width_of",
-]
+__all__ = ["cell", "clip", "human", "shorten", "table", "time_of_day", "unit_of", "width_of"]
 
 _UNITS = ("", "k", "M", "G", "T", "P", "E")
 

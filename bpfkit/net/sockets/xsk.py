@@ -182,21 +182,21 @@ class XskSocket(Held):
             self._open()
             self._bind(interface, what, ("zerocopy", "copy") if mode == "auto" else (mode,))
             options = self.sock.getsockopt(_SOL_XDP, _OPTIONS, 4)
+            flags = int.from_bytes(options, "little" if sys.byteorder == "little" else "big")
+            self.mode = "zerocopy" if flags & _OPTION_ZEROCOPY else "copy"
+            if self.mode == "copy" and release() == _DIES_OF_SENDING:
+                raise UnsupportedError(
+                    what,
+                    why="this kernel cannot send from it without dying: xsk_destruct_skb() takes "
+                    "what others wrote into a sent packet for its own (seen on 6.16.12, not on "
+                    "6.17.13)",
+                )
         except OSError as error:
             self.close()
             raise BpfkitError(what, why=errno_text(error.errno or 0)) from None
         except BaseException:
             self.close()
             raise
-        flags = int.from_bytes(options, "little" if sys.byteorder == "little" else "big")
-        self.mode = "zerocopy" if flags & _OPTION_ZEROCOPY else "copy"
-        if self.mode == "copy" and release() == _DIES_OF_SENDING:
-            self.close()
-            raise UnsupportedError(
-                what,
-                why="this kernel cannot send from it without dying: xsk_destruct_skb() takes what "
-                "others wrote into a sent packet for its own (seen on 6.16.12, not on 6.17.13)",
-            )
 
     def _open(self) -> None:
         sock = self.sock
