@@ -12,7 +12,7 @@ from __future__ import annotations
 from bpfkit.app.lifecycle import main
 from bpfkit.app.tc import TcApp
 from bpfkit.core.errors import BpfkitError, UsageError
-from bpfkit.core.words import count_of
+from bpfkit.core.words import count_of, thousands
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ class TcClassifier(TcApp):
         wanted = len(tagged.sent), sum(map(len, tagged.sent))
         packets, size = counted()
         text = f"{direction}: {sum(found.values())} of {wanted[0]} tagged SYNs arrive, "
-        text += f"{packets} counted with {size} of {count_of(wanted[1], 'byte')}"
+        text += f"{packets} counted with {thousands(size)} of {count_of(wanted[1], 'byte')}"
         return all(found.values()) and (packets, size) == wanted, text
 
 

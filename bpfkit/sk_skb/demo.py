@@ -12,7 +12,7 @@ import time
 
 from bpfkit.core.closing import Closing
 from bpfkit.core.errors import BpfkitError
-from bpfkit.core.words import count_of
+from bpfkit.core.words import count_of, thousands
 from bpfkit.sk_skb.child import ProxyChild, listen
 
 TYPE_CHECKING = False
@@ -324,7 +324,8 @@ class _Trial:
             stopping.join(_TIMEOUT)
             others = [_outcome(sock)[2] for sock in (idle.client, idle.backend)]
         good = got == (len(data), hashlib.sha256(data).hexdigest(), "EOF") and end == "EOF"
-        text = f"stop: {got[0]} of {count_of(len(data), 'byte')} under way arrive, then {got[2]}"
+        arrived = f"{thousands(got[0])} of {count_of(len(data), 'byte')}"
+        text = f"stop: {arrived} under way arrive, then {got[2]}"
         self.say(good, text)
         text = f"stop: of a connection that does not end both ends get {others[0]}, {others[1]}"
         self.say(others == ["ECONNRESET"] * 2, text)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 
 from bpfkit.core.errors import AttachError
-from bpfkit.core.words import count_of
+from bpfkit.core.words import count_of, thousands
 from bpfkit.tcp_cc.series import Series
 
 TYPE_CHECKING = False
@@ -74,7 +74,7 @@ def verify(app: TcpCc) -> Iterable[Verdict]:
 def _verify_transfer(app: TcpCc, transfer: Transfer, row: Row | None) -> Iterable[Verdict]:
     label = f"IPv{transfer.family}"
     yield transfer.algorithm == app.options.name, f"{label}: getsockopt: {transfer.algorithm}"
-    text = f"{label}: {transfer.received} of {count_of(transfer.sent, 'byte')} arrived"
+    text = f"{label}: {thousands(transfer.received)} of {count_of(transfer.sent, 'byte')} arrived"
     yield transfer.received == transfer.sent, text
     yield row is not None, f"{label}: the program knows the connection from {transfer.port}"
     if row is None:
